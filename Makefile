@@ -1,0 +1,29 @@
+# Everything from a bare clone: needs Python ≥ 3.11, make and a package index.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := runs/demo
+
+.PHONY: demo test lint types unit clean
+
+demo: .venv/installed  ## train the baseline and AdAutoMix on digits with few labels, 3 seeds
+	$(BIN)/adautomix compare --recipe digits/few-labels --methods vanilla,adautomix --seeds 0,1,2 --out $(DEMO)
+
+test: lint types unit  ## lint, types, all tests
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/mypy
+
+unit: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist

@@ -1,0 +1,453 @@
+"""The `adautomix` command: parse, call, print.
+
+Everything heavy is imported inside the commands, so that help answers at once.
+"""
+
+import json
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from adautomix.errors import AdAutoMixError, RunError, UsageError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Train image classifiers with mixing augmentation: AdAutoMix and its peers.",
+    epilog="Every setting is a flag of train, compare, preview and bench: `adautomix settings`. "
+    "Any command takes --debug for a traceback.",
+)
+TAKES_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+out = Console()
+
+Recipe = Annotated[str | None, typer.Option(help="start from a packaged recipe")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with settings")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
+Run = Annotated[Path, typer.Argument(help="run folder")]
+Runs = Annotated[list[Path], typer.Argument(help="run folders")]
+Pictures = Annotated[list[Path], typer.Argument(help="image files")]
+NetworkName = Annotated[
+    str, typer.Option("--network", help="teacher (moving average) or student")
+]
+Which = Annotated[str, typer.Option(help="checkpoint: last or best")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or auto")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; an error is one line, and exit status 2 (wrong usage) or 1 (failed)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        app([word for word in words if word != "--debug"])
+    except KeyboardInterrupt:
+        fail("stopped", 1)
+    except AdAutoMixError as error:
+        if debug:
+            traceback.print_exc()
+        fail(str(error), error.exit_status)
+    except Exception as error:
+        if debug:
+            raise
+        fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
+
+
+def fail(text: str, status: int) -> None:
+    """One line on stderr, then the exit status."""
+    print(f"adautomix: {' '.join(text.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def read_flags(words: Sequence[str]) -> dict[str, Any]:
+    """Settings from `--name value`, `--name=value` and bare `--switch`.
+
+    Raises:
+        UsageError: a word that belongs to no flag.
+    """
+    flags: dict[str, Any] = {}
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        if not word.startswith("--"):
+            raise UsageError(f"unexpected argument {word!r}: settings are written --name value")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            value = waiting.pop(0) if waiting and not waiting[0].startswith("--") else "true"
+        flags[name] = value
+    return flags
+
+
+def settings_of(
+    context: typer.Context, recipe: str | None, config: Path | None
+) -> dict[str, Any]:
+    """Nested settings from a recipe, a file and the flags that typer left over."""
+    from adautomix.config import merge, nest, read_recipe, read_yaml
+
+    values = read_recipe(recipe) if recipe else {}
+    if config:
+        values = merge(values, read_yaml(config))
+    return merge(values, nest(read_flags(context.args)))
+
+
+def command_line() -> str:
+    """The command as typed, for the record."""
+    return shlex.join(["adautomix", *sys.argv[1:]])
+
+
+def print_json(value: Any) -> None:
+    """Machine-readable output on stdout."""
+    print(json.dumps(value, indent=1))
+
+
+def names_in(text: str) -> list[str]:
+    """The items of a comma-separated list."""
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def print_listing(rows: Sequence[tuple[str, ...]], columns: tuple[str, ...], as_json: bool) -> None:
+    """Rows as a table, or as JSON objects."""
+    if as_json:
+        print_json([dict(zip(columns, row, strict=True)) for row in rows])
+        return
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+# ---------------------------------------------------------------------- training
+
+
+@app.command(context_settings=TAKES_SETTINGS)
+def train(
+    context: typer.Context, recipe: Recipe = None, config: ConfigFile = None, as_json: Json = False
+) -> None:
+    """Train one classifier into a run folder.
+
+    Common settings: --data --data-root --model --width --stem --method --epochs --batch-size --lr
+    --seed --out --device --precision --workers; all of them: `adautomix settings`.
+    """
+    from adautomix import training
+    from adautomix.config import make_config
+
+    values = settings_of(context, recipe, config)
+    result = training.train(make_config(values), quiet=as_json, command=command_line())
+    finish_run(result.folder, as_json)
+
+
+@app.command()
+def resume(
+    run: Run,
+    verify: Annotated[
+        bool, typer.Option(help="prove that resuming is exact: train the last stretch again")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Go on exactly where a run stopped, or prove that it would."""
+    from adautomix import training
+
+    if verify:
+        print_verification(run, as_json)
+        return
+    training.resume(run, quiet=as_json, command=command_line())
+    finish_run(run, as_json)
+
+
+def print_verification(run: Path, as_json: bool) -> None:
+    """Hashes of the run and of the run resumed."""
+    from adautomix.training.verify import verify_resume
+
+    result = verify_resume(run)
+    rows = [
+        (what, mine[:16], theirs[:16], "equal" if mine == theirs else "DIFFERENT")
+        for what, mine, theirs in result.rows
+    ]
+    print_listing(rows, ("what", "run", "resumed", "verdict"), as_json)
+    if not result.equal:
+        raise RunError(f"{run} does not resume exactly from step {result.start}")
+    if not as_json:
+        out.print(
+            f"From step {result.start} to step {result.step}, resumed and uninterrupted are equal."
+        )
+
+
+def finish_run(folder: Path, as_json: bool) -> None:
+    """Draw the page and say where everything is."""
+    from adautomix.reporting.page import write_page
+    from adautomix.reporting.runs import read_run
+    from adautomix.reporting.tables import comparison_table
+    from adautomix.training.run_folder import RunFolder
+
+    page = write_page([folder], folder / "report.html")
+    if as_json:
+        print_json(RunFolder.open(folder).summary())
+        return
+    out.print(comparison_table([read_run(folder)]))
+    out.print(f"Run folder {folder}, page {page}", soft_wrap=True)
+
+
+@app.command(context_settings=TAKES_SETTINGS)
+def compare(
+    context: typer.Context,
+    methods: Annotated[str, typer.Option(help="comma-separated")] = "vanilla,adautomix",
+    seeds: Annotated[str, typer.Option(help="comma-separated numbers")] = "0,1,2",
+    folder: Annotated[Path, typer.Option("--out", help="folder of the runs")] = Path("runs/compare"),
+    recipe: Recipe = None,
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Train several methods with several seeds; one table and one page.
+
+    Takes every setting of train. Runs that are already there are finished, not repeated.
+    """
+    from adautomix.reporting.page import write_page
+    from adautomix.reporting.runs import read_runs
+    from adautomix.reporting.tables import comparison_table
+    from adautomix.training import compare as comparing
+
+    runs = comparing.compare(
+        settings_of(context, recipe, config),
+        methods=names_in(methods),
+        seeds=[read_seed(seed) for seed in names_in(seeds)],
+        out=folder,
+        quiet=as_json,
+        command=command_line(),
+    )
+    page = write_page(runs, folder / "report.html")
+    if as_json:
+        print_json([run.summary for run in read_runs(runs)])
+        return
+    out.print(comparison_table(read_runs(runs)))
+    out.print(f"Page: {page.resolve()}", soft_wrap=True)
+
+
+def read_seed(text: str) -> int:
+    """A seed.
+
+    Raises:
+        UsageError: no whole number.
+    """
+    if not text.isdigit():
+        raise UsageError(f"--seeds: {text!r} is no whole number; write 0,1,2")
+    return int(text)
+
+
+@app.command(context_settings=TAKES_SETTINGS)
+def bench(
+    context: typer.Context,
+    methods: Annotated[str, typer.Option(help="comma-separated, or all")] = "vanilla,adautomix",
+    steps: Annotated[int, typer.Option(min=2, help="measured steps a method")] = 10,
+    classes: Annotated[int, typer.Option(min=2)] = 100,
+    size: Annotated[int, typer.Option(min=8, help="image side in pixels")] = 32,
+    recipe: Recipe = None,
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Time the real training step of several methods, taking turns. Takes train's settings."""
+    from adautomix.methods import METHODS
+    from adautomix.training import bench as benching
+
+    names = list(METHODS) if methods == "all" else names_in(methods)
+    with out.status("timing", spinner="dots") as status:
+        timings = benching.bench(
+            settings_of(context, recipe, config),
+            methods=names,
+            steps=steps,
+            classes=classes,
+            size=size,
+            told=lambda done: status.update(f"timing: {done} of {steps + 2} rounds"),
+        )
+    first = timings[0]
+    rows = [
+        (
+            t.method,
+            f"{1000 * t.median:.1f}",
+            f"{1000 * t.spread[0]:.1f} to {1000 * t.spread[1]:.1f}",
+            f"{t.median / first.median:.2f}",
+            f"{t.images_per_second:.0f}",
+        )
+        for t in timings
+    ]
+    columns = ("method", "step, ms", "quartiles, ms", f"× {first.method}", "images/s")
+    print_listing(rows, columns, as_json)
+
+
+# ---------------------------------------------------------------------- looking
+
+
+@app.command()
+def evaluate(
+    runs: Runs, which: Which = "last", device: Device = "auto", as_json: Json = False
+) -> None:
+    """Top-1, top-5, negative log-likelihood and ECE of student and teacher on the test set."""
+    from adautomix.evaluation.run import evaluate_run
+
+    results = {str(run): evaluate_run(run, which=check_which(which), device=device) for run in runs}
+    if as_json:
+        print_json(results)
+        return
+    rows = [
+        (run, network, f"{s['top1']:.2%}", f"{s['top5']:.2%}", f"{s['nll']:.4f}", f"{s['ece']:.2%}")
+        for run, result in results.items()
+        for network, s in result["networks"].items()
+    ]
+    print_listing(rows, ("run", "network", "top-1", "top-5", "NLL", "ECE"), as_json=False)
+
+
+def check_which(name: str) -> Any:
+    """The name of a checkpoint, checked.
+
+    Raises:
+        UsageError: it is neither last nor best.
+    """
+    if name not in ("last", "best"):
+        raise UsageError(f"unknown checkpoint {name!r}: last or best")
+    return name
+
+
+@app.command()
+def predict(
+    run: Run,
+    images: Pictures,
+    network: NetworkName = "teacher",
+    top: Annotated[int, typer.Option(min=1, help="classes to print for each image")] = 3,
+    which: Which = "last",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Class names and probabilities for image files."""
+    from adautomix.training.trained import check_network, load_trained
+
+    trained = load_trained(run, which=check_which(which), device=device)
+    probabilities = trained.predict(images, check_network(network))
+    values, indices = probabilities.topk(min(top, len(trained.classes)), dim=1)
+    best = [
+        [(trained.classes[k], p) for k, p in zip(ks, ps, strict=True)]
+        for ks, ps in zip(indices.tolist(), values.tolist(), strict=True)
+    ]
+    if as_json:
+        print_json([{"image": str(i), "classes": dict(b)} for i, b in zip(images, best, strict=True)])
+        return
+    rows = [
+        (str(image), ", ".join(f"{name} {p:.1%}" for name, p in classes))
+        for image, classes in zip(images, best, strict=True)
+    ]
+    print_listing(rows, ("image", f"{network} says"), as_json=False)
+
+
+@app.command(context_settings=TAKES_SETTINGS)
+def preview(
+    context: typer.Context,
+    method: Annotated[str, typer.Option(help="a method, a comma-separated list, or all")] = "all",
+    images: Annotated[
+        list[Path] | None, typer.Option(help="picture files to mix; repeat the flag or list them")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="mix as the generator of this run has learned to")
+    ] = None,
+    picture: Annotated[Path, typer.Option("--out", help="the PNG to write")] = Path("preview.png"),
+    rows: Annotated[int, typer.Option(min=1, help="mixes a method")] = 3,
+    recipe: Recipe = None,
+    config: ConfigFile = None,
+) -> None:
+    """A picture of mixed samples: originals, masks, mixes, λ and labels.
+
+    From a data set (--data and train's other settings) or from your own files
+    (--images a.jpg b.jpg). Learned methods show an untrained generator unless --run is given.
+    """
+    from adautomix.reporting.grid import mix_grid
+    from adautomix.training.previews import preview_rows
+
+    loose = [word for word in context.args if not word.startswith("--")]
+    files = list(images or [])
+    if files:  # `--images a.jpg b.jpg`: typer keeps the first and leaves the others
+        files += [Path(word) for word in loose]
+        context.args[:] = [word for word in context.args if word not in loose]
+    drawn = preview_rows(
+        settings_of(context, recipe, config), methods=method, files=files, run=run, count=rows
+    )
+    out.print(f"Wrote {mix_grid(drawn, picture)}", soft_wrap=True)
+
+
+@app.command()
+def report(
+    runs: Runs, page: Annotated[Path | None, typer.Option("--out", help="the HTML file")] = None
+) -> None:
+    """One offline page: final table, curves, samples, settings."""
+    from adautomix.reporting.page import write_page
+
+    target = page or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    out.print(f"Wrote {write_page(runs, target)}", soft_wrap=True)
+
+
+@app.command()
+def export(
+    run: Run,
+    folder: Annotated[Path, typer.Option("--out", help="a new folder")],
+    network: NetworkName = "teacher",
+    which: Which = "last",
+) -> None:
+    """Safetensors and a short script that loads them with timm alone."""
+    from adautomix.export import export_model
+    from adautomix.training.trained import check_network, load_trained
+
+    trained = load_trained(run, which=check_which(which), device="cpu")
+    source = {
+        "run": run.name,
+        "network": check_network(network),
+        "method": trained.config.method,
+        "step": trained.step,
+    }
+    export_model(
+        trained.networks[network],
+        folder,
+        classes=trained.classes,
+        mean=trained.card["mean"],
+        std=trained.card["std"],
+        source=source,
+    )
+    out.print(f"Wrote {folder}: try `python {folder}/load_model.py IMAGE`", soft_wrap=True)
+
+
+# ---------------------------------------------------------------------- lists
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """The mixing methods: what each needs and costs (F: one forward of the network)."""
+    from adautomix.methods import METHODS
+
+    rows = [(name, m.summary, m.needs, m.cost) for name, m in METHODS.items()]
+    print_listing(rows, ("method", "what it does", "needs", "cost a step"), as_json)
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """The packaged recipes."""
+    from adautomix.config import list_recipes
+
+    print_listing(list(list_recipes().items()), ("recipe", "what it is"), as_json)
+
+
+@app.command()
+def datasets(as_json: Json = False) -> None:
+    """What --data takes."""
+    from adautomix.data import DATASETS
+
+    print_listing(list(DATASETS.items()), ("data", "what it is"), as_json)
+
+
+@app.command()
+def settings(as_json: Json = False) -> None:
+    """Every setting with its default; each is a flag."""
+    from adautomix.config import list_settings
+
+    print_listing(list_settings(), ("setting", "default", "meaning"), as_json)

@@ -1,0 +1,285 @@
+"""Settings of a run: typed, complete, and strict about what it does not know.
+
+A run's settings come from defaults, a recipe, a YAML file and flags, each winning over the one
+before. Settings of a method live in a group of the method's name (`--adautomix.beta 0.3`); the
+method declares them itself.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from adautomix.errors import UsageError
+from adautomix.methods import METHODS, MethodSettings, find_method
+
+
+class TeacherSettings(BaseModel):
+    """The moving average of the student, kept and evaluated for every method."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    momentum: float | None = Field(
+        None, ge=0, le=1, description="ξ at the start; none: 1 - 100/steps, at most 0.999"
+    )
+    momentum_end: float = Field(0.999999, ge=0, le=1, description="ξ at the end of training")
+    constant_share: float = Field(
+        0.1, ge=0, le=1, description="share of training before ξ starts to rise"
+    )
+    buffers: Literal["average", "copy", "own"] = Field(
+        "average", description="its batch-norm statistics: averaged, the student's, or its own"
+    )
+
+
+class TrainConfig(BaseModel):
+    """Everything that decides a run. Unknown names raise; so do values out of range.
+
+    Besides the fields below, a group of settings named after a method is accepted, for example
+    `TrainConfig(method="adautomix", adautomix={"beta": 0.3})`.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+    method: str = Field("adautomix", description="one of `adautomix methods`")
+    data: str = Field("digits", description="digits, cifar10, cifar100 or a folder of images")
+    data_root: Path | None = Field(None, description="folder of downloaded data sets")
+    download: bool = Field(False, description="fetch a known data set that is not there")
+    image_size: int | None = Field(None, ge=8, description="pixels a side; none: suits the data")
+    per_class: int | None = Field(None, ge=1, description="at most so many training images a class")
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="where a set has no test split")
+    val_fraction: float = Field(0.0, ge=0, lt=1, description="of the training images, held out")
+    skip_bad: bool = Field(False, description="go on without unreadable images, and list them")
+    workers: int | None = Field(None, ge=0, description="decoding processes; none: all cores")
+    crop: Literal["auto", "pad", "resized", "off"] = Field(
+        "auto", description="training crop: shifted with reflect padding, or random-resized"
+    )
+    pad: int | None = Field(None, ge=0, description="pixels of padding; none: suits the data")
+    flip: bool | None = Field(None, description="mirror half of the images; none: suits the data")
+    scale_min: float = Field(0.08, gt=0, le=1, description="smallest area of a resized crop")
+    drop_last: bool = Field(True, description="leave out the last short batch of an epoch")
+
+    model: str = Field("resnet18", description="any timm backbone")
+    stem: Literal["standard", "cifar"] = Field("standard", description="cifar: 3×3, stride 1")
+    width: float = Field(1.0, gt=0, le=4, description="factor on the channels of the backbone")
+    pretrained: bool = Field(False, description="start from timm's weights")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate")
+    model_options: dict[str, Any] = Field({}, description="passed on to timm.create_model")
+
+    epochs: int = Field(100, ge=1, description="passes over the training images")
+    batch_size: int = Field(100, ge=1, description="images an optimiser step")
+    accumulate: int = Field(1, ge=1, description="process a batch in so many equal parts")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum, or AdamW")
+    lr: float = Field(0.1, gt=0, description="learning rate after warm-up")
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine")
+    warmup_epochs: float = Field(0.0, ge=0, description="linear rise of the learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD; β₁ of AdamW")
+    nesterov: bool = Field(False, description="Nesterov momentum for SGD")
+    weight_decay: float = Field(1e-4, ge=0, description="on all weights")
+    decay_1d: bool = Field(True, description="decay biases and norm weights too")
+    clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share spread over all classes")
+
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the networks")
+    device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto: a GPU where there is one")
+    channels_last: bool = Field(True, description="memory layout of images and weights")
+    compile: bool = Field(False, description="torch.compile the step")
+    seed: int = Field(0, ge=0, description="names every random number of the run")
+
+    eval_batch_size: int = Field(500, ge=1, description="images a forward in evaluation")
+    eval_every: int = Field(1, ge=1, description="epochs between evaluations")
+    log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
+    checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
+    tensorboard: bool = Field(False, description="write TensorBoard events too")
+    out: Path | None = Field(None, description="run folder; none: runs/<data>-<method>-s<seed>")
+
+    teacher: TeacherSettings = Field(TeacherSettings(), description="the moving average")
+
+    @field_validator("model_options", mode="before")
+    @classmethod
+    def _read_values(cls, options: Any) -> Any:
+        """Values given as text on the command line are read as YAML reads them: 4 is a number."""
+        if not isinstance(options, dict):
+            return options
+        return {k: yaml.safe_load(v) if isinstance(v, str) else v for k, v in options.items()}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        cls = find_method(self.method)
+        for name, options in (self.model_extra or {}).items():
+            check_group(name, options)
+        if self.teacher.buffers == "own" and not cls.uses_teacher:
+            raise UsageError(
+                f"teacher.buffers = own: {self.method} never runs the teacher, so its statistics "
+                "would stay at their start; use average or copy"
+            )
+        if self.batch_size % self.accumulate:
+            raise UsageError(
+                f"accumulate = {self.accumulate} does not divide batch_size = {self.batch_size}"
+            )
+        return self
+
+    @property
+    def method_settings(self) -> MethodSettings:
+        """The settings of this run's method, with its defaults filled in."""
+        return find_method(self.method).Settings(**(self.model_extra or {}).get(self.method, {}))
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting with its value, as plain data: what `config.yaml` holds."""
+        plain: dict[str, Any] = self.model_dump(mode="json", exclude=set(self.model_extra or {}))
+        settings = self.method_settings.model_dump(mode="json")
+        return {**plain, self.method: settings} if settings else plain
+
+
+def check_group(name: str, options: Any) -> None:
+    """Accept a group of settings only if it is a method's and the method knows them all.
+
+    Raises:
+        UsageError: with the nearest name.
+    """
+    if name not in METHODS:
+        raise UsageError(unknown_setting(name, [*TrainConfig.model_fields, *METHODS]))
+    with one_line_errors(name):
+        METHODS[name].Settings.model_validate(options)
+
+
+def unknown_setting(name: str, known: Iterable[str]) -> str:
+    """One line that names an unknown setting and the nearest known one."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"did you mean {near[0]}?" if near else "`adautomix settings` lists them all"
+    return f"unknown setting {name}: {hint}"
+
+
+def make_config(values: Mapping[str, Any]) -> TrainConfig:
+    """A checked configuration from nested plain values.
+
+    Raises:
+        UsageError: one line that names the setting and what would be right.
+    """
+    with one_line_errors():
+        return TrainConfig.model_validate(values)
+
+
+@contextmanager
+def one_line_errors(group: str = "") -> Iterator[None]:
+    """Turn a failed validation into one line with the setting's name as a flag has it."""
+    try:
+        yield
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join([*([group] if group else []), *map(str, problem["loc"])])
+        if problem["type"] == "extra_forbidden":
+            known = [row[0] for row in list_settings()]
+            raise UsageError(unknown_setting(name, known)) from None
+        message = problem["msg"][0].lower() + problem["msg"][1:]
+        raise UsageError(f"{name} = {problem['input']!r}: {message}") from None
+
+
+def list_settings() -> list[tuple[str, str, str]]:
+    """Every setting as (dotted name, default, description); methods' groups come last."""
+    rows: list[tuple[str, str, str]] = []
+
+    def add(prefix: str, model: type[BaseModel]) -> None:
+        for name, field in model.model_fields.items():
+            if isinstance(field.default, BaseModel):
+                add(f"{prefix}{name}.", type(field.default))
+            else:
+                default = "none" if field.default is None else str(field.default)
+                rows.append((prefix + name, default, field.description or ""))
+
+    add("", TrainConfig)
+    for name, cls in METHODS.items():
+        add(f"{name}.", cls.Settings)
+    return rows
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings where those of `over` win."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = (
+            merge(below, value)
+            if isinstance(below, Mapping) and isinstance(value, Mapping)
+            else value
+        )
+    return merged
+
+
+def nest(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted names, with dashes or underscores, as nested settings; the text `none` is None."""
+    nested: dict[str, Any] = {}
+    for name, value in flags.items():
+        *groups, last = name.replace("-", "_").split(".")
+        inner: Any = None if value == "none" else value
+        for group in [last, *reversed(groups)]:
+            inner = {group: inner}
+        nested = merge(nested, inner)
+    return nested
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Nested settings from a YAML file.
+
+    Raises:
+        UsageError: the file is missing or is no table of settings.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} holds no settings: write lines like `epochs: 20`")
+    return values
+
+
+def list_recipes() -> dict[str, str]:
+    """Packaged recipes: name -> the first comment line of the file."""
+    folder = resources.files("adautomix") / "recipes"
+    recipes = {}
+    for group in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if group.is_dir():
+            for file in sorted(group.iterdir(), key=lambda entry: entry.name):
+                if file.name.endswith(".yaml"):
+                    first = file.read_text(encoding="utf-8").splitlines()[0]
+                    recipes[f"{group.name}/{file.name[:-5]}"] = first.lstrip("# ")
+    return recipes
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The settings of a packaged recipe.
+
+    Raises:
+        UsageError: no recipe of that name; the nearest is named.
+    """
+    if name not in (known := list_recipes()):
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "`adautomix recipes` lists them all"
+        raise UsageError(f"unknown recipe {name}: {hint}")
+    with resources.as_file(resources.files("adautomix") / "recipes" / f"{name}.yaml") as path:
+        return read_yaml(path)
+
+
+def load_config(
+    *, recipe: str | None = None, file: Path | None = None, flags: Mapping[str, Any] | None = None
+) -> TrainConfig:
+    """Settings from a recipe, a YAML file and flags, each winning over the one before.
+
+    Args:
+        recipe: name of a packaged recipe.
+        file: YAML file with nested settings.
+        flags: dotted names with values as typed, such as `{"adautomix.beta": "0.3"}`.
+
+    Raises:
+        UsageError: unknown names (with the nearest known one) and values out of range.
+    """
+    values: dict[str, Any] = read_recipe(recipe) if recipe else {}
+    if file:
+        values = merge(values, read_yaml(file))
+    return make_config(merge(values, nest(flags or {})))

@@ -1,0 +1,186 @@
+"""Batched crop, flip and normalisation on the device.
+
+Random parameters are drawn apart from being applied: a draw is a small object of CPU tensors,
+and applying it is a pure function of images and draw. Images are squares, `[B, C, S, S]`.
+"""
+
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adautomix.errors import UsageError
+
+_TRIES = 10  # boxes drawn per image before a whole-image box is taken, as the field does
+
+
+@dataclass(frozen=True)
+class _Draw:
+    flip: Tensor
+    """bool `[B]`: mirrored left to right."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same draw on a device."""
+        moved = {
+            field.name: getattr(self, field.name).to(device, non_blocking=True)
+            for field in fields(self)
+        }
+        return type(self)(**moved)
+
+
+@dataclass(frozen=True)
+class CropDraw(_Draw):
+    """Where each image of a batch is cut out of its padded self."""
+
+    top: Tensor
+    """int64 `[B]`, 0 to 2 pad."""
+    left: Tensor
+    """int64 `[B]`, 0 to 2 pad."""
+
+
+@dataclass(frozen=True)
+class ResizedCropDraw(_Draw):
+    """The box cut out of each image of a batch, relative to the image's side."""
+
+    height: Tensor
+    """float32 `[B]` in (0, 1]."""
+    width: Tensor
+    """float32 `[B]` in (0, 1]."""
+    top: Tensor
+    """float32 `[B]` in [0, 1): where in the free room, from the top."""
+    left: Tensor
+    """float32 `[B]` in [0, 1): where in the free room, from the left."""
+
+    def boxes(self, side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Top, left, height and width in whole pixels, int64 `[B]` each, in images of `side`."""
+        height = (self.height * side).round().long().clamp(1, side)
+        width = (self.width * side).round().long().clamp(1, side)
+        top = (self.top * (side - height + 1)).long().minimum(side - height)
+        left = (self.left * (side - width + 1)).long().minimum(side - width)
+        return top, left, height, width
+
+
+def _draw_flip(batch: int, flip: bool, generator: torch.Generator) -> Tensor:
+    return torch.rand(batch, generator=generator) < (0.5 if flip else 0.0)
+
+
+def draw_crop(batch: int, pad: int, flip: bool, generator: torch.Generator) -> CropDraw:
+    """Uniform offsets into images padded by `pad` pixels; each flipped half the time if `flip`."""
+    top, left = torch.randint(2 * pad + 1, (2, batch), generator=generator)
+    return CropDraw(flip=_draw_flip(batch, flip, generator), top=top, left=left)
+
+
+def apply_crop(images: Tensor, draw: CropDraw, pad: int) -> Tensor:
+    """Crop images `[B, C, S, S]` out of themselves padded by reflection, then flip.
+
+    The padding is never made: each output pixel looks up where it comes from. Returns the
+    images' type and shape, channels last. Raises UsageError unless `pad` < S.
+    """
+    batch, channels, side, _ = images.shape
+    if pad >= side:
+        raise UsageError(f"pad {pad} does not fit images of {side} pixels: use at most {side - 1}")
+    offset = torch.arange(side, device=images.device) - pad
+    rows = _reflect(draw.top[:, None] + offset, side)
+    columns = _reflect(draw.left[:, None] + offset, side)
+    columns = torch.where(draw.flip[:, None], columns.flip(1), columns)
+    sample = torch.arange(batch, device=images.device)[:, None, None]
+    source = (sample * side + rows[:, :, None]) * side + columns[:, None, :]
+    pixels = images.permute(0, 2, 3, 1).reshape(-1, channels)
+    cropped = pixels.index_select(0, source.flatten()).view(batch, side, side, channels)
+    return cropped.permute(0, 3, 1, 2)
+
+
+def _reflect(position: Tensor, side: int) -> Tensor:
+    """Positions outside [0, side) mirrored back at the edge pixel, which is not repeated."""
+    return (side - 1) - ((side - 1) - position.abs()).abs()
+
+
+def draw_resized_crop(
+    batch: int,
+    flip: bool,
+    generator: torch.Generator,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> ResizedCropDraw:
+    """Boxes of random area (`scale`, share of the image) and shape (`ratio`, width by height).
+
+    Area is uniform, the logarithm of the ratio is uniform, the place is uniform. Boxes that
+    stick out are drawn again, ten times at most; then the largest box in the middle is taken.
+    """
+    area = torch.empty(batch, _TRIES).uniform_(*scale, generator=generator)
+    bounds = torch.tensor(ratio).log().tolist()
+    shape = torch.empty(batch, _TRIES).uniform_(*bounds, generator=generator).exp()
+    width, height = (area * shape).sqrt(), (area / shape).sqrt()
+    fits = (width <= 1) & (height <= 1)
+    first = fits.int().argmax(1, keepdim=True)
+    found = fits.any(1)
+    widest = min(max(1.0, ratio[0]), ratio[1])  # the allowed shape nearest to a square
+    top, left = torch.rand(2, batch, generator=generator)
+    return ResizedCropDraw(
+        flip=_draw_flip(batch, flip, generator),
+        height=torch.where(found, height.gather(1, first)[:, 0], min(1.0, 1 / widest)),
+        width=torch.where(found, width.gather(1, first)[:, 0], min(1.0, widest)),
+        top=torch.where(found, top, 0.5),
+        left=torch.where(found, left, 0.5),
+    )
+
+
+def apply_resized_crop(images: Tensor, draw: ResizedCropDraw, size: int) -> Tensor:
+    """Resize each image's box to `size` × `size` and flip: float32 `[B, C, size, size]`, 0 to 255.
+
+    Bilinear with antialiasing. Resampling is separable and linear, so a batch whose boxes all
+    differ is two batched matrix products.
+    """
+    side = images.shape[-1]
+    top, left, height, width = draw.boxes(side)
+    down = _resampling(top, height, side, size)
+    across = _resampling(left, width, side, size)
+    across = torch.where(draw.flip[:, None, None], across.flip(1), across)
+    return down[:, None] @ images.float() @ across.transpose(1, 2)[:, None]
+
+
+def _resampling(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
+    """Weights `[B, size, side]` that resample pixels [start, start + length) to `size` pixels."""
+    start, length = start[:, None, None].float(), length[:, None, None].float()
+    scale = length / size
+    source = torch.arange(side, device=start.device) + 0.5
+    target = torch.arange(size, device=start.device)[:, None] + 0.5
+    distance = (source - (start + target * scale)).abs()
+    inside = (source > start) & (source < start + length)
+    weights = (1 - distance / scale.clamp(min=1)).clamp(min=0) * inside
+    return weights / weights.sum(2, keepdim=True)
+
+
+def center_crop(images: Tensor, size: int) -> Tensor:
+    """The middle `size` × `size` pixels of `[B, C, S, S]`; smaller images stay as they are."""
+    start = max(0, (images.shape[-1] - size) // 2)
+    return images[..., start : start + size, start : start + size]
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Bilinear, antialiased; images of that size already come back untouched, others float32."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+
+
+def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Pixels 0 to 255 `[B, C, H, W]` to float32 with mean 0 and deviation 1, channels last.
+
+    `mean` and `std` are a value a channel, of pixels in [0, 1].
+    """
+    scale, shift = _affine(mean, std, images.device)
+    return (images * scale + shift).contiguous(memory_format=torch.channels_last)
+
+
+@lru_cache(maxsize=16)  # copying them to the device at every step would cost more than the sum
+def _affine(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    deviation = torch.tensor(std, dtype=torch.float64)[:, None, None]
+    scale = 1 / (255 * deviation)
+    shift = -torch.tensor(mean, dtype=torch.float64)[:, None, None] / deviation
+    return scale.float().to(device), shift.float().to(device)

@@ -1,0 +1,116 @@
+"""What was decoded or measured once, kept on disk.
+
+Everything is written beside and renamed, so nothing half-written is ever seen; what is damaged
+all the same counts as absent.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adautomix.data.color import Moments, Pixels, image_moments
+from adautomix.data.decoders import BadRows
+from adautomix.errors import RunError
+
+FORMAT = 1  # raise it when decoding gives other pixels
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The decoded images of a folder."""
+
+    pixels: Pixels
+    """`[n, S, S, 3]`, mapped rather than read; zeros for an unreadable file."""
+    moments: Moments
+    """`[n, 2, 3]`, see `color.image_moments`."""
+    bad: BadRows
+
+
+def cache_folder(given: Path | None, fingerprint: str) -> Path:
+    """Where to keep what is known of some files.
+
+    Inside the cache, which is at `given`, else at $ADAUTOMIX_CACHE, else ~/.cache/adautomix.
+    """
+    root = given or Path(os.environ.get("ADAUTOMIX_CACHE") or "~/.cache/adautomix")
+    return root.expanduser() / f"{fingerprint}-v{FORMAT}"
+
+
+def load_entry(folder: Path, images: int) -> Entry | None:
+    """The entry of so many images; None if it is absent or damaged."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        bad = {int(row): str(reason) for row, reason in meta["bad"].items()}
+        pixels = np.load(folder / "pixels.npy", mmap_mode="c")
+        moments = np.load(folder / "moments.npy")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
+        return None
+    sound = len(pixels) == len(moments) == images
+    return Entry(pixels, moments, bad) if sound else None
+
+
+def store_entry(
+    folder: Path, shape: tuple[int, ...], chunks: Iterator[tuple[Pixels, BadRows]]
+) -> Entry:
+    """Write decoded chunks as they come, in the place of any entry that is there; load it.
+
+    Raises RunError, naming the folder, where the disk is full or not writable.
+    """
+    moments: list[Moments] = []
+    bad: BadRows = {}
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with _writing(folder) as beside:
+        with (beside / "pixels.npy").open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for pixels, unreadable in chunks:
+                file.write(pixels.data)
+                moments.append(image_moments(pixels))
+                bad |= unreadable
+        np.save(beside / "moments.npy", np.concatenate(moments))
+        (beside / "meta.json").write_text(json.dumps({"bad": bad}))
+    entry = load_entry(folder, shape[0])
+    if entry is None:
+        raise RunError(f"the image cache in {folder} cannot be read back: delete it and try again")
+    return entry
+
+
+def remembered(folder: Path, compute: Callable[[], Any]) -> Any:
+    """A small JSON value that is computed once and kept in a folder of its own."""
+    try:
+        return json.loads((folder / "meta.json").read_text())
+    except (OSError, ValueError):
+        value = compute()
+    with _writing(folder) as beside:
+        (beside / "meta.json").write_text(json.dumps(value))
+    return value
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[Path]:
+    """A new folder to write to, which replaces `folder` once it is complete."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as beside:
+            yield Path(beside)
+            shutil.rmtree(folder, ignore_errors=True)
+            _rename(Path(beside), folder)
+    except OSError as error:
+        raise RunError(
+            f"cannot write the image cache in {folder.parent}: {error.strerror or error}; free "
+            "space there, or set ADAUTOMIX_CACHE to another folder"
+        ) from error
+
+
+def _rename(beside: Path, folder: Path) -> None:
+    try:
+        beside.rename(folder)
+    except OSError:
+        if not folder.exists():  # else another process was quicker, with the same content
+            raise

@@ -1,0 +1,81 @@
+"""Accuracy, likelihood and calibration of networks on a labelled set."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Scores(NamedTuple):
+    """What one network gave on one set; accuracies and ECE are shares, 0 to 1.
+
+    Attributes:
+        top1: share of images whose most likely class is right.
+        top5: share whose class is among the five most likely (all, with fewer classes).
+        nll: mean negative log-likelihood of the right class, in nats.
+        ece: expected calibration error over 15 equal-width bins of confidence.
+    """
+
+    top1: float
+    top5: float
+    nll: float
+    ece: float
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients; every module gets its own mode back afterwards."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def collect_logits(
+    networks: Mapping[str, nn.Module], batches: Iterable[tuple[Tensor, Tensor]], head: str
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Float32 logits `[n, K]` of each network and the labels `[n]`, in one pass over the data."""
+    logits: dict[str, list[Tensor]] = {name: [] for name in networks}
+    labels: list[Tensor] = []
+    with evaluating(*networks.values()):
+        for images, batch_labels in batches:
+            labels.append(batch_labels)
+            for name, network in networks.items():
+                logits[name].append(network(images, head=head).float())
+    return {name: torch.cat(parts) for name, parts in logits.items()}, torch.cat(labels)
+
+
+def score(logits: Tensor, labels: Tensor) -> Scores:
+    """The scores of logits `[n, K]` against labels `[n]`."""
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    classes = logits.shape[1]
+    top = logits.topk(min(5, classes), dim=1).indices == labels[:, None]
+    ece = multiclass_calibration_error(
+        logits.softmax(dim=1), labels, num_classes=classes, n_bins=15, norm="l1"
+    )
+    values = torch.stack(
+        [
+            top[:, 0].double().mean(),
+            top.any(dim=1).double().mean(),
+            F.cross_entropy(logits, labels).double(),
+            ece.double(),
+        ]
+    )
+    return Scores(*values.tolist())
+
+
+def evaluate(
+    networks: Mapping[str, nn.Module], batches: Iterable[tuple[Tensor, Tensor]], head: str
+) -> dict[str, Scores]:
+    """Scores of several networks on the same images."""
+    logits, labels = collect_logits(networks, batches, head)
+    return {name: score(values, labels) for name, values in logits.items()}

@@ -1,0 +1,354 @@
+"""AdAutoMix: a generator that mixes images while it plays against the classifier.
+
+Paper: Qin, Jin, Jiang, El-Yacoubi, Gao, "Adversarial AutoMixup", ICLR 2024, arXiv 2312.11954.
+
+Computes, for N images a mix (B images a batch, λ a point of the simplex, π permutations):
+
+    masks      M = generator(teacher's feature map of stage `tap`), Σ_n M_n = 1   [B, N, H, W]
+    mix        x_mix = Σ_n M_n ⊙ x[π_n],  y_mix = Σ_n λ_n y[π_n]
+    classifier L_C = CE(mixed(x_mix), y_mix) + (1-α) CE(clean(x), y) + α CE(mixed(Σ λ_n x[π_n]), y_mix)
+    generator  L_T = CE(teacher(x'_mix), y'_mix),  L_S = CE(student(x'_mix), y'_mix),
+               cos = mean_b Σ_n λ_n cosine(teacher(x'_mix), teacher(x[π'_n]))
+               paper:        -(L_S - β L_T + (1-β) cos) at every step (equations 11, 15, 16)
+               alternating:  -β L_T + (1-β) cos on even steps, L_T on odd ones (released code)
+               no adversary: L_T at every step, a cooperative generator
+
+`mixed` and `clean` are two linear heads. The classifier sees its masks as constants; the
+generator's gradient flows through its masks only, past networks that are held fixed.
+
+Needs: a feature map of an inner stage, a teacher (the trainer's moving average).
+Cost, N = 3: 12F a step (teacher clean 1, teacher mixed 1 + 1 back, student 3 x 3) against 3F of a
+vanilla step; `paper` takes 14F. The released code takes 15F, three of them to run the teacher
+again on permutations of the batch that it has already seen.
+
+Deviations from the released code, and why:
+- The teacher's logits of the sources are rows of its one clean pass. Batch statistics do not
+  depend on the order of the batch, so the numbers are the same; the teacher's batch-norm buffers,
+  where it keeps its own, then move once on clean images a step instead of four times.
+- N = 2 follows the N-way formulas. The released code leaves the Mixup term out there and weighs
+  the clean one by 1: `alpha: 0` gives that.
+- Both permutations of N = 2 are drawn; the released code keeps the first image in place.
+- λ of the generator's and of the classifier's mixes are drawn apart at every N; the released code
+  shares them from N = 3 on.
+- The λ margin is tested on both sides of λ_1, as the authors' repository does.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from adautomix.errors import UsageError
+from adautomix.methods.base import (
+    Draw,
+    Method,
+    MethodSettings,
+    Mixed,
+    captured_share,
+    draw_beta,
+    draw_permutations,
+    mix_by_lam,
+    mix_by_masks,
+)
+from adautomix.methods.generator import MixGenerator, Upsampling
+from adautomix.models import Classifier, frozen_statistics
+
+
+class AdAutoMixSettings(MethodSettings):
+    """Settings of AdAutoMix; the defaults are those of the CIFAR-100 ResNet recipes."""
+
+    n: int = Field(3, ge=2, le=16, description="N, images a mix")
+    random_n: bool = Field(False, description="draw N from {2..n} at every step")
+    beta_parameter: float = Field(1.0, gt=0, description="a of u ~ Beta(a, a); λ_n = u_n / Σu")
+    per_sample: bool = Field(False, description="one λ a mix instead of one a batch")
+    alpha: float = Field(0.5, ge=0, le=1, description="α, weight of the Mixup against the clean term")
+    beta: float = Field(0.3, ge=0, le=1, description="β, weight of the teacher against the cosine")
+    lam_margin: float = Field(
+        0.03, ge=0, lt=0.5, description="plain Mixup where λ_1 is this close to 0 or 1"
+    )
+    lam_embedding: bool = Field(False, description="show λ to the generator")
+    upsampling: Upsampling = Field("bilinear", description="of the masks: bilinear or nearest")
+    tap: int | None = Field(
+        None, ge=1, description="stage that feeds the generator; none: third of four, middle block"
+    )
+    variant: Literal["alternating", "paper"] = Field(
+        "alternating", description="what the generator minimises: released code or paper"
+    )
+    adversary: bool = Field(True, description="off: the generator only helps, as in AutoMix")
+    mixed_term: bool = Field(True, description="classifier: loss of the generated mixes")
+    clean_term: bool = Field(True, description="classifier: loss of the clean images")
+    mixup_term: bool = Field(True, description="classifier: loss of the plain Mixup images")
+    teacher_term: bool = Field(True, description="generator: loss of the teacher on the mix")
+    student_term: bool = Field(True, description="generator: loss of the student (paper variant)")
+    cosine_term: bool = Field(True, description="generator: cosine to the sources")
+    generator_lr: float | None = Field(None, gt=0, description="none: that of the student")
+    generator_min_lr: float | None = Field(None, ge=0, description="none: that of the student")
+
+
+class MixDraw(NamedTuple):
+    """Sources and shares of one set of mixes, both `[B, N]`."""
+
+    perm: Tensor
+    lam: Tensor
+
+
+class View(NamedTuple):
+    """One batch that the student is shown: its weight in the loss, its head, its labels."""
+
+    name: str
+    weight: float
+    head: str
+    images: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class AdAutoMixDraw(Draw):
+    """Sources and shares, `[B, N]`, of the classifier's mixes and of the generator's."""
+
+    classifier_perm: Tensor
+    classifier_lam: Tensor
+    generator_perm: Tensor
+    generator_lam: Tensor
+    adversarial: bool
+
+    @property
+    def classifier(self) -> MixDraw:
+        """The mixes that the classifier learns from."""
+        return MixDraw(self.classifier_perm, self.classifier_lam)
+
+    @property
+    def generator(self) -> MixDraw:
+        """The mixes that the generator is judged by."""
+        return MixDraw(self.generator_perm, self.generator_lam)
+
+
+def draw_simplex(
+    batch: int, n: int, a: float, generator: torch.Generator, *, per_sample: bool = False
+) -> Tensor:
+    """λ = u / Σu with N i.i.d. u ~ Beta(a, a); for two images λ = (u, 1 - u). `[B, N]`."""
+    u = draw_beta(batch if per_sample else 1, n, a, generator)
+    lam = torch.stack([u[:, 0], 1 - u[:, 0]], dim=1) if n == 2 else u / u.sum(dim=1, keepdim=True)
+    return lam.expand(batch, n).contiguous()
+
+
+def cosine_to_sources(logits: Tensor, source_logits: Tensor, perm: Tensor, lam: Tensor) -> Tensor:
+    """Mean over the batch of `Σ_n λ_n cosine(logits of the mix, logits of source n)`.
+
+    Args:
+        logits: of the mixes, `[B, K]`.
+        source_logits: of the clean batch, `[B, K]`.
+        perm: `[B, N]`.
+        lam: `[B, N]`.
+    """
+    cosine = F.cosine_similarity(logits.float()[:, None], source_logits.float()[perm], dim=-1)
+    return (lam * cosine).sum(dim=1).mean()
+
+
+def use_lam_near_edge(masks: Tensor, lam: Tensor, margin: float) -> Tensor:
+    """Constant masks λ where λ_1 is within `margin` of 0 or 1: the label is then nearly hard."""
+    first = lam[:, :1, None, None]
+    near_edge = (first <= margin) | (first > 1 - margin)
+    return torch.where(near_edge, lam[:, :, None, None], masks)
+
+
+class AdAutoMix(Method):
+    """AdAutoMix (Qin et al., ICLR 2024)."""
+
+    name = "adautomix"
+    summary = "masks learned by a generator that plays against the classifier"
+    cost = "12F"
+    needs = "a stage's feature map, the teacher"
+    heads = ("clean", "mixed")
+    uses_teacher = True
+    Settings = AdAutoMixSettings
+
+    def __init__(self, settings: AdAutoMixSettings, **common: Any) -> None:
+        super().__init__(settings, **common)
+        model: Classifier | None = common.get("model")
+        if model is None:
+            raise UsageError("adautomix looks inside the network: pass model=build_model(...)")
+        self.tap = settings.tap or model.default_tap()
+        channels, _, _ = model.tap_shape(self.tap)
+        self.generator = MixGenerator(
+            channels, lam_embedding=settings.lam_embedding, upsampling=settings.upsampling
+        )
+
+    @property
+    def min_batch(self) -> int:
+        """N images must be there to be mixed."""
+        return int(self.settings.n)
+
+    @property
+    def eval_head(self) -> str:
+        """The clean head, unless an ablation never trains it."""
+        return "clean" if self.settings.clean_term else "mixed"
+
+    def learning_rates(self, lr: float, min_lr: float) -> tuple[float, float]:
+        """The generator's own learning rates where they are set."""
+        s = self.settings
+        return s.generator_lr or lr, min_lr if s.generator_min_lr is None else s.generator_min_lr
+
+    def draw(self, images: Tensor, generator: torch.Generator, step: int) -> AdAutoMixDraw:
+        """Two independent sets of sources and shares, and whose turn it is."""
+        n = self._draw_n(generator)
+        classifier, judged = (self._draw_mix(len(images), n, generator) for _ in range(2))
+        return AdAutoMixDraw(*classifier, *judged, adversarial=step % 2 == 0)
+
+    def mix(self, images: Tensor, targets: Tensor, features: Tensor, draw: MixDraw) -> Mixed:
+        """Mix under the generator's masks; differentiable in the generator."""
+        size = (images.shape[2], images.shape[3])
+        masks = self.generator(features, draw.perm, draw.lam, size)
+        return mix_by_masks(images, targets, draw.perm, draw.lam, masks)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        student: Classifier,
+        teacher: Classifier,
+        draw: AdAutoMixDraw,
+    ) -> Mixed:
+        """The generated mixes of the classifier."""
+        features = teacher.features(images, self.tap).tap
+        assert features is not None
+        return self.classifier_mix(images, targets, features, draw)
+
+    def terms(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        student: Classifier,
+        teacher: Classifier,
+        draw: AdAutoMixDraw,
+    ) -> dict[str, Tensor]:
+        """One forward of the teacher, then the classifier's loss and the generator's."""
+        with torch.no_grad():
+            clean = teacher.features(images, self.tap)
+            source_logits = teacher.logits(clean.pooled, "mixed")
+        assert clean.tap is not None
+        classifier_loss, parts = self.classifier_loss(images, targets, student, clean.tap, draw)
+        generator_loss, judged = self.generator_loss(
+            images, targets, student, teacher, clean.tap, source_logits, draw
+        )
+        return {"loss": classifier_loss + generator_loss, **parts, **judged}
+
+    def classifier_loss(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        student: Classifier,
+        features: Tensor,
+        draw: AdAutoMixDraw,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_C, what the student minimises, and its parts."""
+        loss = images.new_zeros((), dtype=torch.float32)
+        parts: dict[str, Tensor] = {}
+        for view in self.classifier_views(images, targets, features, draw):
+            logits = student(view.images, head=view.head)
+            part = self.cross_entropy(logits, view.targets)
+            loss = loss + view.weight * part
+            parts[view.name] = part.detach()
+            parts["captured"] = captured_share(logits, view.targets)  # the last view's counts
+        return loss, parts
+
+    def classifier_views(
+        self, images: Tensor, targets: Tensor, features: Tensor, draw: AdAutoMixDraw
+    ) -> Iterator[View]:
+        """What the student is shown, in the order in which its batch norm sees it."""
+        s = self.settings
+        if s.clean_term and s.alpha < 1:
+            yield View("clean", 1 - s.alpha, "clean", images, targets)
+        if s.mixup_term and s.alpha > 0:
+            linear = mix_by_lam(images, targets, *draw.classifier)
+            yield View("mixup", s.alpha, "mixed", linear.images, linear.targets)
+        if s.mixed_term:
+            mixed = self.classifier_mix(images, targets, features, draw)
+            yield View("mixed", 1.0, "mixed", mixed.images, mixed.targets)
+
+    def classifier_mix(
+        self, images: Tensor, targets: Tensor, features: Tensor, draw: AdAutoMixDraw
+    ) -> Mixed:
+        """The mixes that the student learns from: no gradient, plain Mixup near the edges of λ."""
+        perm, lam = draw.classifier
+        with torch.no_grad():
+            size = (images.shape[2], images.shape[3])
+            masks = self.generator(features, perm, lam, size)
+            masks = use_lam_near_edge(masks, lam, self.settings.lam_margin)
+            return mix_by_masks(images, targets, perm, lam, masks)
+
+    def generator_loss(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        student: Classifier,
+        teacher: Classifier,
+        features: Tensor,
+        source_logits: Tensor,
+        draw: AdAutoMixDraw,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the generator minimises, and its parts: the networks are held fixed."""
+        weights = generator_weights(self.settings, adversarial=draw.adversarial)
+        loss = images.new_zeros((), dtype=torch.float32)
+        if not weights:
+            return loss, {}
+        parts: dict[str, Tensor] = {}
+        mixed = self.mix(images, targets, features, draw.generator)
+        if weights.keys() & {"teacher", "cosine"}:
+            logits = teacher(mixed.images, head="mixed")
+            parts["teacher"] = self.cross_entropy(logits, mixed.targets)
+            parts["cosine"] = cosine_to_sources(logits, source_logits, mixed.perm, mixed.lam)
+        if "student" in weights:
+            logits = fixed_forward(student, mixed.images, head="mixed")
+            parts["student"] = self.cross_entropy(logits, mixed.targets)
+        for name, weight in weights.items():
+            loss = loss + weight * parts[name]
+        return loss, {f"generator_{name}": part.detach() for name, part in parts.items()}
+
+    def _draw_n(self, generator: torch.Generator) -> int:
+        n = int(self.settings.n)
+        if not self.settings.random_n:
+            return n
+        return int(torch.randint(2, n + 1, (), generator=generator))
+
+    def _draw_mix(self, batch: int, n: int, generator: torch.Generator) -> MixDraw:
+        s = self.settings
+        lam = draw_simplex(batch, n, s.beta_parameter, generator, per_sample=s.per_sample)
+        return MixDraw(draw_permutations(batch, n, generator), lam)
+
+
+def generator_weights(settings: AdAutoMixSettings, *, adversarial: bool) -> dict[str, float]:
+    """Weight of each part in what the generator minimises; parts that do not count are left out.
+
+    Args:
+        settings: variant, β, adversary and the switches of the terms.
+        adversarial: whether this is the adversary's step; `paper` has no other.
+    """
+    beta = settings.beta
+    if not settings.adversary:
+        weights = {"teacher": 1.0}
+    elif settings.variant == "paper":
+        weights = {"student": -1.0, "teacher": beta, "cosine": -(1 - beta)}
+    elif adversarial:
+        weights = {"teacher": -beta, "cosine": 1 - beta}
+    else:
+        weights = {"teacher": 1.0}
+    switched_on = {
+        "student": settings.student_term,
+        "teacher": settings.teacher_term,
+        "cosine": settings.cosine_term,
+    }
+    return {name: w for name, w in weights.items() if w and switched_on[name]}
+
+
+def fixed_forward(model: Classifier, images: Tensor, head: str) -> Tensor:
+    """Logits through a network held fixed: no gradient to its weights, no buffer moves."""
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    with frozen_statistics(model):
+        logits: Tensor = torch.func.functional_call(model, weights, (images,), {"head": head})
+    return logits

@@ -1,0 +1,290 @@
+"""What every mixing method shares: the mixed batch, the draw, the loss, the interface.
+
+Shapes, everywhere: B images a batch, N images a mix, K classes.
+`perm[b, n]` is the row of the batch that is image n of mix b and `lam[b, n]` its share, so the
+N-way case is written once and two-image methods are N = 2.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from adautomix.errors import UsageError
+from adautomix.models import Classifier
+from adautomix.rng import generator_at
+
+
+class MethodSettings(BaseModel):
+    """The settings of one method; each method declares its own below this."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """The random part of one mix, drawn on the CPU and apart from its use.
+
+    Subclasses add tensors (boxes, masks, ratios) and Python values.
+    """
+
+    def to(self, device: torch.device) -> Self:
+        """The same draw with its tensors on `device`; the copy does not wait for the device."""
+        moved = {
+            field.name: value.to(device, non_blocking=True)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixed:
+    """A mixed batch and the ledger of what is in it.
+
+    Attributes:
+        images: the mixes, `[B, C, H, W]`.
+        targets: soft labels, `[B, K]`; each row sums to 1 where the rows of the input do.
+        lam: weight of each source in the label, `[B, N]`.
+        perm: row of the batch that each source is, `[B, N]`.
+        masks: weight of each source at each pixel, `[B, N, H, W]`, or None where it is `lam`
+            at every pixel.
+    """
+
+    images: Tensor
+    targets: Tensor
+    lam: Tensor
+    perm: Tensor
+    masks: Tensor | None = None
+
+
+def soft_targets(labels: Tensor, num_classes: int) -> Tensor:
+    """Class indices `[B]` as one-hot rows; soft labels `[B, K]` pass through. Float32 `[B, K]`."""
+    if labels.ndim == 2:
+        return labels.float()
+    return F.one_hot(labels, num_classes).float()
+
+
+def draw_permutations(batch: int, n: int, generator: torch.Generator) -> Tensor:
+    """N independent permutations of the batch, `[B, N]`."""
+    return torch.rand(n, batch, generator=generator).argsort(dim=1).T.contiguous()
+
+
+def draw_partners(batch: int, generator: torch.Generator) -> Tensor:
+    """Each image beside a random partner: `[B, 2]`, the first column is the image itself."""
+    partner = torch.randperm(batch, generator=generator)
+    return torch.stack([torch.arange(batch), partner], dim=1)
+
+
+def draw_beta(count: int, n: int, a: float, generator: torch.Generator) -> Tensor:
+    """`count` rows of N independent Beta(a, a) draws, `[count, N]`, float32 in (0, 1)."""
+    concentration = torch.full((count, n, 2), a)
+    gamma: Tensor = torch._standard_gamma(concentration, generator=generator)
+    # Two gammas of a tiny shape can both underflow to 0, where the ratio has no value.
+    gamma = gamma.clamp_min(torch.finfo(gamma.dtype).tiny)
+    return gamma[..., 0] / gamma.sum(dim=-1)
+
+
+def draw_lam(batch: int, a: float, generator: torch.Generator, *, per_sample: bool) -> Tensor:
+    """Shares (λ, 1 - λ) of two images with λ ~ Beta(a, a), `[B, 2]`.
+
+    One λ serves the whole batch, as in the papers, or each mix has its own.
+    """
+    u = draw_beta(batch if per_sample else 1, 1, a, generator)
+    return torch.cat([u, 1 - u], dim=1).expand(batch, 2).contiguous()
+
+
+def weighted_sum(values: Tensor, perm: Tensor, weights: Tensor) -> Tensor:
+    """`Σ_n weights[:, n] · values[perm[:, n]]`: the N-way mix, of images and of labels alike.
+
+    Args:
+        values: one row an image, `[B, ...]`.
+        perm: `[B, N]`.
+        weights: `[B, N, ...]`, broadcast against the rows of `values`.
+    """
+    parts = [weights[:, n] * values[perm[:, n]] for n in range(perm.shape[1])]
+    return torch.stack(parts).sum(dim=0) if len(parts) > 2 else sum(parts[1:], start=parts[0])
+
+
+def mix_by_lam(images: Tensor, targets: Tensor, perm: Tensor, lam: Tensor) -> Mixed:
+    """N-image Mixup: source n weighs `lam[b, n]` at every pixel and in the label."""
+    weights = lam.to(images.dtype)[:, :, None, None, None]
+    return Mixed(
+        images=weighted_sum(images, perm, weights),
+        targets=weighted_sum(targets, perm, lam[:, :, None]),
+        lam=lam,
+        perm=perm,
+    )
+
+
+def mix_by_masks(
+    images: Tensor, targets: Tensor, perm: Tensor, lam: Tensor, masks: Tensor
+) -> Mixed:
+    """Source n weighs `masks[b, n]` at each pixel and `lam[b, n]` in the label."""
+    weights = masks.to(images.dtype)[:, :, None]
+    return Mixed(
+        images=weighted_sum(images, perm, weights),
+        targets=weighted_sum(targets, perm, lam[:, :, None]),
+        lam=lam,
+        perm=perm,
+        masks=masks,
+    )
+
+
+def captured_share(logits: Tensor, targets: Tensor) -> Tensor:
+    """Share of the true mixture among as many top predictions as the mixture has classes.
+
+    Plain accuracy for one-hot targets; what "training accuracy" means under mixing otherwise.
+
+    Args:
+        logits: `[B, K]`.
+        targets: soft labels `[B, K]`.
+
+    Returns:
+        The mean over the batch, 0 to 1, as a detached scalar.
+    """
+    with torch.no_grad():
+        rank = logits.argsort(dim=1, descending=True).argsort(dim=1)
+        classes = (targets > 0).sum(dim=1, keepdim=True)
+        captured = (targets * (rank < classes)).sum(dim=1) / targets.sum(dim=1)
+        return captured.mean()
+
+
+class Method(nn.Module, ABC):
+    """A way to turn a batch into a loss; what it learns itself are its parameters.
+
+    Args:
+        settings: the method's own settings.
+        num_classes: K.
+        seed: names the run's random numbers.
+        label_smoothing: share of each target spread over all classes, 0 to 1.
+        model: the student; only methods that look inside it need it.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    cost: ClassVar[str] = "3F"
+    needs: ClassVar[str] = "nothing"
+    heads: ClassVar[tuple[str, ...]] = ("clean",)
+    uses_teacher: ClassVar[bool] = False
+    Settings: ClassVar[type[MethodSettings]] = MethodSettings
+
+    def __init__(
+        self,
+        settings: MethodSettings,
+        *,
+        num_classes: int,
+        seed: int = 0,
+        label_smoothing: float = 0.0,
+        model: Classifier | None = None,
+    ) -> None:
+        super().__init__()
+        self.settings: Any = settings
+        self.num_classes = num_classes
+        self.seed = seed
+        self.label_smoothing = label_smoothing
+
+    @property
+    def min_batch(self) -> int:
+        """The smallest batch that the method can mix."""
+        return 1
+
+    @property
+    def eval_head(self) -> str:
+        """The head whose predictions are the method's."""
+        return "clean"
+
+    @abstractmethod
+    def draw(self, images: Tensor, generator: torch.Generator, step: int) -> Draw:
+        """The random part of the mix of this batch, from its shape alone, on the CPU."""
+
+    @abstractmethod
+    def terms(
+        self, images: Tensor, targets: Tensor, student: Any, teacher: Any, draw: Any
+    ) -> dict[str, Tensor]:
+        """The loss of a batch with soft targets under a given draw; see `losses`."""
+
+    @abstractmethod
+    def sample(
+        self, images: Tensor, targets: Tensor, student: Any, teacher: Any, draw: Any
+    ) -> Mixed:
+        """The mixes that the student would learn from under a given draw: to be looked at."""
+
+    def losses(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        student: nn.Module,
+        teacher: nn.Module,
+        step: int,
+        part: int = 0,
+    ) -> dict[str, Tensor]:
+        """Draw for this step and compute its loss.
+
+        Args:
+            images: normalised, `[B, C, H, W]`.
+            labels: class indices `[B]` or soft `[B, K]`.
+            student: the trained network.
+            teacher: its moving average.
+            step: counts from 0; with the seed it names the random numbers.
+            part: which part of the step's batch this is, where gradients are accumulated.
+
+        Returns:
+            `loss`, whose backward gives every trainable part its own gradient and no other;
+            `captured`, see `captured_share`; and named parts, detached.
+
+        Raises:
+            UsageError: the batch is smaller than a mix.
+        """
+        targets = soft_targets(labels, self.num_classes)
+        return self.terms(images, targets, student, teacher, self.draw_at(images, step, part))
+
+    def draw_at(self, images: Tensor, step: int, part: int = 0) -> Draw:
+        """The draw of one step of the run, on the device of the images."""
+        if len(images) < self.min_batch:
+            raise UsageError(
+                f"{self.name} mixes {self.min_batch} images and the batch holds {len(images)}: "
+                f"use a batch size of at least {self.min_batch}"
+            )
+        generator = generator_at(self.seed, step, f"mix/{self.name}/{part}")
+        return self.draw(images, generator, step).to(images.device)
+
+    def after_step(self, step: int) -> None:  # noqa: B027 - a hook, not a duty
+        """Called once the optimiser has stepped; most methods have nothing to do."""
+
+    def learning_rates(self, lr: float, min_lr: float) -> tuple[float, float]:
+        """First and last learning rate of what the method learns; the student's unless set."""
+        return lr, min_lr
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Soft cross-entropy in float32 with the run's label smoothing; mean over the batch."""
+        return F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
+
+
+class InputMixing(Method):
+    """A method that mixes images and labels, then takes the soft cross-entropy."""
+
+    @abstractmethod
+    def mix(self, images: Tensor, targets: Tensor, draw: Any) -> Mixed:
+        """Apply a draw to images `[B, C, H, W]` and soft targets `[B, K]`; changes neither."""
+
+    def sample(
+        self, images: Tensor, targets: Tensor, student: Any, teacher: Any, draw: Any
+    ) -> Mixed:
+        """What `mix` gives."""
+        return self.mix(images, targets, draw)
+
+    def terms(
+        self, images: Tensor, targets: Tensor, student: Any, teacher: Any, draw: Any
+    ) -> dict[str, Tensor]:
+        """Mix the batch and compare the student's prediction with the mixed label."""
+        mixed = self.mix(images, targets, draw)
+        logits = student(mixed.images)
+        return {
+            "loss": self.cross_entropy(logits, mixed.targets),
+            "captured": captured_share(logits, mixed.targets),
+        }

@@ -1,0 +1,95 @@
+"""The mix generator: attention between feature maps of N images decides who shows where.
+
+Source: AdAutoMix (arXiv 2312.11954), section 3.2, and the authors' released code for what the
+paper leaves open: a ReLU after the query and key convolutions, none after the value; weights
+N(0, 0.01), biases 0. The number of parameters does not depend on N.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Upsampling = Literal["bilinear", "nearest"]
+
+
+class MixGenerator(nn.Module):
+    """Masks for mixes of N images from the feature maps of those images.
+
+    Args:
+        channels: C of the feature map.
+        lam_embedding: append a constant plane of value λ_n to the feature map of image n.
+        upsampling: how the h×w attention maps become H×W masks; bilinear for convolutional
+            networks, nearest for transformers (the authors' recipes).
+    """
+
+    def __init__(
+        self, channels: int, *, lam_embedding: bool = False, upsampling: Upsampling = "bilinear"
+    ) -> None:
+        super().__init__()
+        self.lam_embedding = lam_embedding
+        self.upsampling = upsampling
+        inputs = channels + lam_embedding
+        self.query = nn.Conv2d(inputs, inputs // 2, kernel_size=1)
+        self.key = nn.Conv2d(inputs, inputs // 2, kernel_size=1)
+        self.value = nn.Conv2d(inputs, 1, kernel_size=1)
+        for conv in (self.query, self.key, self.value):
+            nn.init.normal_(conv.weight, std=0.01)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor, perm: Tensor, lam: Tensor, size: tuple[int, int]) -> Tensor:
+        """Masks that sum to 1 over the N images at every pixel.
+
+        Args:
+            features: one map an image, `[B, C, h, w]`.
+            perm: which image is source n of mix b, `[M, N]`.
+            lam: shares, `[M, N]`; seen only with the λ embedding.
+            size: (H, W) of the masks.
+
+        Returns:
+            Float32 `[M, N, H, W]`.
+        """
+        query = self._project(self.query, features, perm, lam).relu()
+        key = self._project(self.key, features, perm, lam).relu()
+        value = self._project(self.value, features, perm, lam)
+        with torch.autocast(features.device.type, enabled=False):
+            maps = cross_attention(query.float(), key.float(), value.float())
+            maps = maps.unflatten(2, features.shape[2:])
+            return self._upsample(maps, size).softmax(dim=1)
+
+    def _project(self, conv: nn.Conv2d, features: Tensor, perm: Tensor, lam: Tensor) -> Tensor:
+        """A 1×1 convolution of every source, `[M, N, C', hw]`.
+
+        The convolution acts on each image alone, so B maps are convolved and then picked, not
+        M·N; the constant λ plane adds λ_n times its column of weights.
+        """
+        weight = conv.weight[:, : features.shape[1]]
+        projected = F.conv2d(features, weight, conv.bias).flatten(2)[perm]
+        if self.lam_embedding:
+            plane = conv.weight[:, -1, 0, 0]
+            projected = projected + (lam[:, :, None] * plane)[..., None]
+        return projected
+
+    def _upsample(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        align_corners = False if self.upsampling == "bilinear" else None
+        return F.interpolate(maps, size, mode=self.upsampling, align_corners=align_corners)
+
+
+def cross_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Each image queries the summed keys of the *others* and gathers its own values.
+
+    `A_n = softmax_rows(Σ_{m≠n} q_nᵀ k_m / √d)`, `p_n = A_n v_n`. As the sum goes over keys
+    only, `Σ_m q_nᵀ k_m = q_nᵀ Σ_m k_m`: N products instead of N².
+
+    Args:
+        query: `[M, N, d, hw]`.
+        key: `[M, N, d, hw]`.
+        value: `[M, N, 1, hw]`.
+
+    Returns:
+        `[M, N, hw]`.
+    """
+    others = key.sum(dim=1, keepdim=True) - key
+    scores = query.transpose(2, 3) @ others / query.shape[2] ** 0.5
+    return (scores.softmax(dim=-1) @ value.transpose(2, 3)).squeeze(-1)

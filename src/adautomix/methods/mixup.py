@@ -1,0 +1,64 @@
+"""Mixup: a convex combination of two images and of their labels.
+
+Paper: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, arXiv 1710.09412.
+Computes: λ ~ Beta(a, a); x̃ = λ x + (1 - λ) x[π]; ỹ = λ y + (1 - λ) y[π].
+Needs: nothing. Cost: 3F a step, like no mixing.
+Defaults: a = 1 (CIFAR); the paper uses 0.1 to 0.4 on ImageNet.
+Deviations: none; λ per sample is an option.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from adautomix.methods.base import (
+    Draw,
+    InputMixing,
+    MethodSettings,
+    Mixed,
+    draw_lam,
+    draw_partners,
+    mix_by_lam,
+)
+
+
+@dataclass(frozen=True)
+class MixupDraw(Draw):
+    """`perm` and `lam`, both `[B, 2]`."""
+
+    perm: Tensor
+    lam: Tensor
+
+
+class MixupSettings(MethodSettings):
+    """Settings of Mixup."""
+
+    alpha: float = Field(1.0, gt=0, description="λ ~ Beta(alpha, alpha)")
+    per_sample: bool = Field(False, description="one λ a mix instead of one a batch")
+
+
+def draw_mixup(
+    batch: int, alpha: float, generator: torch.Generator, *, per_sample: bool = False
+) -> MixupDraw:
+    """A partner for each image and the shares of both."""
+    perm = draw_partners(batch, generator)
+    return MixupDraw(perm, draw_lam(batch, alpha, generator, per_sample=per_sample))
+
+
+class Mixup(InputMixing):
+    """Mixup (Zhang et al., ICLR 2018)."""
+
+    name = "mixup"
+    summary = "a convex combination of two images"
+    Settings = MixupSettings
+
+    def draw(self, images: Tensor, generator: torch.Generator, step: int) -> MixupDraw:
+        """A partner for each image and the shares of both."""
+        s = self.settings
+        return draw_mixup(len(images), s.alpha, generator, per_sample=s.per_sample)
+
+    def mix(self, images: Tensor, targets: Tensor, draw: MixupDraw) -> Mixed:
+        """λ x + (1 - λ) x[π]."""
+        return mix_by_lam(images, targets, draw.perm, draw.lam)

@@ -1,0 +1,409 @@
+"""Any timm backbone behind one small wrapper: named heads, pooled features, feature-map taps.
+
+A `Classifier` is a timm network without its own classifier, plus one linear head a name: "clean"
+learns from clean images, "mixed" from mixed ones. `build_model` makes one, with a stem for small
+images and a width factor where the family has them. Initial weights of the backbone are timm's
+(ResNet: the last batch norm of every block starts at zero; `options={"zero_init_last": False}`
+turns that off). The heads start as N(0, 0.01) with zero bias on every backbone, as the authors'
+do: timm's own rule differs from family to family, and a run should not depend on that.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from adautomix.errors import RunError, UsageError
+
+Stem = Literal["standard", "cifar"]
+HEADS = ("clean", "mixed")
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one forward of the backbone gives.
+
+    Attributes:
+        pooled: `[B, D]`, the pooled last feature, which the linear heads see.
+        tap: `[B, C, h, w]`, the feature map of the stage asked for (None if none was).
+    """
+
+    pooled: Tensor
+    tap: Tensor | None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that is needed to build a network again: `build_model(**dataclasses.asdict(spec))`.
+
+    The fields are the arguments of `build_model`; all are plain values that JSON can hold.
+    """
+
+    name: str
+    num_classes: int
+    stem: Stem = "standard"
+    width: float = 1.0
+    image_size: int = 224
+    drop_path: float = 0.0
+    heads: tuple[str, ...] = HEADS
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TimmPlan:
+    """A spec in timm's terms: what to create, and which of its modules to replace afterwards.
+
+    Attributes:
+        arguments: keyword arguments of `timm.create_model`, without the number of classes.
+        replaced: for the path of each module to replace, the keyword arguments of the
+            `nn.Conv2d` that takes its place; None for `nn.Identity`.
+    """
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    replaced: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+
+
+class Classifier(nn.Module):
+    """A timm backbone with one linear head a name; made by `build_model`."""
+
+    backbone: Any  # a timm network: an nn.Module with forward_features, forward_head, …
+
+    def __init__(self, backbone: nn.Module, spec: ModelSpec) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.spec = spec
+        self.num_classes = spec.num_classes
+        self.heads = nn.ModuleDict({name: self._new_head() for name in spec.heads})
+        # Some families list their stem as feature 0; taps count stages from 1 either way.
+        stages = getattr(backbone, "feature_info", [])
+        has_stem = bool(stages) and stages[0]["module"] in ("act1", "stem")
+        self._reductions = [stage["reduction"] for stage in stages[has_stem:]]
+        self._tap_to_index = 0 if has_stem else -1
+
+    def _new_head(self) -> nn.Linear:
+        head = nn.Linear(self.backbone.head_hidden_size, self.num_classes)
+        nn.init.normal_(head.weight, std=0.01)
+        nn.init.zeros_(head.bias)
+        return head
+
+    def features(self, images: Tensor, tap: int | None = None) -> Features:
+        """Pooled features and, if asked, one stage's feature map, from one forward.
+
+        Args:
+            images: `[B, 3, H, W]`, normalised.
+            tap: a stage of a staged network or a block of a plain transformer, from 1.
+
+        Raises:
+            UsageError: the network has no such stage.
+        """
+        if tap is None:
+            last, feature_map = self.backbone.forward_features(images), None
+        else:
+            self._check_tap(tap)
+            last, (feature_map,) = self.backbone.forward_intermediates(
+                images, indices=[tap + self._tap_to_index]
+            )
+        return Features(self.backbone.forward_head(last, pre_logits=True), feature_map)
+
+    def logits(self, pooled: Tensor, head: str = "clean") -> Tensor:
+        """Logits `[B, K]` of one head for pooled features `[B, D]`."""
+        if head not in self.heads:
+            raise UsageError(f"head {head!r}: the network has {', '.join(self.heads)}")
+        logits: Tensor = self.heads[head](pooled)
+        return logits
+
+    def forward(self, images: Tensor, head: str = "clean") -> Tensor:
+        """Logits `[B, K]` of one head for normalised images `[B, 3, H, W]`."""
+        return self.logits(self.features(images).pooled, head)
+
+    def default_tap(self) -> int:
+        """The last stage but one (third of four); for a plain transformer the middle block."""
+        self._check_tap(1)
+        depth = len(self._reductions)
+        plain = len(set(self._reductions)) == 1
+        return max(1, depth // 2 if plain else depth - 1)
+
+    def tap_shape(self, tap: int) -> tuple[int, int, int]:
+        """(C, h, w) of a tap for images of `spec.image_size`; leaves no trace in the network."""
+        parameter = next(self.parameters())
+        images = parameter.new_zeros(1, 3, self.spec.image_size, self.spec.image_size)
+        with evaluating(self):
+            feature_map = self.features(images, tap).tap
+        assert feature_map is not None
+        _, channels, height, width = feature_map.shape
+        return channels, height, width
+
+    def _check_tap(self, tap: int) -> None:
+        depth = len(self._reductions)
+        if not (depth and hasattr(self.backbone, "forward_intermediates")):
+            raise UsageError(f"model {self.spec.name}: timm gives no feature maps of its stages")
+        if not 1 <= tap <= depth:
+            raise UsageError(f"tap {tap}: {self.spec.name} has stages 1 to {depth}")
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients; every module gets its own mode back afterwards."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Within it a train-mode forward uses batch statistics but moves no batch-norm buffer."""
+    tracking = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    try:
+        for module in tracking:
+            module.track_running_stats = False
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True
+
+
+def build_model(
+    name: str,
+    num_classes: int,
+    *,
+    stem: Stem = "standard",
+    width: float = 1.0,
+    pretrained: bool = False,
+    image_size: int = 224,
+    drop_path: float = 0.0,
+    heads: Sequence[str] = HEADS,
+    options: Mapping[str, Any] | None = None,
+    generator_seed: int | None = None,
+) -> Classifier:
+    """A timm network with linear heads, on the CPU, in train mode.
+
+    Args:
+        name: a timm architecture, with or without a weights tag ("resnet18.a1_in1k").
+        num_classes: K, outputs of every head.
+        stem: "cifar" puts one 3×3 stride-1 convolution in the place of the stem and its
+            max-pool, for images of 32 to 64 pixels (ResNet and ConvNeXt families).
+        width: factor on every channel count, rounded to multiples of 8 (and of what the
+            attention heads need); ResNet, ConvNeXt, Swin and ViT families.
+        pretrained: start from timm's published weights; needs them cached or a network.
+        image_size: pixels a side; networks of a fixed input size are built for it.
+        drop_path: rate of stochastic depth, 0 to 1.
+        heads: names of the linear heads.
+        options: further arguments of `timm.create_model`.
+        generator_seed: draw the weights from this seed and leave torch's own random state
+            alone; None draws from torch's.
+
+    Raises:
+        UsageError: unknown name, or arguments the network cannot take.
+        RunError: the pretrained weights could not be had.
+    """
+    spec = ModelSpec(
+        name, num_classes, stem, width, image_size, drop_path, tuple(heads), dict(options or {})
+    )
+    _check(spec, pretrained)
+    plan = timm_plan(spec)
+    with nullcontext() if generator_seed is None else _seeded(generator_seed):
+        backbone = _create(spec, plan.arguments, pretrained)
+        _replace(backbone, plan.replaced)
+        return Classifier(backbone, spec)
+
+
+def timm_plan(spec: ModelSpec) -> TimmPlan:
+    """What makes the spec's backbone with timm alone.
+
+    Raises:
+        UsageError: the family has no such stem or width.
+    """
+    import timm
+
+    arguments = dict(spec.options)
+    if spec.drop_path:
+        arguments["drop_path_rate"] = spec.drop_path
+    if timm.get_pretrained_cfg(spec.name).fixed_input_size:
+        arguments["img_size"] = spec.image_size
+    if spec.stem == "standard" and spec.width == 1:
+        return TimmPlan(arguments)
+    with torch.device("meta"):
+        original = _create(spec, arguments)
+    changes = _family_plan(spec.name, original)(original, spec)
+    return TimmPlan(arguments | changes.arguments, changes.replaced)
+
+
+def _check(spec: ModelSpec, pretrained: bool) -> None:
+    import timm
+
+    if not timm.is_model(spec.name):
+        names = timm.list_models()
+        near = difflib.get_close_matches(spec.name, names, n=3, cutoff=0.4)
+        raise UsageError(f"model {spec.name!r} is not in timm; nearest: {', '.join(near) or '-'}")
+    if spec.stem not in get_args(Stem):
+        raise UsageError(f"stem {spec.stem!r}: use one of {', '.join(get_args(Stem))}")
+    if spec.width <= 0 or spec.num_classes < 1 or not spec.heads:
+        raise UsageError(
+            f"model {spec.name}: width must be above 0, and classes and heads at least one"
+        )
+    if pretrained and (spec.stem != "standard" or spec.width != 1):
+        raise UsageError("pretrained weights fit only stem: standard and width: 1")
+
+
+def _create(spec: ModelSpec, arguments: dict[str, Any], pretrained: bool = False) -> Any:
+    """The timm network without its classifier; timm's many errors become one line."""
+    import timm
+
+    try:
+        return timm.create_model(spec.name, pretrained=pretrained, num_classes=0, **arguments)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UsageError(f"model {spec.name} with {arguments}: {_one_line(error)}") from error
+    except Exception as error:  # whatever the hub, its cache or the network raises
+        if not pretrained:
+            raise
+        raise RunError(
+            f"no pretrained weights of {spec.name} ({_one_line(error)}): go online once to cache"
+            " them, name a tag that timm has, or train from scratch with pretrained: false"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The CPU's random numbers from a seed, and its former state afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _replace(backbone: nn.Module, replaced: dict[str, dict[str, Any] | None]) -> None:
+    """Put the plan's modules into the backbone, initialised by the family's own rule."""
+    for path, arguments in replaced.items():
+        backbone.set_submodule(path, nn.Conv2d(**arguments) if arguments else nn.Identity())
+        if arguments:
+            _initialise_stem(backbone.get_submodule(path))
+
+
+def _initialise_stem(conv: Any) -> None:
+    """Timm's rules: ResNet's convolutions, which have no bias, by fan-out; ConvNeXt's by 0.02."""
+    if conv.bias is None:
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    else:
+        nn.init.trunc_normal_(conv.weight, std=0.02)
+        nn.init.zeros_(conv.bias)
+
+
+# What a stem or width means in each family. A plan reads the channel counts of the original
+# network (built without storage), so that it holds for every variant that timm has.
+
+_FamilyPlan = Callable[[Any, ModelSpec], TimmPlan]
+
+
+def _family_plan(name: str, original: nn.Module) -> _FamilyPlan:
+    from timm.models.convnext import ConvNeXt
+    from timm.models.resnet import ResNet
+    from timm.models.swin_transformer import SwinTransformer
+    from timm.models.swin_transformer_v2 import SwinTransformerV2
+    from timm.models.vision_transformer import VisionTransformer
+
+    families: dict[type, _FamilyPlan] = {
+        ResNet: _resnet_plan,
+        ConvNeXt: _convnext_plan,
+        SwinTransformer: _swin_plan,
+        SwinTransformerV2: _swin_plan,
+        VisionTransformer: _vit_plan,
+    }
+    for family, plan in families.items():
+        if isinstance(original, family):
+            return plan
+    raise UsageError(
+        f"model {name}: a width factor is for the ResNet, ConvNeXt, Swin and ViT families,"
+        " stem: cifar for ResNet and ConvNeXt"
+    )
+
+
+def _resnet_plan(original: Any, spec: ModelSpec) -> TimmPlan:
+    arguments: dict[str, Any] = {}
+    replaced: dict[str, dict[str, Any] | None] = {}
+    inplanes = original.bn1.num_features
+    if spec.width != 1:
+        inplanes = _scaled(inplanes, spec.width)
+        arguments = {"channels": _resnet_channels(original, spec), "stem_width": inplanes // 2}
+        if isinstance(original.conv1, nn.Conv2d):
+            # timm scales only its deep stems (to twice stem_width): ask for one, for the sake
+            # of what follows it, and put the single convolution back.
+            arguments["stem_type"] = "deep"
+            replaced["conv1"] = _conv(inplanes, kernel_size=7, stride=2, bias=False)
+    if spec.stem == "cifar":
+        replaced |= {"conv1": _conv(inplanes, bias=False), "maxpool": None}
+    return TimmPlan(arguments, replaced)
+
+
+def _resnet_channels(original: Any, spec: ModelSpec) -> tuple[int, ...]:
+    """Scaled planes of the stages (their outputs before a bottleneck's expansion)."""
+    block = original.layer1[0]
+    planes = [stage["num_chs"] // block.expansion for stage in original.feature_info[1:]]
+    channels = tuple(_scaled(count, spec.width) for count in planes)
+    # timm rounds the channels of a ResNeXt group down: they must not come to none.
+    groups = getattr(block.conv2, "groups", 1)
+    if groups > 1 and block.conv2.out_channels * channels[0] < groups * planes[0]:
+        raise UsageError(f"width {spec.width}: too narrow for the {groups} groups of {spec.name}")
+    return channels
+
+
+def _convnext_plan(original: Any, spec: ModelSpec) -> TimmPlan:
+    dims = tuple(_scaled(stage["num_chs"], spec.width) for stage in original.feature_info)
+    arguments: dict[str, Any] = {"dims": dims}
+    if spec.stem == "standard":
+        return TimmPlan(arguments)
+    stem = _conv(dims[0], bias=original.stem[0].bias is not None)
+    return TimmPlan(arguments | {"stem_type": "patch", "patch_size": 1}, {"stem.0": stem})
+
+
+def _swin_plan(original: Any, spec: ModelSpec) -> TimmPlan:
+    heads = [stage.blocks[0].attn.num_heads for stage in original.layers]
+    # Stage s has embed_dim·2^s channels, which its heads must divide.
+    needed = [count // math.gcd(count, 2**stage) for stage, count in enumerate(heads)]
+    return _transformer_plan(original, spec, math.lcm(*needed))
+
+
+def _vit_plan(original: Any, spec: ModelSpec) -> TimmPlan:
+    return _transformer_plan(original, spec, original.blocks[0].attn.num_heads)
+
+
+def _transformer_plan(original: Any, spec: ModelSpec, heads: int) -> TimmPlan:
+    if spec.stem == "cifar":
+        raise UsageError(
+            f"model {spec.name} has patches, not a stem: stem: cifar is for the ResNet and"
+            " ConvNeXt families; for small images set options: {patch_size: 4} or the like"
+        )
+    return TimmPlan({"embed_dim": _scaled(original.embed_dim, spec.width, math.lcm(8, heads))})
+
+
+def _scaled(channels: int, width: float, multiple: int = 8) -> int:
+    """The nearest multiple to channels × width, at least one multiple."""
+    return max(1, round(channels * width / multiple)) * multiple
+
+
+def _conv(
+    channels: int, kernel_size: int = 3, stride: int = 1, bias: bool = True
+) -> dict[str, Any]:
+    """A first convolution: arguments of `nn.Conv2d`, padded to keep size / stride."""
+    return {
+        "in_channels": 3,
+        "out_channels": channels,
+        "kernel_size": kernel_size,
+        "stride": stride,
+        "padding": kernel_size // 2,
+        "bias": bias,
+    }

@@ -1,0 +1,1 @@
+"""What a run gave, for people: pictures of mixes, curves, tables and one offline page."""

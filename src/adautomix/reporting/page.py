@@ -1,0 +1,214 @@
+"""The report: one HTML page that holds everything and asks for nothing."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adautomix.errors import UsageError
+from adautomix.reporting.figures import (
+    METRICS,
+    MISSING,
+    NETWORKS,
+    Group,
+    decimals,
+    differing,
+    duration,
+    final,
+    flatten,
+    groups,
+    peak_memory,
+    percent,
+    plus_minus,
+    thin,
+)
+from adautomix.reporting.plots import curves
+from adautomix.reporting.runs import Run, number_at, read_runs
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_MAX_SAMPLES = 4  # pictures of one run
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An embedded PNG with the words that stand for it."""
+
+    run: str
+    name: str
+    data: str
+
+
+def write_page(runs: Sequence[Path], out: Path) -> Path:
+    """Write the report of the run folders `runs` to the file `out`, and return its path.
+
+    The page is self-contained: styles, curves and pictures are inside it, scripts there are none.
+    Raises UsageError where `runs` is empty, one is no run folder, or `out` is a folder.
+    """
+    from markupsafe import Markup
+
+    out = Path(out)
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder: name the HTML file to write")
+    read = read_runs(runs)
+    html = _template().render(
+        title=_title(read),
+        sentence=summary_sentence(read),
+        runs=read,
+        networks=NETWORKS,
+        metrics=METRICS,
+        results=[_result(run) for run in read],
+        unfinished=[run for run in read if not run.finished],
+        splits=sorted({str(best["split"]) for run in read if "split" in (best := _best(run))}),
+        means=_means(read),
+        charts=[(chart, Markup(chart.svg)) for chart in curves(read)],
+        pictures=[picture for run in read for picture in _pictures(run)],
+        settings=_settings(read),
+        making=[(run, run.fact("command"), _making(run)) for run in read],
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(html, encoding="utf-8")
+    return out
+
+
+def _template() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2")
+
+
+def _title(runs: Sequence[Run]) -> str:
+    return f"{listing(_facts(runs, 'method'), 3)} on {listing(_facts(runs, 'data'), 3)}"
+
+
+def summary_sentence(runs: Sequence[Run]) -> str:
+    """What was compared, in one sentence."""
+    methods, seeds = _facts(runs, "method"), _facts(runs, "seed")
+    verb = "trains" if len(runs) == 1 else "compare" if len(methods) > 1 else "train"
+    parts = [
+        f"{_count(len(runs), 'run')} {verb} {listing(methods)} on {listing(_facts(runs, 'data'))}"
+        f" with {listing(_facts(runs, 'model'))}",
+        f"{listing(_facts(runs, 'epochs'))} epochs",
+        f"{'seeds' if len(seeds) > 1 else 'seed'} {listing(seeds)}",
+    ]
+    unfinished = sum(not run.finished for run in runs)
+    rest = f"; {unfinished} of them unfinished" if unfinished else ""
+    return f"{', '.join(parts)}{rest}."
+
+
+def listing(items: Iterable[str], limit: int = 8) -> str:
+    """Words in a row: "a", "a and b", "a, b and c"; "a, b and 7 more" beyond `limit`."""
+    words = list(items) or [MISSING]
+    if len(words) > limit:
+        words = [*words[: limit - 1], f"{len(words) - limit + 1} more"]
+    *head, last = words
+    return f"{', '.join(head)} and {last}" if head else last
+
+
+def _facts(runs: Sequence[Run], name: str) -> list[str]:
+    """The different values of one fact over the runs, in the order they turn up."""
+    values = (run.fact(name) for run in runs)
+    return list(dict.fromkeys(str(value) for value in values if value is not None))
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _best(run: Run) -> dict[str, Any]:
+    best = (run.summary or {}).get("best")
+    return best if isinstance(best, dict) else {}
+
+
+def _result(run: Run) -> dict[str, Any]:
+    """One row of the table of results, written out."""
+    best = _best(run)
+    return {
+        "run": run.name,
+        "method": run.method,
+        "seed": MISSING if run.fact("seed") is None else run.fact("seed"),
+        "state": "" if run.finished else _progress(run),
+        "figures": [m.show(run.figure(network, m.key)) for network in NETWORKS for m in METRICS],
+        "best": percent(number_at(best, "top1")),
+        "best_note": f"{best.get('network', '')}, epoch {best.get('epoch', MISSING)}"
+        if best
+        else "",
+        "seconds": duration(run.seconds),
+        "memory": decimals(0)(peak_memory(run)),
+    }
+
+
+def _progress(run: Run) -> str:
+    done = run.epoch_rows[-1].get("epoch", 0) if run.epoch_rows else 0
+    return f"unfinished: epoch {done} of {run.fact('epochs') or '?'}"
+
+
+def _means(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Rows of the table of means over seeds; none where no method was run with two seeds."""
+    found = groups(runs)
+    return [_mean(group) for group in found] if any(group.seeds > 1 for group in found) else []
+
+
+def _mean(group: Group) -> dict[str, Any]:
+    return {
+        "label": group.label,
+        "n": group.seeds,
+        "figures": [
+            plus_minus(group.interval(final(network, metric.key)), metric.show)
+            for network in NETWORKS
+            for metric in METRICS
+        ],
+        "seconds": plus_minus(group.interval(lambda run: run.seconds), duration),
+    }
+
+
+def _pictures(run: Run) -> list[Picture]:
+    return [
+        Picture(run.name, path.stem, base64.b64encode(path.read_bytes()).decode("ascii"))
+        for path in thin(run.samples, _MAX_SAMPLES)
+    ]
+
+
+def _settings(runs: Sequence[Run]) -> dict[str, list[tuple[str, list[str]]]]:
+    """Settings by dotted name with a value a run: those that differ, and all."""
+    tables = [flatten(run.config) for run in runs]
+    names = dict.fromkeys(name for table in tables for name in table)
+    rows = {name: [_written(table.get(name)) for table in tables] for name in names}
+    apart = differing(runs)
+    return {"differing": [(name, rows[name]) for name in apart], "all": list(rows.items())}
+
+
+def _written(value: Any) -> str:
+    return MISSING if value is None or value == "" else str(value)
+
+
+def _making(run: Run) -> list[tuple[str, str]]:
+    """How a run was made, as (term, text); the command apart, since it is set as code."""
+    summary = run.summary or {}
+    classes = [str(name) for name in summary.get("classes") or []]
+    versions = (summary.get("versions") or {}).items()
+    facts = {
+        "Machine": run.fact("device"),
+        "Precision": run.fact("precision"),
+        "Seed": run.fact("seed"),
+        "Commit": run.fact("commit"),
+        "Versions": ", ".join(f"{name} {version}" for name, version in versions),
+        "Epochs": run.fact("epochs"),
+        "Steps": _grouped(summary.get("steps")),
+        "Training images": _grouped(summary.get("train_images")),
+        "Test images": _grouped(summary.get("test_images")),
+        "Parameters": _grouped(summary.get("parameters")),
+        f"Classes ({len(classes)})" if classes else "Classes": ", ".join(classes),
+    }
+    return [(term, _written(value)) for term, value in facts.items()]
+
+
+def _grouped(count: int | None) -> str | None:
+    return None if count is None else f"{count:,}"

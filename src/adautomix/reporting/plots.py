@@ -1,0 +1,292 @@
+"""Curves of runs as SVG for the page, each with the numbers behind it.
+
+Colours are written as CSS variables (`--series-1` … with a fallback) and the ink as
+`currentColor`, so that one picture serves a light page, a dark page and a printer.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from math import ceil
+from typing import TYPE_CHECKING, Any, Literal
+
+from adautomix.reporting.figures import groups, percent, significant, thin
+from adautomix.reporting.runs import Row, Run, number_at
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+# Eight hues that stay apart under the common kinds of colour blindness (after Okabe and Ito),
+# darkened to at least 3:1 on white; the page lightens them for dark mode.
+PALETTE = ("#0a67a3", "#c4500a", "#0a7d5a", "#a94c86", "#7a6a00", "#2b8fb8", "#8c2f39", "#5d5d72")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_INK = "#123456"  # stands for currentColor while matplotlib, which does not know it, draws
+_MAX_POINTS = 400
+_MAX_TABLE_ROWS = 60
+
+LineStyle = Literal["-"] | tuple[float, tuple[float, ...]]
+_SOLID: LineStyle = "-"
+_DASHED: LineStyle = (0, (4, 1.6))
+_DOTTED: LineStyle = (0, (1, 1.4))
+
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 9,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.15,
+    "axes.formatter.useoffset": False,
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK
+    ),
+    "grid.color": _INK,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line a run: a dotted key into its rows, and how it is drawn and written."""
+
+    key: str
+    title: str
+    style: LineStyle
+    show: Callable[[float | None], str] = significant
+    scale: float = 1.0
+
+    def value(self, row: Row) -> float | None:
+        """The number this line shows of one row, in the unit of the file."""
+        return number_at(row, self.key.split("."))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes."""
+
+    label: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one chart shows: rows of one kind, in panels that share the epochs."""
+
+    slug: str
+    title: str
+    caption: str
+    kind: str
+    panels: tuple[Panel, ...]
+
+    @property
+    def lines(self) -> list[Line]:
+        """The lines of all panels."""
+        return [line for panel in self.panels for line in panel.lines]
+
+    def rows(self, run: Run) -> list[Row]:
+        """The rows of `run` in which at least one line has a value."""
+        rows = run.epoch_rows if self.kind == "epoch" else run.train_rows
+        return [row for row in rows if any(line.value(row) is not None for line in self.lines)]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawn chart: inline SVG, the words around it, and its numbers as a thinned table."""
+
+    slug: str
+    title: str
+    caption: str
+    svg: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+PLANS = (
+    Plan(
+        "accuracy",
+        "Test accuracy",
+        "Top-1 accuracy on the test images after each epoch. The distance from dashed to solid "
+        "is what the moving average gives; compare methods line style by line style.",
+        "epoch",
+        (
+            Panel(
+                "top-1 on test (%)",
+                (
+                    Line("teacher.top1", "teacher (moving average)", _SOLID, percent, 100),
+                    Line("student.top1", "student (trained network)", _DASHED, percent, 100),
+                ),
+            ),
+        ),
+    ),
+    Plan(
+        "training-accuracy",
+        "Training accuracy under mixing",
+        "Two readings of the student. The share of the true mixture that its prediction captures "
+        "stays well below 100 % even for a good network; the probe, unmixed training images, "
+        "says whether the network has learnt them. A probe far above the test accuracy is "
+        "over-fitting.",
+        "epoch",
+        (
+            Panel(
+                "student, training (%)",
+                (
+                    Line("probe", "unmixed training images", _DASHED, percent, 100),
+                    Line("captured", "share of mixture captured", _DOTTED, percent, 100),
+                ),
+            ),
+        ),
+    ),
+    Plan(
+        "loss",
+        "Training loss",
+        "The student's loss as it was minimised. Methods sum different terms on differently "
+        "hard images: look at the shape of one line, not at the height of one against another.",
+        "train",
+        (Panel("training loss", (Line("loss", "student (trained network)", _DASHED),)),),
+    ),
+    Plan(
+        "schedule",
+        "Learning rate and teacher momentum",
+        "What the run was told to do. The learning rate moves the student; the momentum is the "
+        "share of itself that the teacher keeps at each step.",
+        "train",
+        (
+            Panel("learning rate", (Line("lr", "learning rate (student)", _DASHED),)),
+            Panel("momentum", (Line("teacher_momentum", "momentum (teacher)", _SOLID),)),
+        ),
+    ),
+)
+
+
+def curves(runs: Sequence[Run]) -> list[Chart]:
+    """Draw every chart for which at least one run has logged numbers.
+
+    Student lines are dashed and teacher lines solid throughout. Runs that are seeds of one another
+    share a colour and marker; where there are no others, each run has its own.
+    """
+    import matplotlib
+
+    charts = []
+    for plan in PLANS:
+        if any(plan.rows(run) for run in runs):
+            with matplotlib.rc_context(_STYLE | {"svg.hashsalt": plan.slug}):
+                svg = _svg(_draw(plan, runs), plan)
+            columns = ("run", "epoch", *(line.title for line in plan.lines))
+            charts.append(
+                Chart(plan.slug, plan.title, plan.caption, svg, columns, _numbers(plan, runs))
+            )
+    return charts
+
+
+def _numbers(plan: Plan, runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    share = max(1, _MAX_TABLE_ROWS // len(runs))
+    return [
+        (run.name, significant(_epoch(row)), *(line.show(line.value(row)) for line in plan.lines))
+        for run in thin(runs, _MAX_TABLE_ROWS)
+        for row in thin(plan.rows(run), share)
+    ]
+
+
+def _epoch(row: Row) -> float | None:
+    return number_at(row, "epoch")
+
+
+def _draw(plan: Plan, runs: Sequence[Run]) -> "Figure":
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    families = _families(runs)
+    handles = _legend(plan, families)
+    columns = 2 if all(len(str(handle.get_label())) <= 26 for handle in handles) else 1
+    height = 1.5 + 0.8 * len(plan.panels) + 0.16 * ceil(len(handles) / columns)
+    figure = Figure(figsize=(4.4, height), layout="constrained")
+    all_axes = figure.subplots(len(plan.panels), sharex=True, squeeze=False)[:, 0]
+    for axes, panel in zip(all_axes, plan.panels, strict=True):
+        for i, members in enumerate(families.values()):
+            for run in members:
+                _plot(axes, panel, plan.rows(run), _look(i))
+        axes.set_ylabel(panel.label)
+    figure.align_ylabels()
+    all_axes[-1].set_xlabel("epoch")
+    all_axes[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.6
+    )
+    return figure
+
+
+def _plot(axes: "Axes", panel: Panel, rows: Sequence[Row], look: dict[str, Any]) -> None:
+    for line in panel.lines:
+        points = [(_epoch(row), y) for row in rows if (y := line.value(row)) is not None]
+        shown = [(x, line.scale * y) for x, y in thin(points, _MAX_POINTS) if x is not None]
+        every = max(1, len(shown) // 8)
+        axes.plot(*_unzip(shown), linestyle=line.style, markevery=every, **look)
+
+
+def _unzip(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _families(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs that share a colour: seeds of one another, or each its own where all are."""
+    found = groups(runs)
+    if len(found) == 1:
+        return {run.name: [run] for run in runs}
+    return {group.label: list(group.runs) for group in found}
+
+
+def _look(index: int) -> dict[str, Any]:
+    return {"color": PALETTE[index % len(PALETTE)], "marker": _MARKERS[index % len(_MARKERS)]}
+
+
+def _legend(plan: Plan, families: Iterable[str]) -> "list[Line2D]":
+    """Handles: a colour and marker for each family, then a line style for each line."""
+    from matplotlib.lines import Line2D
+
+    colours = [
+        # matplotlib leaves labels that begin with an underscore out of the legend.
+        Line2D([], [], label=_shorten(name.lstrip("_"), 50), linestyle="none", **_look(i))
+        for i, name in enumerate(families)
+    ]
+    styles = [Line2D([], [], label=s.title, linestyle=s.style, color=_INK) for s in plan.lines]
+    return colours + styles
+
+
+def _shorten(text: str, limit: int) -> str:
+    """Cut the middle out of a long name: runs tell themselves apart at both ends."""
+    text = " ".join(text.split())
+    if len(text) <= limit:
+        return text
+    half = (limit - 1) // 2
+    return f"{text[:half]}…{text[-half:]}"
+
+
+def _svg(figure: "Figure", plan: Plan) -> str:
+    """The figure as an inline, accessible SVG whose ids are unique to its slug."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with warnings.catch_warnings():
+        # The reader's browser sets the text, so letters that matplotlib's font lacks are no loss.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    body = buffer.getvalue().partition("<svg")[2]
+    attributes, _, body = body.partition(">")
+    box = re.search(r'viewBox="[^"]*"', attributes)
+    for before in (' id="', "url(#", 'href="#'):
+        body = body.replace(before, f"{before}{plan.slug}-")
+    body = body.replace(_INK, "currentColor")
+    for i, colour in enumerate(PALETTE, start=1):
+        body = body.replace(f": {colour}", f": var(--series-{i}, {colour})")
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'{box.group() if box else ""} role="img" aria-labelledby="{plan.slug}-title">'
+    )
+    return f'{head}<title id="{plan.slug}-title">{escape(plan.title)}</title>{body}'

@@ -1,0 +1,115 @@
+"""A run that is used and no longer trained: its networks, its classes, its images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from adautomix.config import TrainConfig
+from adautomix.data.pipeline import prepare_pictures
+from adautomix.errors import UsageError
+from adautomix.evaluation.accuracy import evaluating
+from adautomix.methods import Method
+from adautomix.models import Classifier
+from adautomix.training.checkpoint import load_checkpoint, read_checkpoint
+from adautomix.training.loop import build_networks
+from adautomix.training.run_folder import RunFolder
+from adautomix.training.runtime import pick_device
+
+Network = Literal["student", "teacher"]
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """The networks of a run folder, in evaluation mode.
+
+    Attributes:
+        folder: the run folder.
+        config: its settings.
+        card: what `data.json` holds: classes, image size, normalisation.
+        networks: "student" and "teacher".
+        method: the method with what it learned.
+        step: optimiser steps behind the weights.
+        device: where they are.
+    """
+
+    folder: Path
+    config: TrainConfig
+    card: dict[str, Any]
+    networks: dict[str, Classifier]
+    method: Method
+    step: int
+    device: torch.device
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, in the order of the outputs."""
+        return list(self.card["classes"])
+
+    def predict(self, pictures: Sequence[Path], network: Network = "teacher") -> Tensor:
+        """Class probabilities `[n, K]` of image files.
+
+        Raises:
+            UsageError: a file is missing or no image.
+        """
+        images = prepare_pictures(
+            pictures,
+            image_size=self.card["image_size"],
+            mean=self.card["mean"],
+            std=self.card["std"],
+        ).to(self.device)
+        model = self.networks[network]
+        with evaluating(model):
+            return model(images, head=self.method.eval_head).float().softmax(dim=1).cpu()
+
+
+def load_trained(
+    path: Path | str, *, which: Literal["last", "best"] = "last", device: str = "auto"
+) -> TrainedRun:
+    """The networks of a run, finished or not.
+
+    Args:
+        path: the run folder.
+        which: the newest checkpoint, or that of the best evaluation.
+        device: where to put them.
+
+    Raises:
+        UsageError: no run there, or nothing saved yet.
+        RunError: the checkpoint is damaged.
+    """
+    folder = RunFolder.open(Path(path))
+    config, card = folder.config(), folder.data_card()
+    where = pick_device(device)
+    if which == "best":
+        checkpoint = read_checkpoint(folder.path / "checkpoints" / "best")
+    else:
+        checkpoint, _ = load_checkpoint(folder.path)
+    # The weights come from the checkpoint, not from a hub.
+    fresh = config.model_copy(update={"pretrained": False})
+    student, method, teacher = build_networks(
+        fresh, num_classes=len(card["classes"]), image_size=card["image_size"], device=where
+    )
+    networks = {"student": student, "teacher": teacher.model}
+    for name, network in networks.items():
+        network.load_state_dict(checkpoint.part(name))
+        network.eval()
+    method.load_state_dict(checkpoint.part("method"))
+    return TrainedRun(
+        folder.path, config, card, networks, method.eval(), checkpoint.step, where
+    )
+
+
+def check_network(name: str) -> Network:
+    """The name of a network, checked.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if name == "student":
+        return "student"
+    if name == "teacher":
+        return "teacher"
+    raise UsageError(f"unknown network {name!r}: student or teacher (the moving average)")
