@@ -4,6 +4,10 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import functional as tv
+
 from adautomix.data.augment import (
     CropDraw,
     ResizedCropDraw,
@@ -17,9 +21,6 @@ from adautomix.data.augment import (
 )
 from adautomix.errors import UsageError
 from adautomix.rng import generator_at
-from torch import Tensor
-from torchvision.transforms import RandomResizedCrop
-from torchvision.transforms import functional as tv
 
 
 def random_images(batch: int, side: int, seed: int = 0) -> Tensor:
@@ -187,6 +188,18 @@ def test_resize_equals_torchvision_and_leaves_the_right_size_alone() -> None:
     assert resize(images, 8) is images
     expected = tv.resize(images.float(), [20, 20], antialias=True)
     torch.testing.assert_close(resize(images, 20), expected, atol=1e-3, rtol=0)
+
+
+def test_normalize_lets_gradients_through_after_inference() -> None:
+    mean, std = (0.11, 0.22, 0.33), (0.25, 0.5, 1.0)  # met nowhere else: nothing is kept yet
+    images = random_images(1, 4).float()
+    with torch.inference_mode():
+        normalize(images, mean, std)
+    images.requires_grad_()
+    normalize(images, mean, std).sum().backward()  # type: ignore[no-untyped-call]
+    assert images.grad is not None
+    expected = 1 / (255 * torch.tensor(std))
+    torch.testing.assert_close(images.grad[0, :, 0, 0], expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])

@@ -1,5 +1,6 @@
 """Reports: what is read, what is computed, what is drawn, and what the page may not do."""
 
+import io
 import json
 import re
 import shutil
@@ -22,11 +23,13 @@ from adautomix.reporting.figures import groups, percent, plus_minus, t_interval,
 from adautomix.reporting.grid import GAP, HEADER, LINE, TILE, Layout, MixRow, heat, mix_grid
 from adautomix.reporting.page import listing, summary_sentence, write_page
 from adautomix.reporting.plots import curves
-from adautomix.reporting.runs import Run, read_run, read_runs
+from adautomix.reporting.runs import read_run, read_runs
 from adautomix.reporting.tables import comparison_table
 from adautomix.rng import generator_at
 
 SCRIPT = "<script>alert(1)</script>"
+# s² = (9 + 1 + 16) / 2 = 13 over three seeds, and t(0.975, 2) = 4.30265 from a printed table.
+MEAN_OF_70_72_77 = f"73.00 ±\N{NO-BREAK SPACE}{4.30265 * (13 / 3) ** 0.5:.2f}"
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
@@ -322,7 +325,7 @@ def test_curves_follow_the_page_in_ink_and_colour(tmp_path: Path) -> None:
 
 
 def test_names_that_matplotlib_would_read_otherwise(tmp_path: Path) -> None:
-    runs = read_runs([make_run(tmp_path / "_$\\bad$"), make_run(tmp_path / "b" * 80)])
+    runs = read_runs([make_run(tmp_path / "_$\\bad$"), make_run(tmp_path / ("b" * 80))])
     svg = curves(runs)[0].svg
     assert "$\\bad$" in svg
     assert "b" * 24 + "…" + "b" * 24 in svg
@@ -379,7 +382,7 @@ def test_grid_enlarges_to_square_pixels(tmp_path: Path) -> None:
 
 def test_grid_shrinks_large_images_into_their_tile(tmp_path: Path) -> None:
     large = torch.full((1, 3, 300, 200), 77, dtype=torch.uint8)
-    row = mix_row(1, sources=large, mixed=large[0], masks=None)
+    row = mix_row(1, sources=large, mixed=large[0], masks=False)
     picture = np.asarray(Image.open(mix_grid([row], tmp_path / "grid.png")))
     layout = Layout(ways=1, rows=1)
     x, y = layout.mix_x, layout.y(0)
@@ -430,12 +433,10 @@ def test_grid_refuses_what_does_not_add_up(tmp_path: Path) -> None:
 
 
 def test_comparison_table_groups_seeds(compared: list[Path]) -> None:
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))
+    console = Console(width=160, file=io.StringIO(), record=True)
     console.print(comparison_table(read_runs(compared)))
     text = console.export_text()
-    # Seeds 70, 72 and 77 %: mean 73, s = √13, t(0.975, 2) = 4.30265.
-    half = 100 * 4.30265 * 0.13**0.5 / 10**0.5 / 3**0.5
-    assert f"73.00 ± {half:.2f}" in text.replace("\N{NO-BREAK SPACE}", " ")
+    assert MEAN_OF_70_72_77 in text
     assert "mean of 3 seeds" in text
     assert "going (unfinished)" in text
     assert "mean of 1" not in text
@@ -512,8 +513,7 @@ def test_page_prints_the_final_figures(compared: list[Path], tmp_path: Path) -> 
 
 def test_page_prints_means_over_seeds(compared: list[Path], tmp_path: Path) -> None:
     page = Page(write_page(compared, tmp_path / "page.html"))
-    # As in the terminal's table: 4.30265 · s / √3 with s² = (9 + 1 + 16) / 2 = 13.
-    assert f"73.00 ±\N{NO-BREAK SPACE}{4.30265 * (13 / 3) ** 0.5:.2f}" in page.text
+    assert MEAN_OF_70_72_77 in page.text
     assert page.text.count("one seed: no interval") == 1
     assert page.text.count("none finished") == 1
 
@@ -560,11 +560,12 @@ def test_page_never_scrolls_sideways(compared: list[Path], tmp_path: Path) -> No
                        return root.scrollWidth + "/" + root.clientWidth; }).join(" "); };
         </script>"""
     )
-    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
-    more = "--disable-component-update --disable-sync --allow-file-access-from-files --dump-dom"
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
+    more = "--disable-background-networking --disable-component-update --dump-dom"
+    profile = ["--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}"]
+    address = (tmp_path / "frames.html").as_uri()
     dumped = subprocess.run(
-        [str(CHROMIUM), *flags.split(), *more.split(), f"--user-data-dir={tmp_path / 'profile'}"]
-        + [(tmp_path / "frames.html").as_uri()],
+        [str(CHROMIUM), *flags.split(), *more.split(), *profile, address],
         capture_output=True,
         text=True,
         timeout=60,

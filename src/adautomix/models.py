@@ -10,6 +10,7 @@ do: timm's own rule differs from family to family, and a run should not depend o
 
 import difflib
 import math
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -230,7 +231,8 @@ def timm_plan(spec: ModelSpec) -> TimmPlan:
     arguments = dict(spec.options)
     if spec.drop_path:
         arguments["drop_path_rate"] = spec.drop_path
-    if timm.get_pretrained_cfg(spec.name).fixed_input_size:
+    card = timm.get_pretrained_cfg(spec.name)
+    if card is not None and card.fixed_input_size:
         arguments["img_size"] = spec.image_size
     if spec.stem == "standard" and spec.width == 1:
         return TimmPlan(arguments)
@@ -244,9 +246,12 @@ def _check(spec: ModelSpec, pretrained: bool) -> None:
     import timm
 
     if not timm.is_model(spec.name):
-        names = timm.list_models()
-        near = difflib.get_close_matches(spec.name, names, n=3, cutoff=0.4)
-        raise UsageError(f"model {spec.name!r} is not in timm; nearest: {', '.join(near) or '-'}")
+        near = difflib.get_close_matches(spec.name, timm.list_models(), n=3, cutoff=0.4)
+        hint = f"nearest: {', '.join(near)}" if near else "timm.list_models() names them all"
+        raise UsageError(f"model {spec.name!r} is not in timm; {hint}")
+    _, _, tag = spec.name.partition(".")
+    if tag and not timm.models.is_model_pretrained(spec.name):
+        raise UsageError(f"model {spec.name!r}: timm has no weights tagged {tag!r}")
     if spec.stem not in get_args(Stem):
         raise UsageError(f"stem {spec.stem!r}: use one of {', '.join(get_args(Stem))}")
     if spec.width <= 0 or spec.num_classes < 1 or not spec.heads:
@@ -263,19 +268,14 @@ def _create(spec: ModelSpec, arguments: dict[str, Any], pretrained: bool = False
 
     try:
         return timm.create_model(spec.name, pretrained=pretrained, num_classes=0, **arguments)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UsageError(f"model {spec.name} with {arguments}: {_one_line(error)}") from error
-    except Exception as error:  # whatever the hub, its cache or the network raises
-        if not pretrained:
-            raise
-        raise RunError(
-            f"no pretrained weights of {spec.name} ({_one_line(error)}): go online once to cache"
-            " them, name a tag that timm has, or train from scratch with pretrained: false"
-        ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # timm, torch, the hub and its cache raise all kinds
+        reason = textwrap.shorten(str(error) or type(error).__name__, 200)
+        if pretrained and not isinstance(error, TypeError):
+            raise RunError(
+                f"no pretrained weights for {spec.name} ({reason}): go online once to cache them,"
+                " or train from scratch with pretrained: false"
+            ) from error
+        raise UsageError(f"model {spec.name} with {arguments}: {reason}") from error
 
 
 @contextmanager
@@ -351,12 +351,14 @@ def _resnet_plan(original: Any, spec: ModelSpec) -> TimmPlan:
 
 def _resnet_channels(original: Any, spec: ModelSpec) -> tuple[int, ...]:
     """Scaled planes of the stages (their outputs before a bottleneck's expansion)."""
-    block = original.layer1[0]
-    planes = [stage["num_chs"] // block.expansion for stage in original.feature_info[1:]]
+    blocks = [getattr(original, stage["module"])[0] for stage in original.feature_info[1:]]
+    outputs = [stage["num_chs"] for stage in original.feature_info[1:]]
+    planes = [count // block.expansion for count, block in zip(outputs, blocks, strict=True)]
     channels = tuple(_scaled(count, spec.width) for count in planes)
     # timm rounds the channels of a ResNeXt group down: they must not come to none.
-    groups = getattr(block.conv2, "groups", 1)
-    if groups > 1 and block.conv2.out_channels * channels[0] < groups * planes[0]:
+    conv = blocks[0].conv2
+    groups = getattr(conv, "groups", 1)
+    if groups > 1 and conv.out_channels * channels[0] < groups * planes[0]:
         raise UsageError(f"width {spec.width}: too narrow for the {groups} groups of {spec.name}")
     return channels
 

@@ -180,7 +180,8 @@ def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 def _affine(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    deviation = torch.tensor(std, dtype=torch.float64)[:, None, None]
-    scale = 1 / (255 * deviation)
-    shift = -torch.tensor(mean, dtype=torch.float64)[:, None, None] / deviation
-    return scale.float().to(device), shift.float().to(device)
+    with torch.inference_mode(False):  # kept ones may meet images that want a gradient
+        deviation = torch.tensor(std, dtype=torch.float64)[:, None, None]
+        scale = 1 / (255 * deviation)
+        shift = -torch.tensor(mean, dtype=torch.float64)[:, None, None] / deviation
+        return scale.float().to(device), shift.float().to(device)

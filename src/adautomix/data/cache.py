@@ -8,8 +8,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def load_entry(folder: Path, images: int) -> Entry | None:
 
 
 def store_entry(
-    folder: Path, shape: tuple[int, ...], chunks: Iterator[tuple[Pixels, BadRows]]
+    folder: Path, shape: tuple[int, ...], chunks: Generator[tuple[Pixels, BadRows]]
 ) -> Entry:
     """Write decoded chunks as they come, in the place of any entry that is there; load it.
 
@@ -66,7 +66,7 @@ def store_entry(
     moments: list[Moments] = []
     bad: BadRows = {}
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    with _writing(folder) as beside:
+    with closing(chunks), _writing(folder) as beside:
         with (beside / "pixels.npy").open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             for pixels, unreadable in chunks:

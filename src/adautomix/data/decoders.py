@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -110,7 +110,7 @@ def ahead(begun: Iterable[Item], depth: int) -> Iterator[Item]:
 
 def decode_all(
     paths: Sequence[str], side: int, *, workers: int | None, progress: bool
-) -> Iterator[tuple[Pixels, BadRows]]:
+) -> Generator[tuple[Pixels, BadRows]]:
     """Decode every file, chunk by chunk: pixels `[k, side, side, 3]` and which are unreadable."""
 
     def begin(start: int) -> tuple[int, Pixels, Future[BadRows]]:

@@ -1,7 +1,7 @@
 """A folder of images: decoded once into the cache, or at every reading if it is too big."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,16 @@ from adautomix.data.color import Color, Pixels, image_moments, mean_and_std
 from adautomix.data.decode import is_readable
 from adautomix.data.decoders import BadRows, Decoders, decode_all
 from adautomix.data.folder import list_folder
-from adautomix.data.sets import SMALL, Collection, InMemory, OnDisk, Split, stored_side, suited_crop
+from adautomix.data.sets import SMALL, Collection, InMemory, OnDisk, Split, suited_crop
 from adautomix.errors import UsageError
 
 _LARGE = 224  # what the network sees of images that are larger or of several sizes
 _SAMPLE = 2048  # training images that a set too big for memory is measured on
+
+
+def stored_side(image_size: int) -> int:
+    """Side of the squares kept for a network that sees `image_size`: room to crop from."""
+    return image_size if suited_crop(image_size) == "pad" else round(image_size * 256 / 224)
 
 
 class ImageFolder:
@@ -45,7 +50,7 @@ class ImageFolder:
         if image_size is None:
             image_size = int(remembered(self.cache / "size", lambda: _natural_size(self.paths)))
         self.image_size = image_size
-        self.side = stored_side(image_size, suited_crop(image_size))
+        self.side = stored_side(image_size)
 
     def read(self, *, skip_bad: bool, memory_limit: int) -> Collection:
         """The folder's images, in memory if they take at most `memory_limit` bytes.
@@ -54,31 +59,20 @@ class ImageFolder:
         in memory this is found out only for `skip_bad`, else when they are met.
         """
         labels = torch.tensor(self.listing.labels)
-        if len(self.paths) * self.side**2 * 3 <= memory_limit:
-            entry = self._entry()
-            pixels = torch.from_numpy(entry.pixels)
-            images = InMemory(pixels, torch.arange(len(labels)), labels)
-            moments = entry.moments
-            return self._collection(
-                images, entry.bad, skip_bad, lambda rows: mean_and_std(moments[rows.numpy()])
-            )
-        files = OnDisk(self.paths, self.side, Decoders(self.workers), labels)
-        bad = self._tried() if skip_bad else {}
-        return self._collection(files, bad, skip_bad, self._measure_sample)
+        if len(self.paths) * self.side**2 * 3 > memory_limit:
+            files = OnDisk(self.paths, self.side, Decoders(self.workers), labels)
+            return self._collection(files, self._tried() if skip_bad else {}, self._measure_sample)
+        entry = self._entry()
+        if not skip_bad:
+            _refuse(self.paths, entry.bad)
+        images = InMemory(torch.from_numpy(entry.pixels), torch.arange(len(labels)), labels)
+        return self._collection(
+            images, entry.bad, lambda rows: mean_and_std(entry.moments[rows.numpy()])
+        )
 
     def _collection(
-        self,
-        images: Split,
-        bad: BadRows,
-        skip_bad: bool,
-        measure: Callable[[Tensor], tuple[Color, Color]],
+        self, images: Split, bad: BadRows, measure: Callable[[Tensor], tuple[Color, Color]]
     ) -> Collection:
-        if bad and not skip_bad:
-            row, reason = next(iter(bad.items()))
-            raise UsageError(
-                f"cannot read image {self.paths[row]}: {reason} (one of {len(bad)} unreadable); "
-                "mend or remove it, or set skip_bad to go on without such files"
-            )
         given = {
             split: torch.tensor([row for row in rows if row not in bad], dtype=torch.int64)
             for split, rows in self.listing.given.items()
@@ -116,15 +110,25 @@ class ImageFolder:
         name = hashlib.blake2b(sample.numpy().tobytes(), digest_size=8).hexdigest()
 
         def measure() -> tuple[Color, Color]:
-            return mean_and_std(
-                np.concatenate([image_moments(pixels) for pixels, _ in self._decode(paths)])
-            )
+            moments = []
+            for pixels, bad in self._decode(paths):
+                _refuse(paths, bad)
+                moments.append(image_moments(pixels))
+            return mean_and_std(np.concatenate(moments))
 
         mean, std = remembered(self.cache / f"color-{self.side}-{name}", measure)
         return tuple(mean), tuple(std)
 
-    def _decode(self, paths: Sequence[str]) -> Iterator[tuple[Pixels, BadRows]]:
+    def _decode(self, paths: Sequence[str]) -> Generator[tuple[Pixels, BadRows]]:
         return decode_all(paths, self.side, workers=self.workers, progress=self.progress)
+
+
+def _refuse(paths: Sequence[str], bad: BadRows) -> None:
+    for row, reason in bad.items():
+        raise UsageError(
+            f"cannot read image {paths[row]}: {reason} (one of {len(bad)} unreadable); mend or "
+            "remove it, or set skip_bad to go on without such files"
+        )
 
 
 def _natural_size(paths: Sequence[str]) -> int:

@@ -14,9 +14,7 @@ from adautomix.data.sets import Color
 from adautomix.errors import UsageError
 
 
-def prepare_pictures(
-    paths: Sequence[Path], *, image_size: int, mean: Color, std: Color
-) -> Tensor:
+def prepare_pictures(paths: Sequence[Path], *, image_size: int, mean: Color, std: Color) -> Tensor:
     """Normalised float32 images `[n, 3, image_size, image_size]`.
 
     Args:

@@ -15,18 +15,13 @@ from adautomix.errors import RunError
 _CHUNK = 16  # images of a batch that one decoding process takes
 _PREFETCH = 4  # batches decoded ahead
 
-SMALL = 96  # up to this side, images are kept as the network sees them
+SMALL = 96  # up to this side, images are shifted within padding; larger ones are zoomed into
 Crop = Literal["pad", "resized"]
 
 
 def suited_crop(image_size: int) -> Crop:
     """The random crop that suits images of this side."""
     return "pad" if image_size <= SMALL else "resized"
-
-
-def stored_side(image_size: int, crop: str) -> int:
-    """Side of the squares kept for a network that sees `image_size`."""
-    return round(image_size * 256 / 224) if crop == "resized" else image_size
 
 
 class Split(Protocol):
@@ -79,7 +74,7 @@ class ImageData:
 
 @dataclass(frozen=True)
 class Collection:
-    """Labelled images before anything is held out."""
+    """What one source gives: labelled images before anything is held out."""
 
     classes: tuple[str, ...]
     images: Split
@@ -89,8 +84,11 @@ class Collection:
     measure: Callable[[Tensor], tuple[Color, Color]]
     """Mean and deviation of the pixels of the images at some rows."""
     pad: int
+    """Pixels of padding that suit the "pad" crop."""
     flip: bool = True
+    """Whether mirrored images belong to the same class."""
     bad_files: tuple[str, ...] = ()
+    """Unreadable files that were left out."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,8 @@ class InMemory:
 
     def to(self, device: torch.device) -> Self:
         """The split with only its own images copied to `device`."""
-        if device == self.images.device:
+        here = self.images.device
+        if device.type == here.type and device.index in (None, here.index):
             return self
         rows = torch.arange(len(self), device=device)
         images = self.images.index_select(0, self.rows)

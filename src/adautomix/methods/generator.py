@@ -65,7 +65,9 @@ class MixGenerator(nn.Module):
         M·N; the constant λ plane adds λ_n times its column of weights.
         """
         weight = conv.weight[:, : features.shape[1]]
-        projected = F.conv2d(features, weight, conv.bias).flatten(2)[perm]
+        projected = F.conv2d(features, weight, conv.bias).flatten(2)
+        # index_select and not [perm]: the backward of that adds up in no fixed order.
+        projected = projected.index_select(0, perm.flatten()).unflatten(0, perm.shape)
         if self.lam_embedding:
             plane = conv.weight[:, -1, 0, 0]
             projected = projected + (lam[:, :, None] * plane)[..., None]

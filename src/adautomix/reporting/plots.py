@@ -5,9 +5,8 @@ Colours are written as CSS variables (`--series-1` … with a fallback) and the 
 """
 
 import io
-import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil
@@ -204,13 +203,13 @@ def _draw(plan: Plan, runs: Sequence[Run]) -> "Figure":
     from matplotlib.ticker import MaxNLocator
 
     families = _families(runs)
-    handles = _legend(plan, families)
+    handles = _legend(plan, [name for name, _ in families])
     columns = 2 if all(len(str(handle.get_label())) <= 26 for handle in handles) else 1
     height = 1.5 + 0.8 * len(plan.panels) + 0.16 * ceil(len(handles) / columns)
     figure = Figure(figsize=(4.4, height), layout="constrained")
     all_axes = figure.subplots(len(plan.panels), sharex=True, squeeze=False)[:, 0]
     for axes, panel in zip(all_axes, plan.panels, strict=True):
-        for i, members in enumerate(families.values()):
+        for i, (_, members) in enumerate(families):
             for run in members:
                 _plot(axes, panel, plan.rows(run), _look(i))
         axes.set_ylabel(panel.label)
@@ -225,29 +224,30 @@ def _draw(plan: Plan, runs: Sequence[Run]) -> "Figure":
 
 def _plot(axes: "Axes", panel: Panel, rows: Sequence[Row], look: dict[str, Any]) -> None:
     for line in panel.lines:
-        points = [(_epoch(row), y) for row in rows if (y := line.value(row)) is not None]
-        shown = [(x, line.scale * y) for x, y in thin(points, _MAX_POINTS) if x is not None]
-        every = max(1, len(shown) // 8)
-        axes.plot(*_unzip(shown), linestyle=line.style, markevery=every, **look)
+        points = [
+            (x, line.scale * y)
+            for row in rows
+            if (x := _epoch(row)) is not None and (y := line.value(row)) is not None
+        ]
+        points = thin(points, _MAX_POINTS)
+        every = max(1, len(points) // 8)
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        axes.plot(xs, ys, linestyle=line.style, markevery=every, **look)
 
 
-def _unzip(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
-
-
-def _families(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def _families(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
     """The runs that share a colour: seeds of one another, or each its own where all are."""
     found = groups(runs)
     if len(found) == 1:
-        return {run.name: [run] for run in runs}
-    return {group.label: list(group.runs) for group in found}
+        return [(run.name, [run]) for run in runs]
+    return [(group.label, list(group.runs)) for group in found]
 
 
 def _look(index: int) -> dict[str, Any]:
     return {"color": PALETTE[index % len(PALETTE)], "marker": _MARKERS[index % len(_MARKERS)]}
 
 
-def _legend(plan: Plan, families: Iterable[str]) -> "list[Line2D]":
+def _legend(plan: Plan, families: Sequence[str]) -> "list[Line2D]":
     """Handles: a colour and marker for each family, then a line style for each line."""
     from matplotlib.lines import Line2D
 
@@ -270,16 +270,19 @@ def _shorten(text: str, limit: int) -> str:
 
 
 def _svg(figure: "Figure", plan: Plan) -> str:
-    """The figure as an inline, accessible SVG whose ids are unique to its slug."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with warnings.catch_warnings():
         # The reader's browser sets the text, so letters that matplotlib's font lacks are no loss.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    body = buffer.getvalue().partition("<svg")[2]
-    attributes, _, body = body.partition(">")
-    box = re.search(r'viewBox="[^"]*"', attributes)
+    width, height = 72 * figure.get_size_inches()
+    return _inline(buffer.getvalue(), plan, f"0 0 {width:g} {height:g}")
+
+
+def _inline(svg: str, plan: Plan, box: str) -> str:
+    """A file's SVG for use inside a page: titled, free to grow, its ids unique to its slug."""
+    body = svg.partition("<svg")[2].partition(">")[2]
     for before in (' id="', "url(#", 'href="#'):
         body = body.replace(before, f"{before}{plan.slug}-")
     body = body.replace(_INK, "currentColor")
@@ -287,6 +290,6 @@ def _svg(figure: "Figure", plan: Plan) -> str:
         body = body.replace(f": {colour}", f": var(--series-{i}, {colour})")
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'{box.group() if box else ""} role="img" aria-labelledby="{plan.slug}-title">'
+        f'viewBox="{box}" role="img" aria-labelledby="{plan.slug}-title">'
     )
     return f'{head}<title id="{plan.slug}-title">{escape(plan.title)}</title>{body}'

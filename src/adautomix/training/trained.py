@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adautomix.config import TrainConfig
-from adautomix.data.pipeline import prepare_pictures
+from adautomix.data.pictures import prepare_pictures
 from adautomix.errors import UsageError
 from adautomix.evaluation.accuracy import evaluating
 from adautomix.methods import Method
