@@ -80,9 +80,9 @@ class TinyClassifier(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 8, 3, stride=2, padding=1)
         self.conv2 = nn.Conv2d(8, 16, 3, stride=2, padding=1)
-        self.bn1: nn.Module = nn.BatchNorm2d(8) if batch_norm else nn.Identity()
-        self.bn2: nn.Module = nn.BatchNorm2d(16) if batch_norm else nn.Identity()
-        self.heads = nn.ModuleDict({"clean": nn.Linear(16, classes), "mixed": nn.Linear(16, classes)})
+        self.bn1: Any = nn.BatchNorm2d(8) if batch_norm else nn.Identity()
+        self.bn2: Any = nn.BatchNorm2d(16) if batch_norm else nn.Identity()
+        self.heads = nn.ModuleDict({name: nn.Linear(16, classes) for name in ("clean", "mixed")})
 
     def default_tap(self) -> int:
         return 1
@@ -90,7 +90,7 @@ class TinyClassifier(nn.Module):
     def tap_shape(self, tap: int) -> tuple[int, int, int]:
         return 8, 8, 8
 
-    def features(self, images: Tensor, tap: int | None = None) -> Features:
+    def features(self, images: Tensor, tap: int | None = None) -> Any:
         feature = self.bn1(self.conv1(images)).relu()
         last = self.bn2(self.conv2(feature)).relu()
         return Features(pooled=last.mean(dim=(2, 3)), tap=feature)

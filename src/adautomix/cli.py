@@ -35,9 +35,7 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
 Run = Annotated[Path, typer.Argument(help="run folder")]
 Runs = Annotated[list[Path], typer.Argument(help="run folders")]
 Pictures = Annotated[list[Path], typer.Argument(help="image files")]
-NetworkName = Annotated[
-    str, typer.Option("--network", help="teacher (moving average) or student")
-]
+NetworkName = Annotated[str, typer.Option("--network", help="teacher (moving average) or student")]
 Which = Annotated[str, typer.Option(help="checkpoint: last or best")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto")]
 
@@ -85,9 +83,7 @@ def read_flags(words: Sequence[str]) -> dict[str, Any]:
     return flags
 
 
-def settings_of(
-    context: typer.Context, recipe: str | None, config: Path | None
-) -> dict[str, Any]:
+def settings_of(context: typer.Context, recipe: str | None, config: Path | None) -> dict[str, Any]:
     """Nested settings from a recipe, a file and the flags that typer left over."""
     from adautomix.config import merge, nest, read_recipe, read_yaml
 
@@ -199,7 +195,9 @@ def compare(
     context: typer.Context,
     methods: Annotated[str, typer.Option(help="comma-separated")] = "vanilla,adautomix",
     seeds: Annotated[str, typer.Option(help="comma-separated numbers")] = "0,1,2",
-    folder: Annotated[Path, typer.Option("--out", help="folder of the runs")] = Path("runs/compare"),
+    folder: Annotated[Path, typer.Option("--out", help="folder of the runs")] = Path(
+        "runs/compare"
+    ),
     recipe: Recipe = None,
     config: ConfigFile = None,
     as_json: Json = False,
@@ -334,7 +332,9 @@ def predict(
         for ks, ps in zip(indices.tolist(), values.tolist(), strict=True)
     ]
     if as_json:
-        print_json([{"image": str(i), "classes": dict(b)} for i, b in zip(images, best, strict=True)])
+        print_json(
+            [{"image": str(i), "classes": dict(b)} for i, b in zip(images, best, strict=True)]
+        )
         return
     rows = [
         (str(image), ", ".join(f"{name} {p:.1%}" for name, p in classes))

@@ -1,12 +1,12 @@
 """Any method inside somebody else's training loop.
 
-    method = adautomix.create_method("adautomix", model=model, num_classes=100, steps=10_000)
-    optimizer = torch.optim.SGD([*model.parameters(), *method.parameters()], lr=0.1)
-    for images, labels in batches:
-        loss = method(images, labels)
-        optimizer.zero_grad(); loss.backward(); optimizer.step()
-        method.after_step()
-    method.teacher   # the moving average of the model, ready to be evaluated
+method = adautomix.create_method("adautomix", model=model, num_classes=100, steps=10_000)
+optimizer = torch.optim.SGD([*model.parameters(), *method.parameters()], lr=0.1)
+for images, labels in batches:
+loss = method(images, labels)
+optimizer.zero_grad(); loss.backward(); optimizer.step()
+method.after_step()
+method.teacher   # the moving average of the model, ready to be evaluated
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ class MethodInLoop(nn.Module):
     """
 
     def __init__(
-        self, method: Method, model: nn.Module, teacher: Teacher, momentum: list[float]
+        self, method: Method, model: nn.Module, teacher: Teacher[nn.Module], momentum: list[float]
     ) -> None:
         super().__init__()
         self.method = method

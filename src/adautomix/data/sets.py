@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, Self
 
 import torch
@@ -65,6 +65,11 @@ class ImageData:
     """Whether mirrored images belong to the same class."""
     bad_files: tuple[str, ...]
     """Unreadable files that were left out."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same set with its splits on `device`."""
+        val = self.val and self.val.to(device)
+        return replace(self, train=self.train.to(device), val=val, test=self.test.to(device))
 
     def splits(self) -> dict[str, Split]:
         """The splits there are, by name."""

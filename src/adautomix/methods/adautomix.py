@@ -6,7 +6,8 @@ Computes, for N images a mix (B images a batch, λ a point of the simplex, π pe
 
     masks      M = generator(teacher's feature map of stage `tap`), Σ_n M_n = 1   [B, N, H, W]
     mix        x_mix = Σ_n M_n ⊙ x[π_n],  y_mix = Σ_n λ_n y[π_n]
-    classifier L_C = CE(mixed(x_mix), y_mix) + (1-α) CE(clean(x), y) + α CE(mixed(Σ λ_n x[π_n]), y_mix)
+    classifier L_C = CE(mixed(x_mix), y_mix) + (1-α) CE(clean(x), y) + α CE(mixed(x_lin), y_mix),
+               x_lin = Σ_n λ_n x[π_n], plain Mixup of the same images
     generator  L_T = CE(teacher(x'_mix), y'_mix),  L_S = CE(student(x'_mix), y'_mix),
                cos = mean_b Σ_n λ_n cosine(teacher(x'_mix), teacher(x[π'_n]))
                paper:        -(L_S - β L_T + (1-β) cos) at every step (equations 11, 15, 16)
@@ -65,7 +66,9 @@ class AdAutoMixSettings(MethodSettings):
     random_n: bool = Field(False, description="draw N from {2..n} at every step")
     beta_parameter: float = Field(1.0, gt=0, description="a of u ~ Beta(a, a); λ_n = u_n / Σu")
     per_sample: bool = Field(False, description="one λ a mix instead of one a batch")
-    alpha: float = Field(0.5, ge=0, le=1, description="α, weight of the Mixup against the clean term")
+    alpha: float = Field(
+        0.5, ge=0, le=1, description="α, weight of the Mixup term; 1 - α the clean"
+    )
     beta: float = Field(0.3, ge=0, le=1, description="β, weight of the teacher against the cosine")
     lam_margin: float = Field(
         0.03, ge=0, lt=0.5, description="plain Mixup where λ_1 is this close to 0 or 1"
@@ -169,8 +172,8 @@ class AdAutoMix(Method):
 
     def __init__(self, settings: AdAutoMixSettings, **common: Any) -> None:
         super().__init__(settings, **common)
-        model: Classifier | None = common.get("model")
-        if model is None:
+        model: Any = common.get("model")
+        if not hasattr(model, "tap_shape"):
             raise UsageError("adautomix looks inside the network: pass model=build_model(...)")
         self.tap = settings.tap or model.default_tap()
         channels, _, _ = model.tap_shape(self.tap)

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from adautomix.errors import UsageError
-from adautomix.models import Classifier
 from adautomix.rng import generator_at
 
 
@@ -180,7 +179,7 @@ class Method(nn.Module, ABC):
         num_classes: int,
         seed: int = 0,
         label_smoothing: float = 0.0,
-        model: Classifier | None = None,
+        model: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.settings: Any = settings
@@ -253,7 +252,7 @@ class Method(nn.Module, ABC):
         generator = generator_at(self.seed, step, f"mix/{self.name}/{part}")
         return self.draw(images, generator, step).to(images.device)
 
-    def after_step(self, step: int) -> None:  # noqa: B027 - a hook, not a duty
+    def after_step(self, step: int) -> None:
         """Called once the optimiser has stepped; most methods have nothing to do."""
 
     def learning_rates(self, lr: float, min_lr: float) -> tuple[float, float]:

@@ -56,7 +56,8 @@ class MixGenerator(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             maps = cross_attention(query.float(), key.float(), value.float())
             maps = maps.unflatten(2, features.shape[2:])
-            return self._upsample(maps, size).softmax(dim=1)
+            masks: Tensor = self._upsample(maps, size).softmax(dim=1)
+            return masks
 
     def _project(self, conv: nn.Conv2d, features: Tensor, perm: Tensor, lam: Tensor) -> Tensor:
         """A 1×1 convolution of every source, `[M, N, C', hw]`.
@@ -75,7 +76,8 @@ class MixGenerator(nn.Module):
 
     def _upsample(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
         align_corners = False if self.upsampling == "bilinear" else None
-        return F.interpolate(maps, size, mode=self.upsampling, align_corners=align_corners)
+        large: Tensor = F.interpolate(maps, size, mode=self.upsampling, align_corners=align_corners)
+        return large
 
 
 def cross_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -94,4 +96,5 @@ def cross_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
     others = key.sum(dim=1, keepdim=True) - key
     scores = query.transpose(2, 3) @ others / query.shape[2] ** 0.5
-    return (scores.softmax(dim=-1) @ value.transpose(2, 3)).squeeze(-1)
+    maps: Tensor = scores.softmax(dim=-1) @ value.transpose(2, 3)
+    return maps.squeeze(-1)

@@ -44,9 +44,7 @@ class Timing:
 def random_images(count: int, classes: int, size: int) -> ImageData:
     """A made-up data set: noise, with labels in turn."""
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(
-        256, (count, size, size, 3), generator=generator, dtype=torch.uint8
-    )
+    pixels = torch.randint(256, (count, size, size, 3), generator=generator, dtype=torch.uint8)
     split = InMemory(pixels, torch.arange(count), torch.arange(count) % classes)
     names = tuple(f"class {k}" for k in range(classes))
     grey, half = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -109,10 +107,15 @@ def endless(trainer: Trainer) -> Any:
 
 def time_step(trainer: Trainer, batches: Any) -> float:
     """Seconds from asking for a batch to the end of its step."""
-    wait = torch.cuda.synchronize if trainer.device.type == "cuda" else lambda: None
-    wait()
+    wait_for(trainer.device)
     started = time.perf_counter()
     trainer.train_step(*next(batches))
-    wait()
+    wait_for(trainer.device)
     trainer.step += 1
     return time.perf_counter() - started
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

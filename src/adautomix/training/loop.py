@@ -70,7 +70,7 @@ def load_images(config: TrainConfig, *, progress: bool = True) -> ImageData:
 
 def build_networks(
     config: TrainConfig, *, num_classes: int, image_size: int, device: torch.device
-) -> tuple[Classifier, Method, Teacher]:
+) -> tuple[Classifier, Method, Teacher[Classifier]]:
     """The student, the method and the teacher at the start of a run."""
     cls = find_method(config.method)
     seed = seed_at(config.seed, 0, "weights")
@@ -124,9 +124,7 @@ class Trainer:
     ) -> None:
         self.config, self.folder, self.command = config, folder, command
         self.device = pick_device(config.device)
-        self.data = dataclasses.replace(
-            data, **{name: split.to(self.device) for name, split in data.splits().items()}
-        )
+        self.data = data.to(self.device)
         self.batches = train_batches(config, self.data, self.device)
         self.student, self.method, self.teacher = build_networks(
             config,
@@ -142,9 +140,7 @@ class Trainer:
         if config.compile:
             setattr(self.method, "terms", torch.compile(self.method.terms))  # noqa: B010
         self.optimizer = build_optimizer(config, self.student, self.method)
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=config.precision == "fp16"
-        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.steps = config.epochs * self.batches.steps_per_epoch
         warmup = round(config.warmup_epochs * self.batches.steps_per_epoch)
         self.lr_shares = cosine_schedule(self.steps, warmup)
@@ -296,7 +292,7 @@ class Trainer:
 
     def networks(self) -> dict[str, Classifier]:
         """The trained network and its moving average."""
-        return {"student": self.student, "teacher": self.teacher.model}  # type: ignore[dict-item]
+        return {"student": self.student, "teacher": self.teacher.model}
 
     def evaluate(self) -> dict[str, Any]:
         """Scores of both networks on held-out images, and the probe."""
@@ -324,9 +320,7 @@ class Trainer:
         generator = generator_at(self.config.seed, 0, "probe")
         rows = torch.randperm(len(self.data.train), generator=generator)[:count]
         some = self.data.train.subset(rows)
-        images, labels = next(
-            eval_batches(some, self.data, batch_size=count, device=self.device)
-        )
+        images, labels = next(eval_batches(some, self.data, batch_size=count, device=self.device))
         with evaluating(self.student):
             predicted = self.student(images, head=self.method.eval_head).argmax(dim=1)
         return float((predicted == labels).double().mean())

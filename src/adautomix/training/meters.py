@@ -38,7 +38,9 @@ class Meters:
         if not self._sums:
             return {}
         sums = torch.stack(list(self._sums.values())).tolist()
-        return {name: total / self._counts[name] for name, total in zip(self._sums, sums)}
+        return {
+            name: total / self._counts[name] for name, total in zip(self._sums, sums, strict=True)
+        }
 
     def reset(self) -> None:
         """Forget everything and restart the clock."""

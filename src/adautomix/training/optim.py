@@ -25,9 +25,7 @@ def build_optimizer(
         ),
     ]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(
-            groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True
-        )
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
     return torch.optim.SGD(
         groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
     )
@@ -37,7 +35,8 @@ def parameter_groups(
     parameters: Iterable[nn.Parameter], config: TrainConfig, max_lr: float, min_lr: float
 ) -> list[dict[str, Any]]:
     """Parameters with and without weight decay; empty groups are left out."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in parameters:
         (decayed if config.decay_1d or parameter.ndim > 1 else plain).append(parameter)
     rates = {"lr": max_lr, "max_lr": max_lr, "min_lr": min_lr}

@@ -11,7 +11,7 @@ from adautomix.config import make_config, merge
 from adautomix.data.pictures import prepare_pictures
 from adautomix.data.pipeline import eval_batches
 from adautomix.data.sets import ImageData
-from adautomix.methods import METHODS
+from adautomix.methods import METHODS, find_method
 from adautomix.reporting.grid import MixRow
 from adautomix.reporting.preview import mix_rows
 from adautomix.rng import generator_at
@@ -45,11 +45,13 @@ def preview_rows(
     if run is not None:
         return trained_rows(run, files, count)
     names = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
-    configs = [make_config(merge(values, {"method": name})) for name in names]
+    configs = [make_config(merge(lively(name), values) | {"method": name}) for name in names]
     data = None if files else load_images(configs[0])
     rows: list[MixRow] = []
     for config in configs:
-        batch = picture_batch(files, PICTURE_SIZE) if data is None else data_batch(data, config.seed)
+        batch = (
+            picture_batch(files, PICTURE_SIZE) if data is None else data_batch(data, config.seed)
+        )
         size = batch["images"].shape[-1]
         classes = len(batch["classes"])
         student, method, teacher = build_networks(
@@ -58,6 +60,13 @@ def preview_rows(
         batch = fill(batch, max(count, method.min_batch))
         rows += mix_rows(method, **batch, count=count, student=student, teacher=teacher.model)
     return rows
+
+
+def lively(method: str) -> dict[str, Any]:
+    """Settings that show more in a few rows: λ per sample where the method has that."""
+    if "per_sample" not in find_method(method).Settings.model_fields:
+        return {}
+    return {method: {"per_sample": True}}
 
 
 def trained_rows(run: Path, files: Sequence[Path], count: int) -> list[MixRow]:
@@ -98,9 +107,7 @@ def data_batch(data: ImageData, seed: int, count: int = 16) -> dict[str, Any]:
     """A few test images as a batch, the same for every method."""
     rows = torch.randperm(len(data.test), generator=generator_at(seed, 0, "preview"))[:count]
     some = data.test.subset(rows)
-    images, labels = next(
-        eval_batches(some, data, batch_size=count, device=torch.device("cpu"))
-    )
+    images, labels = next(eval_batches(some, data, batch_size=count, device=torch.device("cpu")))
     return {
         "images": images,
         "labels": labels,

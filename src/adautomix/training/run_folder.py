@@ -1,7 +1,6 @@
 """The run folder: settings, a line a logged step, the final figures."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ class RunFolder:
         """Write `summary.json`."""
         fresh = self.path / "summary.writing"
         fresh.write_text(json.dumps(summary, indent=1) + "\n")
-        os.replace(fresh, self.path / "summary.json")
+        fresh.replace(self.path / "summary.json")
 
     def summary(self) -> dict[str, Any] | None:
         """The final figures, or None while the run is unfinished."""

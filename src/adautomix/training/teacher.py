@@ -18,7 +18,7 @@ Batch-norm buffers, which only evaluation uses, follow one of three policies:
 
 import copy
 import math
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 BufferPolicy = Literal["average", "copy", "own"]
 
 
-class Teacher:
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Teacher(Generic[Network]):
     """A frozen copy of the student that follows it.
 
     Args:
@@ -35,8 +38,8 @@ class Teacher:
         buffers: what happens to the batch-norm statistics, see above.
     """
 
-    def __init__(self, student: nn.Module, buffers: BufferPolicy = "average") -> None:
-        self.model = copy.deepcopy(student).requires_grad_(False).eval()
+    def __init__(self, student: Network, buffers: BufferPolicy = "average") -> None:
+        self.model: Network = copy.deepcopy(student).requires_grad_(False).eval()
         self.buffers = buffers
         for module in self.model.modules():
             if isinstance(module, _BatchNorm):
@@ -46,10 +49,10 @@ class Teacher:
                 module.track_running_stats = buffers == "own"
 
     @torch.no_grad()
-    def update(self, student: nn.Module, momentum: float) -> None:
+    def update(self, student: Network, momentum: float) -> None:
         """`Ŵ ← ξ Ŵ + (1 - ξ) W`, in place, with ξ = `momentum`."""
-        average = list(self.model.parameters())
-        current = list(student.parameters())
+        average: list[Tensor] = list(self.model.parameters())
+        current: list[Tensor] = list(student.parameters())
         if self.buffers == "average":
             average += floating_buffers(self.model)
             current += floating_buffers(student)

@@ -63,7 +63,8 @@ class TrainedRun:
         ).to(self.device)
         model = self.networks[network]
         with evaluating(model):
-            return model(images, head=self.method.eval_head).float().softmax(dim=1).cpu()
+            logits: Tensor = model(images, head=self.method.eval_head)
+        return logits.float().softmax(dim=1).cpu()
 
 
 def load_trained(
@@ -97,9 +98,7 @@ def load_trained(
         network.load_state_dict(checkpoint.part(name))
         network.eval()
     method.load_state_dict(checkpoint.part("method"))
-    return TrainedRun(
-        folder.path, config, card, networks, method.eval(), checkpoint.step, where
-    )
+    return TrainedRun(folder.path, config, card, networks, method.eval(), checkpoint.step, where)
 
 
 def check_network(name: str) -> Network:

@@ -1,0 +1,83 @@
+"""A tiny network with the interface of `Classifier`, and toy images that it can learn."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adautomix.methods.base import soft_targets
+from adautomix.models import Features
+
+
+class TinyClassifier(nn.Module):
+    """Two convolutions and two heads; its only tap is the first feature map, 8 channels."""
+
+    def __init__(self, classes: int = 5, *, dropout: float = 0.0, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.conv1 = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+            self.bn1 = nn.BatchNorm2d(8)
+            self.conv2 = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+            self.bn2 = nn.BatchNorm2d(16)
+            self.dropout = nn.Dropout(dropout)
+            self.heads = nn.ModuleDict(
+                {name: nn.Linear(16, classes) for name in ("clean", "mixed")}
+            )
+
+    def default_tap(self) -> int:
+        return 1
+
+    def tap_shape(self, tap: int) -> tuple[int, int, int]:
+        return 8, 8, 8
+
+    def features(self, images: Tensor, tap: int | None = None) -> Features:
+        feature = self.bn1(self.conv1(images)).relu()
+        last = self.bn2(self.conv2(feature)).relu()
+        return Features(self.dropout(last.mean(dim=(2, 3))), None if tap is None else feature)
+
+    def logits(self, pooled: Tensor, head: str = "clean") -> Tensor:
+        out: Tensor = self.heads[head](pooled)
+        return out
+
+    def forward(self, images: Tensor, head: str = "clean") -> Tensor:
+        return self.logits(self.features(images).pooled, head)
+
+
+def toy_images(
+    count: int, classes: int = 5, seed: int = 0, size: int = 16
+) -> tuple[Tensor, Tensor]:
+    """Noise with one bright square in the class's colour anywhere; labels 0, 1, 2, … in turn."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    colours = torch.randn(classes, 3, generator=torch.Generator().manual_seed(7))
+    images = 0.3 * torch.randn(count, 3, size, size, generator=generator)
+    corners = torch.randint(size - 6, (count, 2), generator=generator).tolist()
+    for image, label, (top, left) in zip(images, labels, corners, strict=True):
+        image[:, top : top + 6, left : left + 6] += 2 * colours[label][:, None, None]
+    return images, labels
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of all parameters and buffers."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def assert_same_state(module: nn.Module, before: dict[str, Tensor]) -> None:
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def as_targets(labels: Tensor, classes: int = 5) -> Tensor:
+    return soft_targets(labels, classes)
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor | None]:
+    return {
+        name: None if p.grad is None else p.grad.clone() for name, p in module.named_parameters()
+    }
+
+
+def any_of(value: object) -> Any:
+    """The same object where the interface asks for a `Classifier`."""
+    return value
