@@ -1,12 +1,13 @@
 """Accuracy, likelihood and calibration of networks on a labelled set."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from adautomix.models import evaluating
 
 
 class Scores(NamedTuple):
@@ -23,20 +24,6 @@ class Scores(NamedTuple):
     top5: float
     nll: float
     ece: float
-
-
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients; every module gets its own mode back afterwards."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        for model in models:
-            model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def collect_logits(

@@ -13,9 +13,11 @@ from adautomix.config import TrainConfig
 from adautomix.data import ImageData, load_data
 from adautomix.data.pipeline import TrainBatches, eval_batches
 from adautomix.errors import RunError, UsageError
-from adautomix.evaluation.accuracy import Scores, evaluate, evaluating
+from adautomix.evaluation.accuracy import Scores, evaluate
 from adautomix.methods import Method, find_method
-from adautomix.models import Classifier, build_model
+from adautomix.models import Classifier, build_model, evaluating, frozen_statistics
+from adautomix.reporting.grid import mix_grid
+from adautomix.reporting.preview import data_batch, mix_rows
 from adautomix.rng import generator_at, seed_at
 from adautomix.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from adautomix.training.display import Display
@@ -34,6 +36,7 @@ from adautomix.training.runtime import (
 from adautomix.training.teacher import Teacher, momentum_schedule
 
 PROBE_IMAGES = 512
+SAMPLE_ROWS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +242,8 @@ class Trainer:
         is_best = self.note_best(row)
         self.folder.log(row)
         self.display.epoch(row, self.config.epochs)
+        if epoch in (1, (self.config.epochs + 1) // 2, self.config.epochs):
+            self.draw_samples(epoch)
         if epoch % self.config.checkpoint_every == 0 or last or is_best:
             self.save(best=is_best)
 
@@ -324,6 +329,21 @@ class Trainer:
         with evaluating(self.student):
             predicted = self.student(images, head=self.method.eval_head).argmax(dim=1)
         return float((predicted == labels).double().mean())
+
+    def draw_samples(self, epoch: int) -> None:
+        """A picture of the mixes that the student learns from at this point."""
+        batch = data_batch(self.data, self.config.seed, self.device)
+        with frozen_statistics(self.teacher.model), autocast(self.device, self.config.precision):
+            rows = mix_rows(
+                self.method,
+                batch,
+                count=SAMPLE_ROWS,
+                student=self.student,
+                teacher=self.teacher.model,
+                step=self.step,
+            )
+        self.folder.samples.mkdir(exist_ok=True)
+        mix_grid(rows, self.folder.samples / f"epoch-{epoch:04d}.png")
 
     def note_best(self, row: dict[str, Any]) -> bool:
         """Whether this epoch's better network beats all before; on held-out images if there are."""

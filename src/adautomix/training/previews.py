@@ -1,25 +1,20 @@
-"""Which mixes the `preview` command draws, and what a run draws of itself."""
+"""Which mixes the `preview` command draws."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from adautomix.config import make_config, merge
-from adautomix.data.pictures import prepare_pictures
-from adautomix.data.pipeline import eval_batches
-from adautomix.data.sets import ImageData
 from adautomix.methods import METHODS, find_method
 from adautomix.reporting.grid import MixRow
-from adautomix.reporting.preview import mix_rows
-from adautomix.rng import generator_at
+from adautomix.reporting.preview import data_batch, mix_rows, picture_batch
 from adautomix.training.loop import build_networks, load_images
 from adautomix.training.trained import load_trained
 
-GREY = (0.5, 0.5, 0.5)
 PICTURE_SIZE = 224
+CPU = torch.device("cpu")
 
 
 def preview_rows(
@@ -47,18 +42,16 @@ def preview_rows(
     names = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
     configs = [make_config(merge(lively(name), values) | {"method": name}) for name in names]
     data = None if files else load_images(configs[0])
+    batch = data_batch(data, configs[0].seed, CPU) if data else picture_batch(files, PICTURE_SIZE)
     rows: list[MixRow] = []
     for config in configs:
-        batch = (
-            picture_batch(files, PICTURE_SIZE) if data is None else data_batch(data, config.seed)
-        )
-        size = batch["images"].shape[-1]
-        classes = len(batch["classes"])
         student, method, teacher = build_networks(
-            config, num_classes=classes, image_size=size, device=torch.device("cpu")
+            config,
+            num_classes=len(batch.classes),
+            image_size=batch.images.shape[-1],
+            device=CPU,
         )
-        batch = fill(batch, max(count, method.min_batch))
-        rows += mix_rows(method, **batch, count=count, student=student, teacher=teacher.model)
+        rows += mix_rows(method, batch, count=count, student=student, teacher=teacher.model)
     return rows
 
 
@@ -72,53 +65,15 @@ def lively(method: str) -> dict[str, Any]:
 def trained_rows(run: Path, files: Sequence[Path], count: int) -> list[MixRow]:
     """Mixes as a trained run makes them."""
     trained = load_trained(run, device="cpu")
+    card, networks = trained.card, trained.networks
     if files:
-        card = trained.card
         batch = picture_batch(files, card["image_size"], card["mean"], card["std"])
-        batch["classes"] = [path.stem for path in files]
     else:
-        batch = data_batch(load_images(trained.config), trained.config.seed)
-    batch = fill(batch, max(count, trained.method.min_batch))
+        batch = data_batch(load_images(trained.config), trained.config.seed, CPU)
     return mix_rows(
         trained.method,
-        **batch,
+        batch,
         count=count,
-        student=trained.networks["student"],
-        teacher=trained.networks["teacher"],
+        student=networks["student"],
+        teacher=networks["teacher"],
     )
-
-
-def picture_batch(
-    files: Sequence[Path], size: int, mean: Any = GREY, std: Any = GREY
-) -> dict[str, Any]:
-    """Picture files as a batch; each is a class of its own, named after its file."""
-    images = prepare_pictures(files, image_size=size, mean=mean, std=std)
-    classes = [path.stem for path in files]
-    return {
-        "images": images,
-        "labels": torch.arange(len(files)),
-        "classes": classes,
-        "mean": mean,
-        "std": std,
-    }
-
-
-def data_batch(data: ImageData, seed: int, count: int = 16) -> dict[str, Any]:
-    """A few test images as a batch, the same for every method."""
-    rows = torch.randperm(len(data.test), generator=generator_at(seed, 0, "preview"))[:count]
-    some = data.test.subset(rows)
-    images, labels = next(eval_batches(some, data, batch_size=count, device=torch.device("cpu")))
-    return {
-        "images": images,
-        "labels": labels,
-        "classes": data.classes,
-        "mean": data.mean,
-        "std": data.std,
-    }
-
-
-def fill(batch: dict[str, Any], count: int) -> dict[str, Any]:
-    """The batch with its images repeated until there are `count`."""
-    have = len(batch["images"])
-    rows: Tensor = torch.arange(max(count, have)) % have
-    return {**batch, "images": batch["images"][rows], "labels": batch["labels"][rows]}

@@ -18,6 +18,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metrics_path = path / "metrics.jsonl"
+        self.samples = path / "samples"
 
     @classmethod
     def create(cls, config: TrainConfig) -> "RunFolder":

@@ -11,9 +11,8 @@ from torch import Tensor
 from adautomix.config import TrainConfig
 from adautomix.data.pictures import prepare_pictures
 from adautomix.errors import UsageError
-from adautomix.evaluation.accuracy import evaluating
 from adautomix.methods import Method
-from adautomix.models import Classifier
+from adautomix.models import Classifier, evaluating
 from adautomix.training.checkpoint import load_checkpoint, read_checkpoint
 from adautomix.training.loop import build_networks
 from adautomix.training.run_folder import RunFolder
