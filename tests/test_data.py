@@ -1,5 +1,6 @@
 """Loading, splitting, caching and batching, checked against files whose pixels are known."""
 
+import io
 import os
 import pickle
 import resource
@@ -360,6 +361,14 @@ def test_skip_bad_goes_on_and_lists_them(bad_tree: Path, load: Load, memory_limi
         load(bad_tree)
 
 
+def test_the_right_one_of_many_is_named(tmp_path: Path, load: Load) -> None:
+    tree = write_tree(tmp_path / "many", {"a": 2, "b": 70})
+    (tree / "b" / "b-067.png").write_bytes(b"?")
+    for memory_limit in (2**30, 0):
+        data = load(tree, skip_bad=True, memory_limit=memory_limit)
+        assert data.bad_files == (str(tree / "b" / "b-067.png"),)
+
+
 def test_a_mended_image_is_read_again(bad_tree: Path, load: Load) -> None:
     assert len(load(bad_tree, skip_bad=True).bad_files) == 3
     write_image(bad_tree / "missing.png")  # the listing, taken through the link, changes
@@ -444,11 +453,18 @@ def test_a_moved_folder_is_still_known(
     assert load(moved).name == "animals"
 
 
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
         ("pixels.npy", None),
         ("moments.npy", b"\x93NUMPY"),
+        ("moments.npy", npy(np.zeros((16, 2, 3)))),
         ("meta.json", b"[]"),
         ("meta.json", None),
     ],
@@ -620,7 +636,7 @@ def test_cifar_at_other_sizes(tmp_path: Path, load: Load) -> None:
     assert (stored(small.train), small.image_size, small.pad) == ((3, 16, 16), 16, 2)
     large = load("cifar100", root=tmp_path, image_size=224)
     assert (stored(large.train), large.image_size, large.crop) == ((3, 32, 32), 224, "resized")
-    for crop in ("auto", "pad", "none"):
+    for crop in ("auto", "pad", "off"):
         batches = TrainBatches(large, batch_size=2, seed=0, device=CPU, crop=crop)
         assert next(batches.epoch(0))[0].shape == (2, 3, 224, 224)
     images, _ = next(eval_batches(large.test, large, batch_size=2, device=CPU))
@@ -830,7 +846,7 @@ def test_a_resized_epoch_by_hand(data: ImageData) -> None:
 
 
 def test_without_crop_and_flip_an_epoch_is_the_images(data: ImageData) -> None:
-    batches = TrainBatches(data, batch_size=13, seed=0, device=CPU, crop="none", flip=False)
+    batches = TrainBatches(data, batch_size=13, seed=0, device=CPU, crop="off", flip=False)
     ((batch, _),) = batches.epoch(0)
     order = torch.randperm(13, generator=generator_at(0, 0, "order"))
     expected = by_hand(data, everything(data.train)[0][order])

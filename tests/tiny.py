@@ -5,25 +5,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adautomix.methods.base import soft_targets
 from adautomix.models import Features
+
+CLASSES = 5
 
 
 class TinyClassifier(nn.Module):
     """Two convolutions and two heads; its only tap is the first feature map, 8 channels."""
 
-    def __init__(self, classes: int = 5, *, dropout: float = 0.0, seed: int = 0) -> None:
+    def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.conv1 = nn.Conv2d(3, 8, 3, stride=2, padding=1)
-            self.bn1 = nn.BatchNorm2d(8)
-            self.conv2 = nn.Conv2d(8, 16, 3, stride=2, padding=1)
-            self.bn2 = nn.BatchNorm2d(16)
-            self.dropout = nn.Dropout(dropout)
-            self.heads = nn.ModuleDict(
-                {name: nn.Linear(16, classes) for name in ("clean", "mixed")}
-            )
+        self.conv1 = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.bn2 = nn.BatchNorm2d(16)
+        self.dropout = nn.Dropout(dropout)
+        self.heads = nn.ModuleDict({name: nn.Linear(16, CLASSES) for name in ("clean", "mixed")})
 
     def default_tap(self) -> int:
         return 1
@@ -44,17 +41,22 @@ class TinyClassifier(nn.Module):
         return self.logits(self.features(images).pooled, head)
 
 
-def toy_images(
-    count: int, classes: int = 5, seed: int = 0, size: int = 16
-) -> tuple[Tensor, Tensor]:
-    """Noise with one bright square in the class's colour anywhere; labels 0, 1, 2, … in turn."""
+def tiny_classifier(seed: int = 0, dropout: float = 0.0) -> Any:
+    """One with the weights of a seed, typed so that it may stand for a `Classifier`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TinyClassifier(dropout)
+
+
+def toy_images(count: int, seed: int = 0, size: int = 16) -> tuple[Tensor, Tensor]:
+    """Noise with a square in the class's colour somewhere; labels 0, 1, 2, … in turn."""
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % classes
-    colours = torch.randn(classes, 3, generator=torch.Generator().manual_seed(7))
+    colours = 2 * torch.randn(CLASSES, 3, generator=torch.Generator().manual_seed(7))
+    labels = torch.arange(count) % CLASSES
     images = 0.3 * torch.randn(count, 3, size, size, generator=generator)
     corners = torch.randint(size - 6, (count, 2), generator=generator).tolist()
     for image, label, (top, left) in zip(images, labels, corners, strict=True):
-        image[:, top : top + 6, left : left + 6] += 2 * colours[label][:, None, None]
+        image[:, top : top + 6, left : left + 6] += colours[label][:, None, None]
     return images, labels
 
 
@@ -63,21 +65,6 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def assert_same_state(module: nn.Module, before: dict[str, Tensor]) -> None:
-    for name, value in module.state_dict().items():
-        assert torch.equal(value, before[name]), name
-
-
-def as_targets(labels: Tensor, classes: int = 5) -> Tensor:
-    return soft_targets(labels, classes)
-
-
-def gradients(module: nn.Module) -> dict[str, Tensor | None]:
-    return {
-        name: None if p.grad is None else p.grad.clone() for name, p in module.named_parameters()
-    }
-
-
-def any_of(value: object) -> Any:
-    """The same object where the interface asks for a `Classifier`."""
-    return value
+def gradients_of(module: nn.Module) -> dict[str, Tensor | None]:
+    """A copy of every parameter's gradient."""
+    return {n: None if p.grad is None else p.grad.clone() for n, p in module.named_parameters()}

@@ -28,6 +28,8 @@ app = typer.Typer(
 )
 TAKES_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 out = Console()
+INTERRUPTED = 130  # what typer returns after Ctrl-C, where it does not raise Abort
+WRONG_WORDS = typer.BadParameter.__bases__  # typer's UsageError, which it does not export
 
 Recipe = Annotated[str | None, typer.Option(help="start from a packaged recipe")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with settings")]
@@ -44,10 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; an error is one line, and exit status 2 (wrong usage) or 1 (failed)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    plain = [word for word in words if word != "--debug"]
     try:
-        app([word for word in words if word != "--debug"])
-    except KeyboardInterrupt:
+        status = app(plain or ["--help"], prog_name="adautomix", standalone_mode=False)
+        if status == INTERRUPTED:
+            fail("stopped", 1)
+    except (KeyboardInterrupt, typer.Abort):
         fail("stopped", 1)
+    except WRONG_WORDS as error:
+        fail(f"{error.format_message()} (`adautomix --help`)", 2)
     except AdAutoMixError as error:
         if debug:
             traceback.print_exc()
@@ -366,15 +373,25 @@ def preview(
     from adautomix.reporting.grid import mix_grid
     from adautomix.training.previews import preview_rows
 
-    loose = [word for word in context.args if not word.startswith("--")]
     files = list(images or [])
     if files:  # `--images a.jpg b.jpg`: typer keeps the first and leaves the others
-        files += [Path(word) for word in loose]
-        context.args[:] = [word for word in context.args if word not in loose]
+        files += [Path(word) for word in take_loose(context.args)]
     drawn = preview_rows(
         settings_of(context, recipe, config), methods=method, files=files, run=run, count=rows
     )
     out.print(f"Wrote {mix_grid(drawn, picture)}", soft_wrap=True)
+
+
+def take_loose(words: list[str]) -> list[str]:
+    """Take out, and return, the words that are neither a flag nor the value of one."""
+    after = ["", *words]
+    is_loose = [
+        not (word.startswith("--") or (before.startswith("--") and "=" not in before))
+        for before, word in zip(after, words, strict=False)
+    ]
+    loose = [word for word, is_one in zip(words, is_loose, strict=True) if is_one]
+    words[:] = [word for word, is_one in zip(words, is_loose, strict=True) if not is_one]
+    return loose
 
 
 @app.command()
@@ -413,6 +430,7 @@ def export(
         mean=trained.card["mean"],
         std=trained.card["std"],
         source=source,
+        head=trained.method.eval_head,
     )
     out.print(f"Wrote {folder}: try `python {folder}/load_model.py IMAGE`", soft_wrap=True)
 

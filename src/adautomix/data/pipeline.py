@@ -19,7 +19,7 @@ from adautomix.data.sets import ImageData, Split
 from adautomix.errors import UsageError
 from adautomix.rng import generator_at
 
-CropSetting = Literal["auto", "pad", "resized", "none"]
+CropSetting = Literal["auto", "pad", "resized", "off"]
 
 
 class TrainBatches:
@@ -30,7 +30,7 @@ class TrainBatches:
     - "pad": random crop out of the image padded by reflection; stored images larger than
       `data.image_size` are cropped to their centre first, smaller ones enlarged afterwards;
     - "resized": a box of at least `scale_min` of the area, resized;
-    - "none": the centre as it is (still flipped if `flip`).
+    - "off": the centre as it is (still flipped if `flip`).
 
     Raises UsageError where a batch cannot be filled or would hold one image: batch norm needs
     two.
@@ -57,7 +57,7 @@ class TrainBatches:
         self._split = data.train.to(device)
         self._seed = seed
         self._crop = data.crop if crop == "auto" else crop
-        self._pad = 0 if crop == "none" else data.pad if pad is None else pad
+        self._pad = 0 if crop == "off" else data.pad if pad is None else pad
         self._flip = data.flip if flip is None else flip
         self._scale = (scale_min, 1.0)
 

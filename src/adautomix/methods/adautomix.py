@@ -189,7 +189,8 @@ class AdAutoMix(Method):
     @property
     def eval_head(self) -> str:
         """The clean head, unless an ablation never trains it."""
-        return "clean" if self.settings.clean_term else "mixed"
+        trained = self.settings.clean_term and self.settings.alpha < 1
+        return "clean" if trained else "mixed"
 
     def learning_rates(self, lr: float, min_lr: float) -> tuple[float, float]:
         """The generator's own learning rates where they are set."""

@@ -65,7 +65,7 @@ def soft_targets(labels: Tensor, num_classes: int) -> Tensor:
     """Class indices `[B]` as one-hot rows; soft labels `[B, K]` pass through. Float32 `[B, K]`."""
     if labels.ndim == 2:
         return labels.float()
-    return F.one_hot(labels, num_classes).float()
+    return F.one_hot(labels.long(), num_classes).float()
 
 
 def draw_permutations(batch: int, n: int, generator: torch.Generator) -> Tensor:
@@ -80,12 +80,13 @@ def draw_partners(batch: int, generator: torch.Generator) -> Tensor:
 
 
 def draw_beta(count: int, n: int, a: float, generator: torch.Generator) -> Tensor:
-    """`count` rows of N independent Beta(a, a) draws, `[count, N]`, float32 in (0, 1)."""
-    concentration = torch.full((count, n, 2), a)
+    """`count` rows of N independent Beta(a, a) draws, `[count, N]`, float32 in (0, 1]."""
+    # In double precision: gammas of a small shape underflow in float32, and two that have done
+    # so would give 1/2 where Beta(a, a) has next to nothing.
+    concentration = torch.full((count, n, 2), a, dtype=torch.float64)
     gamma: Tensor = torch._standard_gamma(concentration, generator=generator)
-    # Two gammas of a tiny shape can both underflow to 0, where the ratio has no value.
-    gamma = gamma.clamp_min(torch.finfo(gamma.dtype).tiny)
-    return gamma[..., 0] / gamma.sum(dim=-1)
+    draws = (gamma[..., 0] / gamma.sum(dim=-1)).float()
+    return draws.clamp_min(torch.finfo(draws.dtype).tiny)  # shares u / Σu need a sum above 0
 
 
 def draw_lam(batch: int, a: float, generator: torch.Generator, *, per_sample: bool) -> Tensor:
@@ -105,8 +106,10 @@ def weighted_sum(values: Tensor, perm: Tensor, weights: Tensor) -> Tensor:
         perm: `[B, N]`.
         weights: `[B, N, ...]`, broadcast against the rows of `values`.
     """
-    parts = [weights[:, n] * values[perm[:, n]] for n in range(perm.shape[1])]
-    return torch.stack(parts).sum(dim=0) if len(parts) > 2 else sum(parts[1:], start=parts[0])
+    total = torch.mul(weights[:, 0], values[perm[:, 0]])
+    for n in range(1, perm.shape[1]):
+        total = torch.addcmul(total, weights[:, n], values[perm[:, n]])
+    return total
 
 
 def mix_by_lam(images: Tensor, targets: Tensor, perm: Tensor, lam: Tensor) -> Mixed:
@@ -147,9 +150,9 @@ def captured_share(logits: Tensor, targets: Tensor) -> Tensor:
         The mean over the batch, 0 to 1, as a detached scalar.
     """
     with torch.no_grad():
-        rank = logits.argsort(dim=1, descending=True).argsort(dim=1)
         classes = (targets > 0).sum(dim=1, keepdim=True)
-        captured = (targets * (rank < classes)).sum(dim=1) / targets.sum(dim=1)
+        last_counted = logits.sort(dim=1, descending=True).values.gather(1, classes - 1)
+        captured = (targets * (logits >= last_counted)).sum(dim=1) / targets.sum(dim=1)
         return captured.mean()
 
 

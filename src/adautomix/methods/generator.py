@@ -66,7 +66,7 @@ class MixGenerator(nn.Module):
         M·N; the constant λ plane adds λ_n times its column of weights.
         """
         weight = conv.weight[:, : features.shape[1]]
-        projected = F.conv2d(features, weight, conv.bias).flatten(2)
+        projected: Tensor = F.conv2d(features, weight, conv.bias).flatten(2)
         # index_select and not [perm]: the backward of that adds up in no fixed order.
         projected = projected.index_select(0, perm.flatten()).unflatten(0, perm.shape)
         if self.lam_embedding:
@@ -95,6 +95,7 @@ def cross_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         `[M, N, hw]`.
     """
     others = key.sum(dim=1, keepdim=True) - key
-    scores = query.transpose(2, 3) @ others / query.shape[2] ** 0.5
+    scaled = query.transpose(2, 3) / query.shape[2] ** 0.5
+    scores = scaled @ others
     maps: Tensor = scores.softmax(dim=-1) @ value.transpose(2, 3)
     return maps.squeeze(-1)

@@ -7,8 +7,8 @@ the best evaluation. Each folder holds `weights.safetensors` (student, teacher, 
 
 import errno
 import hashlib
+import io
 import json
-import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from adautomix.errors import RunError, UsageError
@@ -89,10 +89,12 @@ def write_files(folder: Path, checkpoint: Checkpoint) -> None:
     """The files of one checkpoint in a new folder, the manifest last."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    # Written here and not by torch and safetensors, whose errors do not tell a full disk.
+    state = io.BytesIO()
+    torch.save(checkpoint.state, state)
     weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
-    save_file(weights, folder / FILES[0])
-    with (folder / FILES[1]).open("wb") as file:
-        torch.save(checkpoint.state, file)
+    for name, content in zip(FILES, (save(weights), state.getbuffer()), strict=True):
+        (folder / name).write_bytes(content)
     manifest = {"step": checkpoint.step, "sha256": {n: file_hash(folder / n) for n in FILES}}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
@@ -125,8 +127,16 @@ def read_checkpoint(folder: Path) -> Checkpoint:
                 raise RunError(f"damaged checkpoint: {folder / name} is not what was written")
         state = torch.load(folder / FILES[1], map_location="cpu", weights_only=True)
         return Checkpoint(manifest["step"], load_file(folder / FILES[0]), state)
-    except (OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
+    except RunError:
+        raise
+    except Exception as error:  # there is no end to what readers raise on damaged files
         raise RunError(f"damaged checkpoint: {folder} ({type(error).__name__}: {error})") from None
+
+
+def present_checkpoints(run: Path) -> list[Path]:
+    """The folders that a run can go on from, the newest first."""
+    folders = (run / "checkpoints" / name for name in ("last", "previous"))
+    return [folder for folder in folders if folder.exists()]
 
 
 def load_checkpoint(run: Path) -> tuple[Checkpoint, str]:
@@ -136,8 +146,7 @@ def load_checkpoint(run: Path) -> tuple[Checkpoint, str]:
         UsageError: the run has none yet.
         RunError: all are damaged.
     """
-    folders = [run / "checkpoints" / name for name in ("last", "previous")]
-    present = [folder for folder in folders if folder.exists()]
+    present = present_checkpoints(run)
     if not present:
         raise UsageError(f"{run} has no checkpoint yet: start it again with another --out")
     problem = ""

@@ -1,11 +1,13 @@
 """Methods × seeds on the same data, network and schedule: one folder of runs."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from adautomix.config import TrainConfig, make_config, merge
 from adautomix.errors import UsageError
+from adautomix.training.checkpoint import present_checkpoints
 from adautomix.training.loop import resume, train
 from adautomix.training.run_folder import RunFolder
 
@@ -57,8 +59,8 @@ def run_once(config: TrainConfig, *, quiet: bool, command: str) -> None:
     if folder.config().resolved() != config.resolved():
         raise UsageError(f"{config.out} was run with other settings: choose another --out")
     if folder.summary() is None:
-        if (config.out / "checkpoints").exists():
+        if present_checkpoints(config.out):
             resume(config.out, quiet=quiet, command=command)
         else:
-            (config.out / "config.yaml").unlink()
-            train(config.model_copy(), quiet=quiet, command=command)
+            shutil.rmtree(config.out)
+            train(config, quiet=quiet, command=command)

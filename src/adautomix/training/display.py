@@ -71,8 +71,9 @@ class Display:
             f"[dim]{self._title}[/dim]  epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f}  "
             f"captured {row['captured']:.1%}  {scores}  {row['images_per_second']:.0f} images/s",
             highlight=False,
+            soft_wrap=True,
         )
 
     def say(self, text: str) -> None:
         """A line for the reader."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from adautomix.config import TrainConfig
 from adautomix.data import ImageData, load_data
 from adautomix.data.pipeline import TrainBatches, eval_batches
-from adautomix.errors import RunError, UsageError
+from adautomix.errors import AdAutoMixError, RunError, UsageError
 from adautomix.evaluation.accuracy import Scores, evaluate
 from adautomix.methods import Method, find_method
 from adautomix.models import Classifier, build_model, evaluating, frozen_statistics
@@ -135,11 +135,7 @@ class Trainer:
             image_size=data.image_size,
             device=self.device,
         )
-        if config.batch_size // config.accumulate < self.method.min_batch:
-            raise UsageError(
-                f"{config.method} mixes {self.method.min_batch} images and a batch holds "
-                f"{config.batch_size // config.accumulate}: raise --batch-size"
-            )
+        check_smallest_part(config, len(data.train), self.method)
         if config.compile:
             setattr(self.method, "terms", torch.compile(self.method.terms))  # noqa: B010
         self.optimizer = build_optimizer(config, self.student, self.method)
@@ -177,9 +173,11 @@ class Trainer:
                 self.train_epoch(last)
                 if self.step % self.batches.steps_per_epoch == 0:
                     self.finish_epoch()
+                if self.stop and self.step < self.steps:
+                    self.save_and_stop()
 
     def train_epoch(self, last: int) -> None:
-        """The rest of the current epoch, wherever in it the run stands."""
+        """The rest of the current epoch, wherever the run stands; less if asked to stop."""
         epoch, done = divmod(self.step, self.batches.steps_per_epoch)
         self.epoch_meters.restart_clock()
         self.log_meters.restart_clock()
@@ -191,13 +189,7 @@ class Trainer:
                 self.log_step()
             elif self.display.due():
                 self.display.show(self.step, self.figures(self.log_meters))
-            if self.stop:
-                self.save()
-                raise RunError(
-                    f"stopped by {self.stop.signal_name} at step {self.step} of {self.steps}; "
-                    f"`adautomix resume {self.folder.path}` goes on from there"
-                )
-            if self.step == last:
+            if self.step == last or self.stop:
                 return
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
@@ -205,13 +197,14 @@ class Trainer:
         step, parts = self.step, self.config.accumulate
         torch.manual_seed(seed_at(self.config.seed, step, "dropout"))
         set_learning_rate(self.optimizer, self.lr_shares[step])
-        rows = zip(images.chunk(parts), labels.chunk(parts), strict=True)
+        rows = zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
         for part, (some_images, some_labels) in enumerate(rows):
+            share = len(some_images) / len(images)
             with autocast(self.device, self.config.precision):
                 losses = self.method.losses(
                     some_images, some_labels, self.student, self.teacher.model, step, part
                 )
-            self.scaler.scale(losses["loss"] / parts).backward()
+            self.scaler.scale(losses["loss"] * share).backward()
             self.epoch_meters.add(losses)
             self.log_meters.add(losses)
             self.finite.look(losses["loss"], step)
@@ -246,6 +239,18 @@ class Trainer:
             self.draw_samples(epoch)
         if epoch % self.config.checkpoint_every == 0 or last or is_best:
             self.save(best=is_best)
+
+    def save_and_stop(self) -> NoReturn:
+        """Answer a request to stop.
+
+        Raises:
+            RunError: says how to go on.
+        """
+        self.save()
+        raise RunError(
+            f"stopped by {self.stop.signal_name} at step {self.step} of {self.steps}; "
+            f"`adautomix resume {self.folder.path}` goes on from there"
+        )
 
     # ------------------------------------------------------------------ figures
 
@@ -283,16 +288,18 @@ class Trainer:
         )
 
     def check_finite(self) -> None:
-        """Stop a run whose loss has left the numbers, before anything is saved.
+        """Stop a run whose loss or weights have left the numbers, before anything is saved.
 
         Raises:
             RunError: names the step.
         """
+        norms = torch._foreach_norm(list(self.student.parameters()))
+        self.finite.look(torch.stack(norms).sum(), self.step)
         bad = self.finite.first_bad()
         if bad is not None:
             raise RunError(
-                f"loss no longer finite at step {bad}: lower --lr or set --clip-grad 1; the last "
-                f"good checkpoint is kept in {self.folder.path}"
+                f"loss no longer finite at step {bad}: lower --lr or set --clip-grad 1; what was "
+                f"saved before is kept in {self.folder.path}"
             )
 
     def networks(self) -> dict[str, Classifier]:
@@ -423,6 +430,22 @@ class Trainer:
         return RunResult(self.folder.path, scores, summary)
 
 
+def check_smallest_part(config: TrainConfig, images: int, method: Method) -> None:
+    """See that the smallest part of a batch that is processed at once can be mixed.
+
+    Raises:
+        UsageError: it has too few images.
+    """
+    last = 0 if config.drop_last else images % config.batch_size
+    smallest = (last or config.batch_size) // config.accumulate
+    needed = max(2, method.min_batch)  # batch norm needs two
+    if smallest < needed:
+        raise UsageError(
+            f"{method.name} needs {needed} images at a time and would get {smallest}: choose "
+            "another batch_size, accumulate or drop_last"
+        )
+
+
 def train_batches(config: TrainConfig, data: ImageData, device: torch.device) -> TrainBatches:
     """The training batches that the settings ask for."""
     return TrainBatches(
@@ -450,7 +473,7 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> Run
     folder = RunFolder.create(config)
     try:
         trainer = Trainer(config, data, folder, quiet=quiet, command=command)
-    except UsageError:
+    except AdAutoMixError:
         (folder.path / "config.yaml").unlink()
         with contextlib.suppress(OSError):
             folder.path.rmdir()

@@ -59,7 +59,7 @@ class RunFolder:
     def data_card(self) -> dict[str, Any]:
         """What `data.json` holds."""
         card: dict[str, Any] = json.loads((self.path / "data.json").read_text())
-        return card
+        return card | {name: tuple(card[name]) for name in ("mean", "std")}
 
     def log(self, row: dict[str, Any]) -> None:
         """Add a line to `metrics.jsonl`."""

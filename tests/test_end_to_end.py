@@ -1,0 +1,471 @@
+"""From a folder of photographs to predictions, pages and comparisons, through the command."""
+
+import importlib.util
+import json
+import math
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, SMALL_NET, Command, tensors
+from PIL import Image
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassCalibrationError
+
+from adautomix.cli import main
+from adautomix.config import load_config
+from adautomix.errors import UsageError
+from adautomix.evaluation.accuracy import collect_logits, score
+from adautomix.methods import METHODS
+from adautomix.models import evaluating
+from adautomix.reporting.figures import percent
+from adautomix.rng import generator_at
+from adautomix.training.loop import Trainer, train
+from adautomix.training.run_folder import RunFolder
+from adautomix.training.trained import load_trained
+
+NETWORKS = ("student", "teacher")
+TRAINING = (*SMALL_NET, "--epochs", 2, "--batch-size", 6)
+
+
+@pytest.fixture(scope="module")
+def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """AdAutoMix on the folder of photographs, trained by the command."""
+    folder = tmp_path_factory.mktemp("end to end") / "run"
+    words = ("train", "--data", photos, *TRAINING, "--out", folder, "--json")
+    main([str(word) for word in words])
+    return folder
+
+
+@pytest.fixture
+def pictures(photos: Path) -> list[Path]:
+    return [photos / "test" / name / "0.png" for name in CLASSES]
+
+
+def summary_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "summary.json").read_text())  # type: ignore[no-any-return]
+
+
+def by_hand(run: Path, files: list[Path], network: str) -> Tensor:
+    """Probabilities `[n, K]`: pixels, normalisation and forward written out."""
+    trained = load_trained(run)
+    pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    mean, std = (np.array(trained.card[name]) for name in ("mean", "std"))
+    images = torch.from_numpy((pixels / 255 - mean) / std).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        return trained.networks[network].eval()(images, head="clean").softmax(dim=1)
+
+
+# --- one run ---------------------------------------------------------------------------------
+
+
+def test_a_run_folder_holds_everything(run: Path) -> None:
+    names = {str(path.relative_to(run)) for path in run.rglob("*")}
+    expected = {"config.yaml", "data.json", "metrics.jsonl", "summary.json", "report.html"}
+    expected |= {f"checkpoints/{name}" for name in ("last", "previous", "best")}
+    assert expected <= names
+    assert [name for name in names if "writing" in name] == []
+    assert any(name.startswith("samples/") and name.endswith(".png") for name in names)
+
+
+def test_the_summary_says_what_was_done(run: Path) -> None:
+    summary = summary_of(run)
+    told = {name: summary[name] for name in ("method", "model", "width", "seed", "epochs", "steps")}
+    assert told == {
+        "method": "adautomix",
+        "model": "resnet18",
+        "width": 0.125,
+        "seed": 0,
+        "epochs": 2,
+        "steps": 8,
+    }
+    assert summary["classes"] == list(CLASSES)
+    assert (summary["train_images"], summary["test_images"]) == (24, 9)
+    assert summary["versions"]["torch"] == torch.__version__
+    weights = [value for name, value in load_trained(run).networks["student"].named_parameters()]
+    assert summary["parameters"] == sum(value.numel() for value in weights)
+
+
+def test_train_prints_where_everything_is(photos: Path, tmp_path: Path, command: Command) -> None:
+    words = ("--data", photos, *SMALL_NET, "--epochs", 1, "--batch-size", 12, "--method", "vanilla")
+    outcome = command("train", *words, "--out", tmp_path / "run")
+    assert outcome.status == 0
+    assert f"Run folder {tmp_path / 'run'}, page {tmp_path / 'run' / 'report.html'}" in outcome.out
+    figures = summary_of(tmp_path / "run")["final"]["student"]
+    assert "epoch 1/1  loss" in outcome.err
+    assert f"student {figures['top1']:.2%}" in outcome.err
+    quiet = command("train", *words, "--out", tmp_path / "quiet", "--json")
+    assert quiet.err == ""
+    assert quiet.json == summary_of(tmp_path / "quiet")
+    assert quiet.json["final"] == summary_of(tmp_path / "run")["final"]
+
+
+def test_evaluate_gives_the_figures_of_the_summary(run: Path, command: Command) -> None:
+    outcome = command("evaluate", run, "--json")
+    assert outcome.status == 0
+    assert outcome.json[str(run)]["networks"] == summary_of(run)["final"]
+    assert outcome.json[str(run)] == json.loads((run / "evaluation.json").read_text())
+    best = command("evaluate", run, "--which", "best", "--json").json[str(run)]
+    noted = summary_of(run)["best"]
+    assert best["networks"][noted["network"]]["top1"] == noted["top1"]
+    assert best["step"] == 4 * noted["epoch"]
+    assert f"{best['networks']['student']['top1']:.2%}" in command("evaluate", run).out
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_predict_is_a_forward_pass(
+    network: str, run: Path, pictures: list[Path], command: Command
+) -> None:
+    outcome = command("predict", run, *pictures, "--network", network, "--json")
+    assert outcome.status == 0
+    expected = by_hand(run, pictures, network)
+    for entry, file, probabilities in zip(outcome.json, pictures, expected, strict=True):
+        assert entry["image"] == str(file)
+        said = entry["classes"]
+        assert sum(said.values()) == pytest.approx(1, abs=1e-5)
+        assert list(said.values()) == sorted(said.values(), reverse=True)
+        for name, probability in zip(CLASSES, probabilities.tolist(), strict=True):
+            assert said[name] == pytest.approx(probability, abs=1e-5)
+
+
+def test_predict_tells_the_likeliest(run: Path, pictures: list[Path], command: Command) -> None:
+    outcome = command("predict", run, pictures[0], "--top", 1, "--json")
+    likeliest = CLASSES[int(by_hand(run, pictures[:1], "teacher").argmax())]
+    assert list(outcome.json[0]["classes"]) == [likeliest]
+    assert likeliest in command("predict", run, pictures[0], "--top", 1).out
+
+
+def test_predict_on_what_is_no_image(run: Path, tmp_path: Path, command: Command) -> None:
+    for name, words in {"notes.txt": "not an image", "absent.png": "no such file"}.items():
+        if name == "notes.txt":
+            (tmp_path / name).write_text("no image")
+        outcome = command("predict", run, tmp_path / name)
+        assert (outcome.status, outcome.out) == (2, "")
+        assert outcome.err.startswith(f"adautomix: cannot read {tmp_path / name}: {words}")
+        assert outcome.err.count("\n") == 1
+    outcome = command("predict", run, tmp_path / name, "--network", "tutor")
+    assert outcome.status == 2
+
+
+def load_script(folder: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("exported", folder / "load_model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_an_exported_network_predicts_the_same(
+    network: str, run: Path, pictures: list[Path], tmp_path: Path, command: Command
+) -> None:
+    outcome = command("export", run, "--out", tmp_path / "model", "--network", network)
+    assert outcome.status == 0
+    exported = load_script(tmp_path / "model")
+    assert exported.CONFIG["classes"] == list(CLASSES)
+    with torch.no_grad():
+        images = torch.cat([exported.read_image(str(file)) for file in pictures])
+        said = exported.load_model()(images).softmax(dim=1)
+    torch.testing.assert_close(said, by_hand(run, pictures, network), atol=1e-5, rtol=0)
+    again = command("export", run, "--out", tmp_path / "model")
+    assert again.status == 2
+    assert "export needs a new or empty folder" in again.err
+
+
+class Reader(HTMLParser):
+    """The visible text of a page, and its tags."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.text, self.seen = "", set[str]()
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_of_a_run(run: Path, tmp_path: Path, command: Command) -> None:
+    outcome = command("report", run, "--out", tmp_path / "page.html")
+    assert outcome.status == 0
+    for page in (tmp_path / "page.html", run / "report.html"):
+        reader = Reader(page)
+        for network in NETWORKS:
+            assert percent(summary_of(run)["final"][network]["top1"]) in reader.text
+        assert all(name in reader.text for name in CLASSES)
+        assert "script" not in reader.seen
+
+
+# --- previews --------------------------------------------------------------------------------
+
+
+def test_a_preview_of_every_method_from_two_pictures(
+    pictures: list[Path], tmp_path: Path, command: Command
+) -> None:
+    words = ("--images", *pictures[:2], *SMALL_NET, "--seed", 3, "--rows", 1)
+    heights = {}
+    for method in ("mixup", "all"):
+        target = tmp_path / f"{method}.png"
+        outcome = command("preview", *words, "--method", method, "--out", target)
+        assert (outcome.status, outcome.out) == (0, f"Wrote {target}\n"), outcome.err
+        with Image.open(target) as image:
+            heights[method] = image.height
+    assert heights["all"] > heights["mixup"] * (len(METHODS) - 1)
+
+
+def test_a_preview_of_a_run_shows_its_own_generator(
+    run: Path, pictures: list[Path], tmp_path: Path, command: Command
+) -> None:
+    for name, words in {"data": (), "files": ("--images", *pictures)}.items():
+        target = tmp_path / f"{name}.png"
+        outcome = command("preview", "--run", run, *words, "--out", target)
+        assert outcome.status == 0, outcome.err
+        with Image.open(target) as image:
+            assert len(image.getcolors(2**24) or ()) > 100, "an empty picture"
+
+
+# --- comparisons -----------------------------------------------------------------------------
+
+
+def test_a_comparison_is_finished_and_not_repeated(
+    photos: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("compare", "--data", photos, *TRAINING, "--out", tmp_path, "--json")
+    names = [f"{method}-s{seed}" for method in ("vanilla", "mixup") for seed in (0, 1)]
+    words = (*words, "--methods", "vanilla,mixup", "--seeds", "0,1")
+    outcome = command(*words)
+    assert outcome.status == 0, outcome.err
+    assert [f"{run['method']}-s{run['seed']}" for run in outcome.json] == names
+    assert [run["final"] for run in outcome.json] == [
+        summary_of(tmp_path / n)["final"] for n in names
+    ]
+    assert tensors(tmp_path / names[0]).keys() == tensors(tmp_path / names[1]).keys()
+    page = Reader(tmp_path / "report.html").text
+    assert all(name in page for name in names)
+
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/checkpoints/last/*")}
+    whole = tensors(tmp_path / "mixup-s1")
+    trained: list[str] = []
+    fit = Trainer.fit
+
+    def noted(self: Trainer, until: int | None = None) -> None:
+        trained.append(self.folder.path.name)
+        fit(self, until)
+
+    monkeypatch.setattr(Trainer, "fit", noted)
+    again = command(*words)
+    assert again.status == 0
+    assert again.json == outcome.json
+    assert trained == []
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+
+    # One run was stopped before its first checkpoint, one after it; the others are done.
+    early, late = tmp_path / "mixup-s1", tmp_path / "vanilla-s1"
+    (early / "summary.json").unlink()
+    (late / "summary.json").unlink()
+    shutil.rmtree(early / "checkpoints")
+    shutil.rmtree(late / "checkpoints" / "last")
+    assert command(*words).status == 0
+    assert trained == ["vanilla-s1", "mixup-s1"]
+    finals = [run["final"] for run in outcome.json]
+    assert [summary_of(tmp_path / name)["final"] for name in names] == finals
+    assert all(torch.equal(whole[name], value) for name, value in tensors(early).items())
+
+    other = command(*words, "--lr", 0.01)
+    assert other.status == 2
+    assert "vanilla-s0 was run with other settings: choose another --out" in other.err
+
+
+# --- lists and help --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "columns", "entry"),
+    [
+        ("methods", {"method", "what it does", "needs", "cost a step"}, "adautomix"),
+        ("recipes", {"recipe", "what it is"}, "cifar100/resnet18-adautomix"),
+        ("datasets", {"data", "what it is"}, "digits"),
+        ("settings", {"setting", "default", "meaning"}, "adautomix.beta"),
+    ],
+)
+def test_lists(words: str, columns: set[str], entry: str, command: Command) -> None:
+    rows = command(words, "--json").json
+    assert all(row.keys() == columns for row in rows)
+    assert all(all(row.values()) for row in rows), "an empty cell"
+    first = next(iter(rows[0]))
+    assert entry in [row[first] for row in rows]
+    assert entry in command(words).out
+
+
+def test_every_recipe_and_every_default_is_valid(command: Command) -> None:
+    for row in command("recipes", "--json").json:
+        load_config(recipe=row["recipe"])
+    for row in command("settings", "--json").json:
+        if row["setting"] != "model_options":
+            load_config(flags={row["setting"]: row["default"]})
+
+
+def test_help_loads_nothing_heavy() -> None:
+    program = (
+        "import sys\n"
+        "from adautomix.cli import main\n"
+        "main(['--help'])\n"
+        "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "compare" in done.stdout
+    heavy = {"torch", "pydantic", "timm", "numpy", "PIL", "yaml", "matplotlib", "sklearn"}
+    assert heavy & set(done.stderr.split()) == set()
+
+
+@pytest.mark.parametrize(
+    "name", ["train", "resume", "compare", "bench", "evaluate", "predict", "preview", "export"]
+)
+def test_every_command_has_help(name: str, command: Command) -> None:
+    outcome = command(name, "--help")
+    assert outcome.status == 0
+    assert f"Usage: adautomix {name}" in outcome.out
+
+
+def test_no_words_at_all_give_help(command: Command) -> None:
+    assert command().out == command("--help").out
+
+
+# --- ways to compute -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_like_single(
+    precision: str, photos: Path, tmp_path: Path, command: Command
+) -> None:
+    words = ("--data", photos, *TRAINING, "--method", "mixup", "--compile", "false", "--json")
+    figures = {}
+    for name in ("fp32", precision):
+        outcome = command("train", *words, "--precision", name, "--out", tmp_path / name)
+        assert outcome.status == 0, outcome.err
+        assert outcome.json["precision"] == name
+        figures[name] = outcome.json["final"]["student"]["nll"]
+    assert figures[precision] != figures["fp32"], "half precision was not used"
+    assert figures[precision] == pytest.approx(figures["fp32"], abs=0.2)
+    assert all(value.dtype != torch.float16 for value in tensors(tmp_path / precision).values())
+
+
+def test_accumulated_parts_weigh_as_their_images_do(photos: Path, tmp_path: Path) -> None:
+    """Without batch norm, parts of 2 + 1 + 1 images give the gradient of the batch of 4."""
+    flags = {
+        "data": photos,
+        "model": "convnext_tiny",
+        "stem": "cifar",
+        "width": 0.125,
+        "workers": 1,
+        "epochs": 1,
+        "batch_size": 20,
+        "method": "vanilla",
+        "drop_last": False,
+        "decay_1d": False,
+    }
+    results = []
+    for accumulate in (1, 4):
+        out = tmp_path / str(accumulate)
+        train(load_config(flags=flags | {"accumulate": accumulate, "out": out}), quiet=True)
+        results.append(tensors(out))
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name], atol=2e-5, rtol=1e-4)
+
+
+def test_digits_are_learned(tmp_path: Path, command: Command) -> None:
+    """Ten labelled digits a class and ten epochs: far above the one in ten of guessing."""
+    words = ("--data", "digits", "--per-class", 10, "--method", "vanilla", "--image-size", 16)
+    rate = ("--epochs", 10, "--batch-size", 20, "--lr", 0.1, "--eval-every", 10)
+    outcome = command("train", *words, *SMALL_NET, *rate, "--out", tmp_path / "run", "--json")
+    assert outcome.status == 0, outcome.err
+    assert outcome.json["test_images"] == 1697
+    assert outcome.json["final"]["student"]["top1"] > 0.5
+    assert RunFolder(tmp_path / "run").rows()[-1]["probe"] > 0.7
+
+
+# --- scores by hand --------------------------------------------------------------------------
+
+
+def test_top1_top5_and_likelihood_by_hand() -> None:
+    """Seven classes; the rank of the right one is known for each image."""
+    ranks = [0, 0, 1, 4, 5, 6]
+    logits = torch.arange(7.0).flip(0).repeat(len(ranks), 1)  # class k is k-th likeliest
+    scores = score(logits, torch.tensor(ranks))
+    assert scores.top1 == pytest.approx(2 / 6)
+    assert scores.top5 == pytest.approx(4 / 6)
+    log_sum = math.log(sum(math.exp(6 - rank) for rank in range(7)))
+    by_rank = [log_sum - (6 - rank) for rank in ranks]
+    assert scores.nll == pytest.approx(sum(by_rank) / 6, rel=1e-6)
+
+
+def test_top5_of_three_classes_is_always_right() -> None:
+    logits = torch.randn(8, 3, generator=generator_at(0, 0, "logits"))
+    assert score(logits, torch.arange(8) % 3).top5 == 1
+
+
+def test_calibration_error_by_hand() -> None:
+    """Two bins: confidence 0.9 with half of them right, 0.6 with all of them right."""
+    confidence = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.6, 0.6])
+    logits = torch.stack([confidence, 1 - confidence], dim=1).log()
+    labels = torch.tensor([0, 0, 1, 1, 0, 0])
+    expected = 4 / 6 * abs(0.9 - 0.5) + 2 / 6 * abs(0.6 - 1.0)
+    assert score(logits, labels).ece == pytest.approx(expected, abs=1e-6)
+
+
+def test_calibration_error_against_torchmetrics() -> None:
+    logits = 2 * torch.randn(200, 10, generator=generator_at(0, 0, "logits"))
+    labels = torch.randint(10, (200,), generator=generator_at(0, 0, "labels"))
+    oracle = MulticlassCalibrationError(num_classes=10, n_bins=15, norm="l1")
+    oracle.update(logits.softmax(dim=1), labels)
+    assert score(logits, labels).ece == pytest.approx(float(oracle.compute()), abs=1e-6)
+
+
+class TwoHeads(nn.Module):
+    """Logits are the mean pixel times a factor of the head; dropout would show training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+        self.factor = nn.Parameter(torch.tensor([1.0, -1.0]))
+
+    def forward(self, images: Tensor, head: str) -> Tensor:
+        scale = 1.0 if head == "clean" else 2.0
+        return self.drop(images.mean(dim=(1, 2, 3)))[:, None] * self.factor * scale
+
+
+def test_logits_are_collected_in_order_and_in_evaluation_mode() -> None:
+    images = torch.arange(5.0)[:, None, None, None].expand(5, 3, 2, 2)
+    labels = torch.arange(5)
+    batches = [(images[:3], labels[:3]), (images[3:], labels[3:])]
+    logits, collected = collect_logits({"student": TwoHeads()}, batches, head="mixed")
+    expected = torch.stack([2 * torch.arange(5.0), -2 * torch.arange(5.0)], dim=1)
+    assert torch.equal(logits["student"], expected)
+    assert torch.equal(collected, labels)
+
+
+def test_evaluating_gives_every_module_its_mode_back() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())
+    model[1].eval()
+    other = nn.Dropout().eval()
+    before = [module.training for module in model.modules()]
+    with evaluating(model, other):
+        assert not any(module.training for module in model.modules())
+        assert not torch.is_grad_enabled()
+    assert [module.training for module in model.modules()] == before == [True, True, False, True]
+    assert not other.training
+    with pytest.raises(UsageError), evaluating(model):
+        raise UsageError("in the middle")
+    assert [module.training for module in model.modules()] == before
+    assert torch.is_grad_enabled()
