@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adautomix.cli import main
+from adautomix.data import load_data
 from adautomix.training.run_folder import RunFolder, without_timing
 
 CLASSES = ("<script>alert(1)", "café", "猫")  # in the order of the labels
@@ -87,8 +88,10 @@ def write_photos(root: Path, images: dict[str, int] = IMAGES) -> Path:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 training and 9 test images of three classes with awkward names."""
-    return write_photos(tmp_path_factory.mktemp("photos") / "pets")
+    """24 training and 9 test images of three classes with awkward names, decoded already."""
+    root = write_photos(tmp_path_factory.mktemp("photos") / "pets")
+    load_data(str(root), workers=1, progress=False)
+    return root
 
 
 def tensors(run: Path, checkpoint: str = "last") -> dict[str, Tensor]:

@@ -227,6 +227,10 @@ def masked(images: Tensor, masks: Tensor, perm: Tensor) -> Tensor:
     return torch.einsum("bnhw,bnchw->bchw", masks, images[perm])
 
 
+def mixed_labels(targets: Tensor, perm: Tensor, lam: Tensor) -> Tensor:
+    return (lam[:, :, None] * targets[perm]).sum(dim=1)
+
+
 def cosine_by_hand(mix: Tensor, sources: Tensor, perm: Tensor, lam: Tensor) -> float:
     total = 0.0
     for b in range(len(perm)):
@@ -243,9 +247,7 @@ def parts_by_hand(world: World, draw: AdAutoMixDraw) -> dict[str, float]:
     images, targets, generator = world.images, world.targets, world.method.generator
     features = world.features()
     (perm, lam), (perm_g, lam_g) = draw.classifier, draw.generator
-    label, label_g = (
-        (lam_[:, :, None] * targets[p]).sum(dim=1) for p, lam_ in (draw.classifier, draw.generator)
-    )
+    label, label_g = mixed_labels(targets, perm, lam), mixed_labels(targets, perm_g, lam_g)
     linear = (lam[:, :, None, None, None] * images[perm]).sum(dim=1)
     mix = masked(images, generator(features, perm, lam, (16, 16)), perm)
     mix_g = masked(images, generator(features, perm_g, lam_g, (16, 16)), perm_g)
@@ -483,7 +485,7 @@ def judge(method: AdAutoMix, networks: tuple[Any, Any], draw: AdAutoMixDraw) -> 
     perm, lam = draw.generator
     masks = method.generator(teacher.features(images, 1).tap, perm, lam, (16, 16))
     mix = masked(images, masks, perm)
-    label = (lam[:, :, None] * soft_targets(labels, CLASSES)[perm]).sum(dim=1)
+    label = mixed_labels(soft_targets(labels, CLASSES), perm, lam)
     logits = teacher(mix, head="mixed")
     return {
         "student": cross_entropy(student(mix, head="mixed"), label),

@@ -317,10 +317,9 @@ def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two epochs of four steps: checkpoints at steps 4 and 8."""
     run = tmp_path_factory.mktemp("checkpoints") / "run"
     words = [str(word).removeprefix("--") for word in SMALL_NET]
-    flags = dict(zip(words[::2], words[1::2], strict=True)) | {"method": "mixup", "out": run}
-    train(
-        load_config(flags=flags | {"data": str(photos), "epochs": 2, "batch_size": 6}), quiet=True
-    )
+    net = dict(zip(words[::2], words[1::2], strict=True))
+    flags = {"data": str(photos), "out": run, "method": "mixup", "epochs": 2, "batch_size": 6}
+    train(load_config(flags=net | flags), quiet=True)
     return run
 
 
@@ -382,7 +381,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(run: Pat
     trainer = open_run(run, quiet=True)
     trainer.config = trainer.config.model_copy(update={"log_every": 1})
     with torch.no_grad():
-        trainer.student.heads["clean"].weight[0, 0] = torch.nan
+        trainer.student.get_parameter("heads.clean.weight")[0, 0] = torch.nan
     with pytest.raises(RunError, match=r"loss no longer finite at step 4: lower --lr") as failure:
         trainer.fit()
     assert str(run) in str(failure.value)

@@ -43,13 +43,14 @@ def refused(**values: Any) -> str:
 
 def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path: Path) -> None:
     recipe = read_recipe(RECIPE)
-    file = written(tmp_path, "epochs: 7\nseed: 5\ncutmix: {per_sample: true}\n")
-    flags = {"epochs": "3", "cutmix.alpha": "0.6"}
-    config = load_config(recipe=RECIPE, file=file, flags=flags)
-    assert config.epochs == 3  # all three say something, or only the flags
-    assert config.seed == 5  # the file
-    assert config.lr == recipe["lr"]  # the recipe
-    assert config.eval_batch_size == TrainConfig().eval_batch_size  # a default
+    assert recipe["epochs"] == 200
+    assert recipe["lr"] == 0.1
+    file = written(tmp_path, "epochs: 7\nlr: 0.3\ncutmix: {per_sample: true}\n")
+    config = load_config(recipe=RECIPE, file=file, flags={"epochs": "3", "cutmix.alpha": "0.6"})
+    assert config.epochs == 3  # flag over file over recipe
+    assert config.lr == 0.3  # file over recipe
+    assert config.model == recipe["model"]
+    assert config.eval_batch_size == TrainConfig().eval_batch_size
     # Groups are merged name by name, not replaced.
     assert config.method_settings.model_dump() == {"alpha": 0.6, "per_sample": True}
 

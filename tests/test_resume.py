@@ -204,7 +204,7 @@ def test_signal_handlers_are_given_back(photos: Path, tmp_path: Path) -> None:
 VARIANTS: dict[str, dict[str, Any]] = {
     "accumulate": {"accumulate": 2},
     "adamw": {"optimizer": "adamw", "lr": 1e-3, "label_smoothing": 0.1, "clip_grad": 0.5},
-    "bf16": {"precision": "bf16"},
+    "bf16": {"precision": "bf16", "method": "mixup"},
     "fp16": {"precision": "fp16"},
     "short last batch": {"drop_last": False, "batch_size": 7},
     "random N and lambda": {"adautomix.random_n": True, "adautomix.per_sample": True},

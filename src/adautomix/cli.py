@@ -29,7 +29,8 @@ app = typer.Typer(
 TAKES_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 out = Console()
 INTERRUPTED = 130  # what typer returns after Ctrl-C, where it does not raise Abort
-WRONG_WORDS = typer.BadParameter.__bases__  # typer's UsageError, which it does not export
+# typer's UsageError, which it does not export
+WRONG_WORDS: tuple[type[Any], ...] = typer.BadParameter.__bases__
 
 Recipe = Annotated[str | None, typer.Option(help="start from a packaged recipe")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with settings")]

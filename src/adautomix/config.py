@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adautomix.errors import UsageError
 from adautomix.methods import METHODS, MethodSettings, find_method
@@ -99,14 +99,6 @@ class TrainConfig(BaseModel):
 
     teacher: TeacherSettings = Field(TeacherSettings(), description="the moving average")
 
-    @field_validator("model_options", mode="before")
-    @classmethod
-    def _read_values(cls, options: Any) -> Any:
-        """Values given as text on the command line are read as YAML reads them: 4 is a number."""
-        if not isinstance(options, dict):
-            return options
-        return {k: yaml.safe_load(v) if isinstance(v, str) else v for k, v in options.items()}
-
     @model_validator(mode="after")
     def _check(self) -> Self:
         cls = find_method(self.method)
@@ -175,6 +167,8 @@ def one_line_errors(group: str = "") -> Iterator[None]:
         if problem["type"] == "extra_forbidden":
             known = [row[0] for row in list_settings()]
             raise UsageError(unknown_setting(name, known)) from None
+        if problem["type"] == "value_error":  # a check of ours, which says it all
+            raise UsageError(f"{name}: {problem['msg'].removeprefix('Value error, ')}") from None
         message = problem["msg"][0].lower() + problem["msg"][1:]
         raise UsageError(f"{name} = {problem['input']!r}: {message}") from None
 
@@ -216,6 +210,8 @@ def nest(flags: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in flags.items():
         *groups, last = name.replace("-", "_").split(".")
         inner: Any = None if value == "none" else value
+        if groups == ["model_options"]:  # timm's own: a number is a number and not text
+            inner = yaml.safe_load(str(inner))
         for group in [last, *reversed(groups)]:
             inner = {group: inner}
         nested = merge(nested, inner)

@@ -55,9 +55,11 @@ class MethodInLoop(nn.Module):
         self.method.after_step(self.step)
         self.step += 1
 
-    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
         """What the method learns; the teacher is averaged, not learned."""
-        return self.method.parameters(recurse)
+        return self.method.named_parameters(prefix, recurse, remove_duplicate)
 
     def train(self, mode: bool = True) -> "MethodInLoop":
         """The teacher keeps its own mode, whatever the loop does."""

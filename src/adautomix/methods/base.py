@@ -151,8 +151,9 @@ def captured_share(logits: Tensor, targets: Tensor) -> Tensor:
     """
     with torch.no_grad():
         classes = (targets > 0).sum(dim=1, keepdim=True)
-        last_counted = logits.sort(dim=1, descending=True).values.gather(1, classes - 1)
-        captured = (targets * (logits >= last_counted)).sum(dim=1) / targets.sum(dim=1)
+        by_rank = targets.gather(1, logits.argsort(dim=1, descending=True))
+        counted = torch.arange(targets.shape[1], device=targets.device) < classes
+        captured = (by_rank * counted).sum(dim=1) / targets.sum(dim=1)
         return captured.mean()
 
 

@@ -93,7 +93,7 @@ def write_files(folder: Path, checkpoint: Checkpoint) -> None:
     state = io.BytesIO()
     torch.save(checkpoint.state, state)
     weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
-    for name, content in zip(FILES, (save(weights), state.getbuffer()), strict=True):
+    for name, content in zip(FILES, (save(weights), state.getvalue()), strict=True):
         (folder / name).write_bytes(content)
     manifest = {"step": checkpoint.step, "sha256": {n: file_hash(folder / n) for n in FILES}}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
