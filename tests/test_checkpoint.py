@@ -23,7 +23,7 @@ from adautomix.training.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from adautomix.training.loop import open_run, train
+from adautomix.training.run import open_run, train
 from adautomix.training.trained import load_trained
 
 FILES = ("weights.safetensors", "state.pt", "manifest.json")

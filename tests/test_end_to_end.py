@@ -27,8 +27,9 @@ from adautomix.methods import METHODS, build_method
 from adautomix.models import evaluating
 from adautomix.reporting.figures import percent
 from adautomix.rng import generator_at
-from adautomix.training.loop import Trainer, train
+from adautomix.training.loop import Trainer
 from adautomix.training.optim import build_optimizer
+from adautomix.training.run import train
 from adautomix.training.trained import load_trained
 
 NETWORKS = ("student", "teacher")

@@ -28,8 +28,10 @@ from torch import Tensor
 from adautomix.config import load_config
 from adautomix.errors import UsageError
 from adautomix.training.checkpoint import file_hash
-from adautomix.training.loop import Trainer, data_card, load_images, open_run, resume, train
+from adautomix.training.loop import Trainer
+from adautomix.training.run import open_run, resume, train
 from adautomix.training.run_folder import RunFolder
+from adautomix.training.setup import data_card, load_images
 from adautomix.training.verify import verify_resume
 
 STEPS_PER_EPOCH = 4  # 24 images in batches of 6

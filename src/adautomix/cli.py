@@ -294,7 +294,7 @@ def evaluate(
     runs: Runs, which: Which = "last", device: Device = "auto", as_json: Json = False
 ) -> None:
     """Top-1, top-5, negative log-likelihood and ECE of student and teacher on the test set."""
-    from adautomix.evaluation.run import evaluate_run
+    from adautomix.training.trained import evaluate_run
 
     results = {str(run): evaluate_run(run, which=check_which(which), device=device) for run in runs}
     if as_json:

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from adautomix.errors import UsageError
 from adautomix.methods import METHODS, MethodSettings, find_method
@@ -46,7 +46,9 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
 
     method: str = Field("adautomix", description="one of `adautomix methods`")
-    data: str = Field("digits", description="digits, cifar10, cifar100 or a folder of images")
+    data: Annotated[str, BeforeValidator(str)] = Field(
+        "digits", description="digits, cifar10, cifar100 or a folder of images"
+    )
     data_root: Path | None = Field(None, description="folder of downloaded data sets")
     download: bool = Field(False, description="fetch a known data set that is not there")
     image_size: int | None = Field(None, ge=8, description="pixels a side; none: suits the data")

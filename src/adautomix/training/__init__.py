@@ -1,5 +1,6 @@
 """Training: the loop, the teacher, optimisers, checkpoints."""
 
-from adautomix.training.loop import RunResult, Trainer, resume, train
+from adautomix.training.loop import Trainer
+from adautomix.training.run import RunResult, resume, train
 
 __all__ = ["RunResult", "Trainer", "resume", "train"]

@@ -139,6 +139,13 @@ def present_checkpoints(run: Path) -> list[Path]:
     return [folder for folder in folders if folder.exists()]
 
 
+def set_aside_last(run: Path) -> None:
+    """Put a damaged `last` out of the way, so that the next save does not take it for whole."""
+    damaged = run / "checkpoints" / "damaged"
+    shutil.rmtree(damaged, ignore_errors=True)
+    (run / "checkpoints" / "last").rename(damaged)
+
+
 def load_checkpoint(run: Path) -> tuple[Checkpoint, str]:
     """The newest checkpoint that is whole, and a line to tell the user ("" if nothing is wrong).
 

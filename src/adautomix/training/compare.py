@@ -8,7 +8,7 @@ from typing import Any
 from adautomix.config import TrainConfig, make_config, merge
 from adautomix.errors import UsageError
 from adautomix.training.checkpoint import present_checkpoints
-from adautomix.training.loop import resume, train
+from adautomix.training.run import resume, train
 from adautomix.training.run_folder import RunFolder
 
 

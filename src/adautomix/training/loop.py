@@ -1,105 +1,24 @@
 """The training loop: an epoch and a step, each readable from top to bottom."""
 
-import contextlib
-import dataclasses
 import time
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from adautomix.config import TrainConfig
-from adautomix.data import ImageData, load_data
-from adautomix.data.pipeline import TrainBatches, eval_batches
-from adautomix.errors import AdAutoMixError, RunError, UsageError
-from adautomix.evaluation.accuracy import Scores, evaluate
-from adautomix.methods import Method, find_method
-from adautomix.models import Classifier, build_model, evaluating, frozen_statistics
-from adautomix.reporting.grid import mix_grid
-from adautomix.reporting.preview import data_batch, mix_rows
-from adautomix.rng import generator_at, seed_at
-from adautomix.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from adautomix.data import ImageData
+from adautomix.errors import RunError
+from adautomix.rng import seed_at
+from adautomix.training.checkpoint import Checkpoint, save_checkpoint
 from adautomix.training.display import Display
+from adautomix.training.judge import Judge, best_so_far
 from adautomix.training.meters import FiniteWatch, Meters
 from adautomix.training.optim import build_optimizer, cosine_schedule, set_learning_rate
 from adautomix.training.run_folder import RunFolder
-from adautomix.training.runtime import (
-    StopRequest,
-    autocast,
-    describe_device,
-    peak_memory_mib,
-    pick_device,
-    stop_on_signals,
-    versions,
-)
-from adautomix.training.teacher import Teacher, momentum_schedule
-
-PROBE_IMAGES = 512
-SAMPLE_ROWS = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class RunResult:
-    """What a finished run gave.
-
-    Attributes:
-        folder: the run folder.
-        final: scores of "student" and "teacher" on the test set after the last epoch.
-        summary: everything in `summary.json`.
-    """
-
-    folder: Path
-    final: dict[str, Scores]
-    summary: dict[str, Any]
-
-
-def load_images(config: TrainConfig, *, progress: bool = True) -> ImageData:
-    """The data set that a run asks for."""
-    return load_data(
-        config.data,
-        root=config.data_root,
-        download=config.download,
-        image_size=config.image_size,
-        per_class=config.per_class,
-        test_fraction=config.test_fraction,
-        val_fraction=config.val_fraction,
-        seed=config.seed,
-        skip_bad=config.skip_bad,
-        workers=config.workers,
-        progress=progress,
-    )
-
-
-def build_networks(
-    config: TrainConfig, *, num_classes: int, image_size: int, device: torch.device
-) -> tuple[Classifier, Method, Teacher[Classifier]]:
-    """The student, the method and the teacher at the start of a run."""
-    cls = find_method(config.method)
-    seed = seed_at(config.seed, 0, "weights")
-    student = build_model(
-        config.model,
-        num_classes,
-        stem=config.stem,
-        width=config.width,
-        pretrained=config.pretrained,
-        image_size=image_size,
-        drop_path=config.drop_path,
-        heads=cls.heads,
-        options=config.model_options,
-        generator_seed=seed,
-    )
-    torch.manual_seed(seed)
-    method = cls(
-        config.method_settings,
-        num_classes=num_classes,
-        seed=config.seed,
-        label_smoothing=config.label_smoothing,
-        model=student,
-    )
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    student = student.to(device, memory_format=layout)  # type: ignore[call-overload]
-    return student, method.to(device), Teacher(student, config.teacher.buffers)
+from adautomix.training.runtime import StopRequest, autocast, pick_device, stop_on_signals
+from adautomix.training.setup import build_networks, check_smallest_part, train_batches
+from adautomix.training.teacher import momentum_schedule
 
 
 class Trainer:
@@ -136,6 +55,9 @@ class Trainer:
             device=self.device,
         )
         check_smallest_part(config, len(data.train), self.method)
+        self.judge = Judge(
+            config, self.data, self.method, self.student, self.teacher.model, self.device
+        )
         if config.compile:
             setattr(self.method, "terms", torch.compile(self.method.terms))  # noqa: B010
         self.optimizer = build_optimizer(config, self.student, self.method)
@@ -231,14 +153,15 @@ class Trainer:
         self.epoch_meters.reset()
         last = self.step == self.steps
         if epoch % self.config.eval_every == 0 or last:
-            row |= self.evaluate()
-        is_best = self.note_best(row)
+            row |= self.judge.evaluate()
+        better = best_so_far(row, self.best)
+        self.best = better or self.best
         self.folder.log(row)
         self.display.epoch(row, self.config.epochs)
         if epoch in (1, (self.config.epochs + 1) // 2, self.config.epochs):
-            self.draw_samples(epoch)
-        if epoch % self.config.checkpoint_every == 0 or last or is_best:
-            self.save(best=is_best)
+            self.judge.draw_samples(self.folder.samples / f"epoch-{epoch:04d}.png", self.step)
+        if epoch % self.config.checkpoint_every == 0 or last or better:
+            self.save(best=better is not None)
 
     def save_and_stop(self) -> NoReturn:
         """Answer a request to stop.
@@ -302,69 +225,6 @@ class Trainer:
                 f"saved before is kept in {self.folder.path}"
             )
 
-    def networks(self) -> dict[str, Classifier]:
-        """The trained network and its moving average."""
-        return {"student": self.student, "teacher": self.teacher.model}
-
-    def evaluate(self) -> dict[str, Any]:
-        """Scores of both networks on held-out images, and the probe."""
-        with autocast(self.device, self.config.precision):
-            scores = self.evaluate_on("test")
-            row: dict[str, Any] = {name: s._asdict() for name, s in scores.items()}
-            if self.data.val is not None:
-                held_out = self.evaluate_on("val")
-                row["val"] = {name: s._asdict() for name, s in held_out.items()}
-            return row | {"probe": self.probe()}
-
-    def evaluate_on(self, split: str) -> dict[str, Scores]:
-        """Scores of both networks on one split."""
-        images = eval_batches(
-            self.data.splits()[split],
-            self.data,
-            batch_size=self.config.eval_batch_size,
-            device=self.device,
-        )
-        return evaluate(self.networks(), images, self.method.eval_head)
-
-    def probe(self) -> float:
-        """The student's accuracy on a few unmixed, uncropped training images."""
-        count = min(PROBE_IMAGES, len(self.data.train))
-        generator = generator_at(self.config.seed, 0, "probe")
-        rows = torch.randperm(len(self.data.train), generator=generator)[:count]
-        some = self.data.train.subset(rows)
-        images, labels = next(eval_batches(some, self.data, batch_size=count, device=self.device))
-        with evaluating(self.student):
-            predicted = self.student(images, head=self.method.eval_head).argmax(dim=1)
-        return float((predicted == labels).double().mean())
-
-    def draw_samples(self, epoch: int) -> None:
-        """A picture of the mixes that the student learns from at this point."""
-        batch = data_batch(self.data, self.config.seed, self.device)
-        with frozen_statistics(self.teacher.model), autocast(self.device, self.config.precision):
-            rows = mix_rows(
-                self.method,
-                batch,
-                count=SAMPLE_ROWS,
-                student=self.student,
-                teacher=self.teacher.model,
-                step=self.step,
-            )
-        self.folder.samples.mkdir(exist_ok=True)
-        mix_grid(rows, self.folder.samples / f"epoch-{epoch:04d}.png")
-
-    def note_best(self, row: dict[str, Any]) -> bool:
-        """Whether this epoch's better network beats all before; on held-out images if there are."""
-        if "student" not in row:
-            return False
-        split = "val" if "val" in row else "test"
-        scores = row["val"] if split == "val" else row
-        network = max(("student", "teacher"), key=lambda name: scores[name]["top1"])
-        top1 = scores[network]["top1"]
-        if self.best is not None and top1 <= self.best["top1"]:
-            return False
-        self.best = {"epoch": row["epoch"], "network": network, "top1": top1, "split": split}
-        return True
-
     # ------------------------------------------------------------------ state
 
     def weights(self) -> dict[str, Tensor]:
@@ -406,122 +266,3 @@ class Trainer:
         self.best, self.seconds_before = state["best"], state["seconds"]
         self.step = checkpoint.step
         self.folder.forget_after(self.step)
-
-    def summarize(self) -> RunResult:
-        """Write `summary.json` from the last epoch's figures."""
-        last = next(row for row in reversed(self.folder.rows()) if "student" in row)
-        final = {name: last[name] for name in ("student", "teacher")}
-        summary = {
-            **{n: getattr(self.config, n) for n in ("method", "data", "model", "width", "seed")},
-            "device": describe_device(self.device),
-            **{n: getattr(self.config, n) for n in ("precision", "epochs")},
-            "steps": self.steps,
-            "seconds": round(self.seconds(), 1),
-            "command": self.command,
-            "versions": versions(),
-            **self.folder.data_card(),
-            "final": final,
-            "best": self.best,
-            "parameters": sum(p.numel() for p in self.student.parameters()),
-            "peak_memory_mib": round(peak_memory_mib(self.device)),
-        }
-        self.folder.write_summary(summary)
-        scores = {name: Scores(**values) for name, values in final.items()}
-        return RunResult(self.folder.path, scores, summary)
-
-
-def check_smallest_part(config: TrainConfig, images: int, method: Method) -> None:
-    """See that the smallest part of a batch that is processed at once can be mixed.
-
-    Raises:
-        UsageError: it has too few images.
-    """
-    last = 0 if config.drop_last else images % config.batch_size
-    smallest = (last or config.batch_size) // config.accumulate
-    needed = max(2, method.min_batch)  # batch norm needs two
-    if smallest < needed:
-        raise UsageError(
-            f"{method.name} needs {needed} images at a time and would get {smallest}: choose "
-            "another batch_size, accumulate or drop_last"
-        )
-
-
-def train_batches(config: TrainConfig, data: ImageData, device: torch.device) -> TrainBatches:
-    """The training batches that the settings ask for."""
-    return TrainBatches(
-        data,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        device=device,
-        crop=config.crop,
-        pad=config.pad,
-        flip=config.flip,
-        scale_min=config.scale_min,
-        drop_last=config.drop_last,
-    )
-
-
-def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> RunResult:
-    """Train one classifier into a run folder.
-
-    Raises:
-        UsageError: a setting, a file or the folder is not what it should be.
-        RunError: the run could not go on; what was saved is still there.
-    """
-    data = load_images(config, progress=not quiet)
-    pick_device(config.device)
-    folder = RunFolder.create(config)
-    try:
-        trainer = Trainer(config, data, folder, quiet=quiet, command=command)
-    except AdAutoMixError:
-        (folder.path / "config.yaml").unlink()
-        with contextlib.suppress(OSError):
-            folder.path.rmdir()
-        raise
-    folder.write_data_card(data_card(data))
-    return run_to_end(trainer)
-
-
-def data_card(data: ImageData) -> dict[str, Any]:
-    """What a prediction needs to know of the data, and what a reader wants to."""
-    return {
-        "classes": list(data.classes),
-        "image_size": data.image_size,
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "train_images": len(data.train),
-        "test_images": len(data.test),
-        "bad_files": list(data.bad_files),
-    }
-
-
-def run_to_end(trainer: Trainer) -> RunResult:
-    """Train, then write the summary."""
-    for name in trainer.data.bad_files:
-        trainer.display.say(f"left out, unreadable: {name}")
-    trainer.fit()
-    return trainer.summarize()
-
-
-def open_run(path: Path, *, quiet: bool = False, command: str = "") -> Trainer:
-    """A trainer that stands where the run's newest whole checkpoint was written.
-
-    Raises:
-        UsageError: no run there, or no checkpoint yet.
-        RunError: no checkpoint is whole.
-    """
-    folder = RunFolder.open(path)
-    checkpoint, problem = load_checkpoint(path)
-    config = folder.config()
-    trainer = Trainer(
-        config, load_images(config, progress=not quiet), folder, quiet=quiet, command=command
-    )
-    if problem:
-        trainer.display.say(problem)
-    trainer.restore(checkpoint)
-    return trainer
-
-
-def resume(path: Path, *, quiet: bool = False, command: str = "") -> RunResult:
-    """Go on exactly where a run stopped; a finished run only gets its summary again."""
-    return run_to_end(open_run(path, quiet=quiet, command=command))

@@ -10,7 +10,7 @@ from adautomix.config import make_config, merge
 from adautomix.methods import METHODS, find_method
 from adautomix.reporting.grid import MixRow
 from adautomix.reporting.preview import data_batch, mix_rows, picture_batch
-from adautomix.training.loop import build_networks, load_images
+from adautomix.training.setup import build_networks, load_images
 from adautomix.training.trained import load_trained
 
 PICTURE_SIZE = 224

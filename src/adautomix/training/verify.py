@@ -14,8 +14,9 @@ from torch import Tensor
 
 from adautomix.errors import UsageError
 from adautomix.training.checkpoint import Checkpoint, read_checkpoint
-from adautomix.training.loop import Trainer, load_images
+from adautomix.training.loop import Trainer
 from adautomix.training.run_folder import RunFolder, without_timing
+from adautomix.training.setup import load_images
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,102 @@
+"""How good the networks of a running training are, and what its mixes look like."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adautomix.config import TrainConfig
+from adautomix.data import ImageData, eval_batches
+from adautomix.evaluation.accuracy import Scores, evaluate
+from adautomix.methods import Method
+from adautomix.models import Classifier, evaluating, frozen_statistics
+from adautomix.reporting.grid import mix_grid
+from adautomix.reporting.preview import data_batch, mix_rows
+from adautomix.rng import generator_at
+from adautomix.training.runtime import autocast
+
+PROBE_IMAGES = 512
+SAMPLE_ROWS = 4
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Looks at the networks of a run without changing them."""
+
+    config: TrainConfig
+    data: ImageData
+    method: Method
+    student: Classifier
+    teacher: Classifier
+    device: torch.device
+
+    def evaluate(self) -> dict[str, Any]:
+        """Scores of both networks on the test set and on held-out images, and the probe."""
+        with autocast(self.device, self.config.precision):
+            row = plain(self.scores("test"))
+            if self.data.val is not None:
+                row["val"] = plain(self.scores("val"))
+            return row | {"probe": self.probe()}
+
+    def scores(self, split: str) -> dict[str, Scores]:
+        """Scores of both networks on one split."""
+        images = eval_batches(
+            self.data.splits()[split],
+            self.data,
+            batch_size=self.config.eval_batch_size,
+            device=self.device,
+        )
+        networks = {"student": self.student, "teacher": self.teacher}
+        return evaluate(networks, images, self.method.eval_head)
+
+    def probe(self) -> float:
+        """The student's accuracy on a few unmixed, uncropped training images."""
+        count = min(PROBE_IMAGES, len(self.data.train))
+        generator = generator_at(self.config.seed, 0, "probe")
+        rows = torch.randperm(len(self.data.train), generator=generator)[:count]
+        some = self.data.train.subset(rows.to(self.device))
+        images, labels = next(eval_batches(some, self.data, batch_size=count, device=self.device))
+        with evaluating(self.student):
+            predicted = self.student(images, head=self.method.eval_head).argmax(dim=1)
+        return float((predicted == labels).double().mean())
+
+    def draw_samples(self, path: Path, step: int) -> None:
+        """A picture of the mixes that the student learns from at this step."""
+        batch = data_batch(self.data, self.config.seed, self.device)
+        with frozen_statistics(self.teacher), autocast(self.device, self.config.precision):
+            rows = mix_rows(
+                self.method,
+                batch,
+                count=SAMPLE_ROWS,
+                student=self.student,
+                teacher=self.teacher,
+                step=step,
+            )
+        path.parent.mkdir(exist_ok=True)
+        mix_grid(rows, path)
+
+
+def plain(scores: dict[str, Scores]) -> dict[str, Any]:
+    """Scores as nested dictionaries."""
+    return {name: values._asdict() for name, values in scores.items()}
+
+
+def best_so_far(row: dict[str, Any], best: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The better network of an epoch if it beats all before, else None.
+
+    It is picked on held-out images where there are some, else on the test set, and says which.
+
+    Args:
+        row: an epoch's line of `metrics.jsonl`; one without scores beats nothing.
+        best: the best before.
+    """
+    split = "val" if "val" in row else "test"
+    scores = row["val"] if split == "val" else row
+    if "student" not in scores:
+        return None
+    network = max(("student", "teacher"), key=lambda name: scores[name]["top1"])
+    top1 = scores[network]["top1"]
+    if best is not None and top1 <= best["top1"]:
+        return None
+    return {"epoch": row["epoch"], "network": network, "top1": top1, "split": split}

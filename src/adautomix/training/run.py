@@ -1,0 +1,108 @@
+"""A run from its beginning, or from where it stopped, to its summary."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adautomix.config import TrainConfig
+from adautomix.errors import AdAutoMixError
+from adautomix.evaluation.accuracy import Scores
+from adautomix.training.checkpoint import load_checkpoint, set_aside_last
+from adautomix.training.loop import Trainer
+from adautomix.training.run_folder import RunFolder
+from adautomix.training.runtime import describe_device, peak_memory_mib, pick_device, versions
+from adautomix.training.setup import data_card, load_images
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run gave.
+
+    Attributes:
+        folder: the run folder.
+        final: scores of "student" and "teacher" on the test set after the last epoch.
+        summary: everything in `summary.json`.
+    """
+
+    folder: Path
+    final: dict[str, Scores]
+    summary: dict[str, Any]
+
+
+def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> RunResult:
+    """Train one classifier into a run folder.
+
+    Raises:
+        UsageError: a setting, a file or the folder is not what it should be.
+        RunError: the run could not go on; what was saved is still there.
+    """
+    data = load_images(config, progress=not quiet)
+    pick_device(config.device)
+    folder = RunFolder.create(config)
+    try:
+        trainer = Trainer(config, data, folder, quiet=quiet, command=command)
+    except AdAutoMixError:
+        (folder.path / "config.yaml").unlink()
+        with contextlib.suppress(OSError):
+            folder.path.rmdir()
+        raise
+    folder.write_data_card(data_card(data))
+    return run_to_end(trainer)
+
+
+def run_to_end(trainer: Trainer) -> RunResult:
+    """Train, then write the summary."""
+    for name in trainer.data.bad_files:
+        trainer.display.say(f"left out, unreadable: {name}")
+    trainer.fit()
+    return summarize(trainer)
+
+
+def summarize(trainer: Trainer) -> RunResult:
+    """Write `summary.json` from the last epoch's figures."""
+    config = trainer.config
+    last = next(row for row in reversed(trainer.folder.rows()) if "student" in row)
+    final = {name: last[name] for name in ("student", "teacher")}
+    summary = {
+        **{n: getattr(config, n) for n in ("method", "data", "model", "width", "seed")},
+        "device": describe_device(trainer.device),
+        **{n: getattr(config, n) for n in ("precision", "epochs")},
+        "steps": trainer.steps,
+        "seconds": round(trainer.seconds(), 1),
+        "command": trainer.command,
+        "versions": versions(),
+        **trainer.folder.data_card(),
+        "final": final,
+        "best": trainer.best,
+        "parameters": sum(p.numel() for p in trainer.student.parameters()),
+        "peak_memory_mib": round(peak_memory_mib(trainer.device)),
+    }
+    trainer.folder.write_summary(summary)
+    scores = {name: Scores(**values) for name, values in final.items()}
+    return RunResult(trainer.folder.path, scores, summary)
+
+
+def open_run(path: Path, *, quiet: bool = False, command: str = "") -> Trainer:
+    """A trainer that stands where the run's newest whole checkpoint was written.
+
+    Raises:
+        UsageError: no run there, or no checkpoint yet.
+        RunError: no checkpoint is whole.
+    """
+    folder = RunFolder.open(path)
+    checkpoint, problem = load_checkpoint(path)
+    config = folder.config()
+    trainer = Trainer(
+        config, load_images(config, progress=not quiet), folder, quiet=quiet, command=command
+    )
+    if problem:
+        trainer.display.say(problem)
+        set_aside_last(path)
+    trainer.restore(checkpoint)
+    return trainer
+
+
+def resume(path: Path, *, quiet: bool = False, command: str = "") -> RunResult:
+    """Go on exactly where a run stopped; a finished run only gets its summary again."""
+    return run_to_end(open_run(path, quiet=quiet, command=command))

@@ -1,0 +1,105 @@
+"""From settings to the parts of a run: images, networks, batches."""
+
+from typing import Any
+
+import torch
+
+from adautomix.config import TrainConfig
+from adautomix.data import ImageData, TrainBatches, load_data
+from adautomix.errors import UsageError
+from adautomix.methods import Method, find_method
+from adautomix.models import Classifier, build_model
+from adautomix.rng import seed_at
+from adautomix.training.teacher import Teacher
+
+
+def load_images(config: TrainConfig, *, progress: bool = True) -> ImageData:
+    """The data set that a run asks for."""
+    return load_data(
+        config.data,
+        root=config.data_root,
+        download=config.download,
+        image_size=config.image_size,
+        per_class=config.per_class,
+        test_fraction=config.test_fraction,
+        val_fraction=config.val_fraction,
+        seed=config.seed,
+        skip_bad=config.skip_bad,
+        workers=config.workers,
+        progress=progress,
+    )
+
+
+def build_networks(
+    config: TrainConfig, *, num_classes: int, image_size: int, device: torch.device
+) -> tuple[Classifier, Method, Teacher[Classifier]]:
+    """The student, the method and the teacher at the start of a run."""
+    cls = find_method(config.method)
+    seed = seed_at(config.seed, 0, "weights")
+    student = build_model(
+        config.model,
+        num_classes,
+        stem=config.stem,
+        width=config.width,
+        pretrained=config.pretrained,
+        image_size=image_size,
+        drop_path=config.drop_path,
+        heads=cls.heads,
+        options=config.model_options,
+        generator_seed=seed,
+    )
+    torch.manual_seed(seed)
+    method = cls(
+        config.method_settings,
+        num_classes=num_classes,
+        seed=config.seed,
+        label_smoothing=config.label_smoothing,
+        model=student,
+    )
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    student = student.to(device, memory_format=layout)  # type: ignore[call-overload]
+    return student, method.to(device), Teacher(student, config.teacher.buffers)
+
+
+def check_smallest_part(config: TrainConfig, images: int, method: Method) -> None:
+    """See that the smallest part of a batch that is processed at once can be mixed.
+
+    Raises:
+        UsageError: it has too few images.
+    """
+    last = 0 if config.drop_last else images % config.batch_size
+    smallest = (last or config.batch_size) // config.accumulate
+    needed = max(2, method.min_batch)  # batch norm needs two
+    if smallest < needed:
+        raise UsageError(
+            f"{method.name} needs {needed} images at a time and would get {smallest}: choose "
+            "another batch_size, accumulate or drop_last"
+        )
+
+
+def train_batches(config: TrainConfig, data: ImageData, device: torch.device) -> TrainBatches:
+    """The training batches that the settings ask for."""
+    return TrainBatches(
+        data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        device=device,
+        crop=config.crop,
+        pad=config.pad,
+        flip=config.flip,
+        scale_min=config.scale_min,
+        drop_last=config.drop_last,
+    )
+
+
+def data_card(data: ImageData) -> dict[str, Any]:
+    """What a prediction needs to know of the data, and what a reader wants to."""
+    return {
+        "classes": list(data.classes),
+        "image_size": data.image_size,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "train_images": len(data.train),
+        "test_images": len(data.test),
+        "bad_files": list(data.bad_files),
+    }
