@@ -12,6 +12,7 @@ from adautomix.errors import RunError
 from adautomix.rng import seed_at
 from adautomix.training.checkpoint import Checkpoint, save_checkpoint
 from adautomix.training.display import Display
+from adautomix.training.events import EventWriter
 from adautomix.training.judge import Judge, best_so_far
 from adautomix.training.meters import FiniteWatch, Meters
 from adautomix.training.optim import build_optimizer, cosine_schedule, set_learning_rate
@@ -72,6 +73,7 @@ class Trainer:
             constant_share=config.teacher.constant_share,
         )
         self.step = 0
+        self.events: EventWriter | None = None
         self.epoch_meters, self.log_meters = Meters(), Meters()
         self.finite = FiniteWatch(self.device)
         self.best: dict[str, Any] | None = None
@@ -90,6 +92,8 @@ class Trainer:
         """
         last = min(until or self.steps, self.steps)
         self.started = time.perf_counter()
+        if self.config.tensorboard:
+            self.events = EventWriter(self.folder.path / "tensorboard", self.step)
         with stop_on_signals() as self.stop, self.display:
             while self.step < last:
                 self.train_epoch(last)
@@ -156,7 +160,7 @@ class Trainer:
             row |= self.judge.evaluate()
         better = best_so_far(row, self.best)
         self.best = better or self.best
-        self.folder.log(row)
+        self.log(row)
         self.display.epoch(row, self.config.epochs)
         if epoch in (1, (self.config.epochs + 1) // 2, self.config.epochs):
             self.judge.draw_samples(self.folder.samples / f"epoch-{epoch:04d}.png", self.step)
@@ -199,7 +203,7 @@ class Trainer:
         figures = self.figures(self.log_meters)
         self.log_meters.reset()
         self.display.show(self.step, figures)
-        self.folder.log(
+        self.log(
             {
                 "kind": "train",
                 "step": self.step,
@@ -209,6 +213,12 @@ class Trainer:
                 **figures,
             }
         )
+
+    def log(self, row: dict[str, Any]) -> None:
+        """A line of `metrics.jsonl`, and the same as TensorBoard events where asked."""
+        self.folder.log(row)
+        if self.events is not None:
+            self.events.add(row)
 
     def check_finite(self) -> None:
         """Stop a run whose loss or weights have left the numbers, before anything is saved.
