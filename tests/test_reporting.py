@@ -24,7 +24,7 @@ from adautomix.reporting.grid import GAP, HEADER, LINE, TILE, Layout, MixRow, he
 from adautomix.reporting.page import listing, summary_sentence, write_page
 from adautomix.reporting.plots import curves
 from adautomix.reporting.runs import read_run, read_runs
-from adautomix.reporting.tables import comparison_table
+from adautomix.reporting.tables import comparison_table, markdown_table, result_rows
 from adautomix.rng import generator_at
 
 SCRIPT = "<script>alert(1)</script>"
@@ -578,3 +578,23 @@ def test_page_never_scrolls_sideways(compared: list[Path], tmp_path: Path) -> No
     assert 1260 <= desk_window <= 1280
     assert phone == phone_window
     assert desk == desk_window
+
+
+def test_markdown_table_has_a_row_a_method_with_several_seeds(tmp_path: Path) -> None:
+    tops = (0.70, 0.72, 0.77)
+    seeds = [make_run(tmp_path / f"s{i}", seed=i, top1=top) for i, top in enumerate(tops)]
+    single = make_run(tmp_path / "a|b", method="vanilla", top1=0.5)
+    lines = markdown_table(read_runs([*seeds, single])).splitlines()
+    assert len(lines) == 4
+    assert all(len(re.split(r"(?<!\\)\|", line)[1:-1]) == 8 for line in lines)
+    assert lines[2].startswith("| adautomix | mean of 3 seeds |")
+    assert MEAN_OF_70_72_77 in lines[2]
+    assert lines[3].startswith(r"| vanilla | a\|b | 0 | 50.00 | 52.00 |")
+
+
+def test_rows_hold_the_figures_of_finished_runs(tmp_path: Path) -> None:
+    done, open_ = make_run(tmp_path / "done"), make_run(tmp_path / "open", finished=False)
+    (row,) = result_rows(read_runs([done, open_]))
+    assert row["run"] == "done"
+    assert row["final"]["student"]["top1"] == 0.7
+    assert "classes" not in row

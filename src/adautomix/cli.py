@@ -397,11 +397,23 @@ def take_loose(words: list[str]) -> list[str]:
 
 @app.command()
 def report(
-    runs: Runs, page: Annotated[Path | None, typer.Option("--out", help="the HTML file")] = None
+    runs: Runs,
+    page: Annotated[Path | None, typer.Option("--out", help="the HTML file")] = None,
+    rows: Annotated[
+        Path | None, typer.Option(help="also write the final figures as rows of JSON")
+    ] = None,
+    markdown: Annotated[bool, typer.Option(help="also print the table in Markdown")] = False,
 ) -> None:
     """One offline page: final table, curves, samples, settings."""
     from adautomix.reporting.page import write_page
+    from adautomix.reporting.runs import read_runs
+    from adautomix.reporting.tables import markdown_table, result_rows
 
+    if markdown:
+        print(markdown_table(read_runs(runs)))
+    if rows:
+        lines = [json.dumps(row) + "\n" for row in result_rows(read_runs(runs))]
+        rows.write_text("".join(lines))
     target = page or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     out.print(f"Wrote {write_page(runs, target)}", soft_wrap=True)
 

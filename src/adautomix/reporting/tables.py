@@ -1,6 +1,7 @@
-"""The comparison of runs as a table for the terminal."""
+"""The comparison of runs as a table: for the terminal, for Markdown, and as rows of data."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -27,6 +28,29 @@ def comparison_table(runs: Sequence[Run]) -> Table:
             table.add_row(*_mean_cells(group), style="bold")
         table.add_section()
     return table
+
+
+def markdown_table(runs: Sequence[Run]) -> str:
+    """The same table in Markdown; a method of several seeds is one row, mean ± interval."""
+    titles = [f"{network} {_TITLES[key]}" for network, key in _FIGURES]
+    lines = [["method", "run", "seed", *titles, "time (s)"], ["---"] * 3 + ["---:"] * 5]
+    for group in groups(runs):
+        if group.seeds > 1:
+            cells = [group.label, *(cell.plain for cell in _mean_cells(group)[1:])]
+            lines.append(cells)
+        else:
+            lines += [[cell.plain for cell in _run_cells(group, run)] for run in group.runs]
+    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
+
+
+def result_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """What stands behind the table: the summary of each finished run, without its class list."""
+    return [
+        {"run": run.name, **{n: v for n, v in run.summary.items() if n != "classes"}}
+        for run in runs
+        if run.summary is not None
+    ]
 
 
 def _run_cells(group: Group, run: Run) -> list[Text]:
