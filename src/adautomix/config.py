@@ -169,8 +169,6 @@ def one_line_errors(group: str = "") -> Iterator[None]:
         if problem["type"] == "extra_forbidden":
             known = [row[0] for row in list_settings()]
             raise UsageError(unknown_setting(name, known)) from None
-        if problem["type"] == "value_error":  # a check of ours, which says it all
-            raise UsageError(f"{name}: {problem['msg'].removeprefix('Value error, ')}") from None
         message = problem["msg"][0].lower() + problem["msg"][1:]
         raise UsageError(f"{name} = {problem['input']!r}: {message}") from None
 

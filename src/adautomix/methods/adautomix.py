@@ -36,11 +36,11 @@ Deviations from the released code, and why:
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from adautomix.errors import UsageError
@@ -90,13 +90,6 @@ class AdAutoMixSettings(MethodSettings):
     cosine_term: bool = Field(True, description="generator: cosine to the sources")
     generator_lr: float | None = Field(None, gt=0, description="none: that of the student")
     generator_min_lr: float | None = Field(None, ge=0, description="none: that of the student")
-
-    @model_validator(mode="after")
-    def _trains_something(self) -> Self:
-        clean, mixup = self.clean_term and self.alpha < 1, self.mixup_term and self.alpha > 0
-        if not (clean or mixup or self.mixed_term):
-            raise ValueError("no term is left to train the classifier: switch one on")
-        return self
 
 
 class MixDraw(NamedTuple):
