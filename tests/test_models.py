@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adautomix.errors import RunError, UsageError
-from adautomix.models import Classifier, build_model, frozen_statistics
+from adautomix.models import Classifier, build_model, frozen_statistics, suited_stem
 from adautomix.rng import generator_at
 
 # Image size, default tap and shape of that tap, and the timm module whose output it is.
@@ -384,3 +384,17 @@ def test_frozen_statistics_end_with_an_error_and_nest() -> None:
             pass
         assert not model.backbone.layer1[0].bn1.track_running_stats
     assert flags == [getattr(module, "track_running_stats", None) for module in model.modules()]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "stem"),
+    [
+        ("resnet18", 32, "cifar"),
+        ("convnext_tiny", 64, "cifar"),
+        ("resnet18", 65, "standard"),
+        ("deit_small_patch16_224", 32, "standard"),
+        ("mobilenetv3_small_100", 32, "standard"),
+    ],
+)
+def test_stem_suits_the_size_and_the_family(name: str, size: int, stem: str) -> None:
+    assert suited_stem(name, size) == stem

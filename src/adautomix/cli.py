@@ -27,7 +27,7 @@ app = typer.Typer(
     "Any command takes --debug for a traceback.",
 )
 TAKES_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 120)
 INTERRUPTED = 130  # what typer returns after Ctrl-C, where it does not raise Abort
 # typer's UsageError, which it does not export
 WRONG_WORDS: tuple[type[Any], ...] = typer.BadParameter.__bases__

@@ -66,7 +66,9 @@ class TrainConfig(BaseModel):
     drop_last: bool = Field(True, description="leave out the last short batch of an epoch")
 
     model: str = Field("resnet18", description="any timm backbone")
-    stem: Literal["standard", "cifar"] = Field("standard", description="cifar: 3×3, stride 1")
+    stem: Literal["auto", "standard", "cifar"] = Field(
+        "auto", description="cifar: 3×3, stride 1; auto: that for images up to 64 pixels"
+    )
     width: float = Field(1.0, gt=0, le=4, description="factor on the channels of the backbone")
     pretrained: bool = Field(False, description="start from timm's weights")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate")

@@ -220,6 +220,17 @@ def build_model(
         return Classifier(backbone, spec)
 
 
+def suited_stem(name: str, image_size: int) -> Stem:
+    """The stem for images of this size: "cifar" up to 64 pixels a side, where the family has it."""
+    if image_size > 64:
+        return "standard"
+    try:
+        timm_plan(ModelSpec(name, num_classes=1, stem="cifar", image_size=image_size))
+    except UsageError:
+        return "standard"
+    return "cifar"
+
+
 def timm_plan(spec: ModelSpec) -> TimmPlan:
     """What makes the spec's backbone with timm alone.
 

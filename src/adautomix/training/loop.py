@@ -31,6 +31,7 @@ class Trainer:
         folder: where figures and checkpoints go.
         quiet: show no progress.
         command: the command line, for the summary.
+        from_checkpoint: `restore` follows, so published weights need not be fetched.
 
     Raises:
         UsageError: the settings do not fit the data.
@@ -44,6 +45,7 @@ class Trainer:
         *,
         quiet: bool = False,
         command: str = "",
+        from_checkpoint: bool = False,
     ) -> None:
         self.config, self.folder, self.command = config, folder, command
         self.device = pick_device(config.device)
@@ -54,6 +56,7 @@ class Trainer:
             num_classes=len(data.classes),
             image_size=data.image_size,
             device=self.device,
+            from_checkpoint=from_checkpoint,
         )
         check_smallest_part(config, len(data.train), self.method)
         self.judge = Judge(

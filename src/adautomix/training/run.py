@@ -94,7 +94,12 @@ def open_run(path: Path, *, quiet: bool = False, command: str = "") -> Trainer:
     checkpoint, problem = load_checkpoint(path)
     config = folder.config()
     trainer = Trainer(
-        config, load_images(config, progress=not quiet), folder, quiet=quiet, command=command
+        config,
+        load_images(config, progress=not quiet),
+        folder,
+        quiet=quiet,
+        command=command,
+        from_checkpoint=True,
     )
     if problem:
         trainer.display.say(problem)

@@ -8,7 +8,7 @@ from adautomix.config import TrainConfig
 from adautomix.data import ImageData, TrainBatches, load_data
 from adautomix.errors import UsageError
 from adautomix.methods import Method, find_method
-from adautomix.models import Classifier, build_model
+from adautomix.models import Classifier, build_model, suited_stem
 from adautomix.rng import seed_at
 from adautomix.training.teacher import Teacher
 
@@ -31,17 +31,28 @@ def load_images(config: TrainConfig, *, progress: bool = True) -> ImageData:
 
 
 def build_networks(
-    config: TrainConfig, *, num_classes: int, image_size: int, device: torch.device
+    config: TrainConfig,
+    *,
+    num_classes: int,
+    image_size: int,
+    device: torch.device,
+    from_checkpoint: bool = False,
 ) -> tuple[Classifier, Method, Teacher[Classifier]]:
-    """The student, the method and the teacher at the start of a run."""
+    """The student, the method and the teacher at the start of a run.
+
+    With `from_checkpoint` weights will be loaded over them, and no published ones are fetched.
+    """
     cls = find_method(config.method)
     seed = seed_at(config.seed, 0, "weights")
+    stem = config.stem
+    if stem == "auto":  # published weights fit only the stem they were trained with
+        stem = "standard" if config.pretrained else suited_stem(config.model, image_size)
     student = build_model(
         config.model,
         num_classes,
-        stem=config.stem,
+        stem=stem,
         width=config.width,
-        pretrained=config.pretrained,
+        pretrained=config.pretrained and not from_checkpoint,
         image_size=image_size,
         drop_path=config.drop_path,
         heads=cls.heads,

@@ -93,10 +93,12 @@ def load_trained(
         checkpoint = read_checkpoint(best)
     else:
         checkpoint, _ = load_checkpoint(folder.path)
-    # The weights come from the checkpoint, not from a hub.
-    fresh = config.model_copy(update={"pretrained": False})
     student, method, teacher = build_networks(
-        fresh, num_classes=len(card["classes"]), image_size=card["image_size"], device=where
+        config,
+        num_classes=len(card["classes"]),
+        image_size=card["image_size"],
+        device=where,
+        from_checkpoint=True,
     )
     networks = {"student": student, "teacher": teacher.model}
     for name, network in networks.items():
