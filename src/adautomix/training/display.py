@@ -63,7 +63,9 @@ class Display:
             self._progress.update(self._task, figures=text)
 
     def epoch(self, row: dict[str, Any], epochs: int) -> None:
-        """A line for a finished epoch."""
+        """A line for a finished epoch that was evaluated; the bar is enough for the others."""
+        if "student" not in row:
+            return
         scores = "  ".join(
             f"{name} {row[name]['top1']:.2%}" for name in ("student", "teacher") if name in row
         )
