@@ -17,7 +17,7 @@ from adautomix.methods.adautomix import (
     draw_simplex,
     use_lam_near_edge,
 )
-from adautomix.methods.base import draw_permutations, mix_by_lam, soft_targets
+from adautomix.methods.base import Sources, draw_permutations, mix_by_lam, soft_targets
 from adautomix.methods.generator import MixGenerator
 from adautomix.models import build_model
 from adautomix.rng import generator_at
@@ -76,11 +76,14 @@ class World:
         self.targets = soft_targets(self.labels, CLASSES)
 
     def draw(self, *, adversarial: bool = True) -> AdAutoMixDraw:
-        return self.method.draw(self.images, rng(4), step=0 if adversarial else 1)
+        return self.method.draw(self.images.shape, rng(4), step=0 if adversarial else 1)
 
     def terms(self, *, adversarial: bool = True) -> dict[str, Tensor]:
         draw = self.draw(adversarial=adversarial)
-        return self.method.terms(self.images, self.targets, self.student, self.teacher, draw)
+        return self.method.terms(self.sources(draw), self.student, self.teacher, draw)
+
+    def sources(self, draw: AdAutoMixDraw) -> Sources:
+        return self.method.sources(self.images, self.targets, self.student, self.teacher, draw)
 
     def features(self) -> Tensor:
         with torch.no_grad():
@@ -123,11 +126,11 @@ def test_both_draws_of_a_step_are_apart() -> None:
     assert not torch.equal(draw.classifier_lam, draw.generator_lam)
 
 
-def test_turns_alternate_whatever_the_part_of_the_batch() -> None:
+def test_turns_alternate() -> None:
     world = World()
-    turns = [world.method.draw_at(world.images, s, p) for s in range(4) for p in range(2)]
+    turns = [world.method.draw_at(world.images.shape, step) for step in range(4)]
     adversarial = [draw.adversarial for draw in turns if isinstance(draw, AdAutoMixDraw)]
-    assert adversarial == [True, True, False, False] * 2
+    assert adversarial == [True, False] * 2
 
 
 # ---------------------------------------------------------------------- masks
@@ -166,9 +169,10 @@ def test_masks_see_lam_only_with_the_embedding() -> None:
 
 def test_mix_sample_by_sample() -> None:
     world = World(per_sample=True)
-    mix = world.draw().generator
+    draw = world.draw()
+    mix = draw.generator
     with torch.no_grad():
-        mixed = world.method.mix(world.images, world.targets, world.features(), mix)
+        mixed = world.method.judged_mix(world.images, world.targets, draw, world.features())
     assert mixed.masks is not None
     for b, rows in enumerate(mix.perm.tolist()):
         shares = mix.lam[b].double()
@@ -191,7 +195,7 @@ def test_near_edge_mixes_are_plain_mixup() -> None:
     lam = torch.stack([first, second, 1 - first - second], dim=1)
     perm = draw_permutations(6, 3, rng(1))
     draw = AdAutoMixDraw(perm, lam, perm, lam, adversarial=True)
-    mixed = world.method.classifier_mix(world.images, world.targets, world.features(), draw)
+    mixed = world.method.mix(world.images, world.targets, draw, features=world.features())
     plain = mix_by_lam(world.images, world.targets, perm, lam)
     equal = (mixed.images == plain.images).flatten(1).all(dim=1)
     assert equal.tolist() == [True, False, False, True, False, False]
@@ -211,7 +215,7 @@ def test_share_of_mixes_near_an_edge() -> None:
 def test_generators_own_mixes_have_no_margin() -> None:
     world = World(lam_margin=0.499)
     draw = world.draw()
-    mixed = world.method.mix(world.images, world.targets, world.features(), draw.generator)
+    mixed = world.method.judged_mix(world.images, world.targets, draw, world.features())
     plain = mix_by_lam(world.images, world.targets, *draw.generator)
     assert (mixed.images - plain.images).abs().max() > 0.1
 
@@ -442,7 +446,7 @@ def test_sample_is_what_the_student_sees() -> None:
     seen: list[Tensor] = []
     world.student.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     draw = world.draw()
-    world.method.terms(world.images, world.targets, world.student, world.teacher, draw)
+    world.method.terms(world.sources(draw), world.student, world.teacher, draw)
     sample = world.method.sample(world.images, world.targets, world.student, world.teacher, draw)
     assert torch.equal(seen[0], world.images)
     assert torch.equal(seen[2], sample.images)
@@ -511,11 +515,12 @@ def train_generator(
         )
     images, labels = toy_images(40, seed=2)
     targets = soft_targets(labels, CLASSES)
-    draw = method.draw(images, rng(), step=0)
+    draw = method.draw(images.shape, rng(), step=0)
     before = judge(method, networks, draw)
     optimizer = torch.optim.Adam(method.parameters(), lr=0.03)
     for _ in range(40):
-        loss = method.terms(images, targets, student, teacher, draw)["loss"]
+        sources = method.sources(images, targets, student, teacher, draw)
+        loss = method.terms(sources, student, teacher, draw)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

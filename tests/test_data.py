@@ -638,7 +638,7 @@ def test_cifar_at_other_sizes(tmp_path: Path, load: Load) -> None:
     assert (stored(large.train), large.image_size, large.crop) == ((3, 32, 32), 224, "resized")
     for crop in ("auto", "pad", "off"):
         batches = TrainBatches(large, batch_size=2, seed=0, device=CPU, crop=crop)
-        assert next(batches.epoch(0))[0].shape == (2, 3, 224, 224)
+        assert batches.augment(next(batches.epoch(0))).shape == (2, 3, 224, 224)
     images, _ = next(eval_batches(large.test, large, batch_size=2, device=CPU))
     assert images.shape == (2, 3, 224, 224)
 
@@ -818,12 +818,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
     return load_data(str(tree), workers=1, progress=False, cache_dir=folder / "cache")
 
 
+def augmented(batches: TrainBatches, epoch: int, start: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """The images and labels of an epoch as the network sees them."""
+    return [(batches.augment(batch), batch.labels) for batch in batches.epoch(epoch, start)]
+
+
 def test_an_epoch_by_hand(data: ImageData) -> None:
     batches = TrainBatches(data, batch_size=4, seed=7, device=CPU)
     assert batches.steps_per_epoch == 3
     images, labels = everything(data.train)
     order = torch.randperm(13, generator=generator_at(7, 2, "order"))
-    got = list(batches.epoch(2))
+    got = augmented(batches, 2)
     assert len(got) == 3
     for k, (batch, batch_labels) in enumerate(got):
         index = order[4 * k : 4 * k + 4]
@@ -838,7 +843,7 @@ def test_a_resized_epoch_by_hand(data: ImageData) -> None:
     batches = TrainBatches(
         data, batch_size=13, seed=7, device=CPU, crop="resized", scale_min=0.5, flip=False
     )
-    ((batch, _),) = batches.epoch(0)
+    ((batch, _),) = augmented(batches, 0)
     order = torch.randperm(13, generator=generator_at(7, 0, "order"))
     draw = draw_resized_crop(13, False, generator_at(7, 0, "augment"), (0.5, 1.0))
     expected = apply_resized_crop(everything(data.train)[0][order], draw, 8)
@@ -847,7 +852,7 @@ def test_a_resized_epoch_by_hand(data: ImageData) -> None:
 
 def test_without_crop_and_flip_an_epoch_is_the_images(data: ImageData) -> None:
     batches = TrainBatches(data, batch_size=13, seed=0, device=CPU, crop="off", flip=False)
-    ((batch, _),) = batches.epoch(0)
+    ((batch, _),) = augmented(batches, 0)
     order = torch.randperm(13, generator=generator_at(0, 0, "order"))
     expected = by_hand(data, everything(data.train)[0][order])
     torch.testing.assert_close(batch, expected, atol=1e-5, rtol=0)
@@ -862,10 +867,10 @@ def test_an_epoch_goes_on_from_any_step(
     batches = TrainBatches(
         data, batch_size=5, seed=1, device=CPU, crop=crop, drop_last=False, pad=2
     )
-    whole = list(batches.epoch(4))
+    whole = augmented(batches, 4)
     assert [len(labels) for _, labels in whole] == [5, 5, 3]
     for start in range(len(whole) + 1):
-        rest = list(batches.epoch(4, start))
+        rest = augmented(batches, 4, start)
         assert len(rest) == len(whole) - start
         for (images, labels), (expected, expected_labels) in zip(rest, whole[start:], strict=True):
             assert torch.equal(images, expected)
@@ -875,7 +880,7 @@ def test_an_epoch_goes_on_from_any_step(
 def test_epochs_and_seeds_differ(data: ImageData) -> None:
     def first(seed: int, epoch: int) -> Tensor:
         batches = TrainBatches(data, batch_size=13, seed=seed, device=CPU)
-        return next(batches.epoch(epoch))[0]
+        return augmented(batches, epoch)[0][0]
 
     assert torch.equal(first(0, 0), first(0, 0))
     assert not torch.equal(first(0, 0), first(0, 1))
@@ -885,7 +890,7 @@ def test_epochs_and_seeds_differ(data: ImageData) -> None:
 def test_the_last_short_batch_is_dropped_or_kept(data: ImageData) -> None:
     def sizes(drop_last: bool) -> list[int]:
         batches = TrainBatches(data, batch_size=5, seed=0, device=CPU, drop_last=drop_last)
-        found = [len(labels) for _, labels in batches.epoch(1)]
+        found = [len(batch.labels) for batch in batches.epoch(1)]
         assert len(found) == batches.steps_per_epoch
         return found
 

@@ -192,10 +192,9 @@ def test_an_unreadable_image_is_named_or_left_out(
         ((1,), ["batch size 1", "at least 2"]),
         ((25,), ["batch size 25", "training set of 24 images", "at most 24"]),
         ((23, "--drop-last", "false"), ["last batch of one of the 24", "drop the last batch"]),
-        ((2,), ["adautomix needs 3 images at a time and would get 2", "batch_size"]),
-        ((6, "--accumulate", 3), ["adautomix needs 3 images at a time and would get 2"]),
-        ((4, "--accumulate", 4, "--method", "mixup"), ["mixup needs 2 images", "would get 1"]),
-        ((22, "--drop-last", "false"), ["adautomix needs 3", "would get 2", "drop_last"]),
+        ((2,), ["adautomix mixes 3 images", "a batch has 2", "batch_size"]),
+        ((4, "--accumulate", 4, "--method", "mixup"), ["needs 2 a part", "a batch has 4"]),
+        ((22, "--drop-last", "false"), ["adautomix mixes 3", "a batch has 2", "drop_last"]),
     ],
 )
 def test_batches(words: tuple[object, ...], parts: list[str], train_fails: Fails) -> None:

@@ -90,8 +90,12 @@ class TinyClassifier(nn.Module):
     def tap_shape(self, tap: int) -> tuple[int, int, int]:
         return 8, 8, 8
 
+    def feature_map(self, images: Tensor, tap: int) -> Tensor:
+        out: Tensor = self.bn1(self.conv1(images)).relu()
+        return out
+
     def features(self, images: Tensor, tap: int | None = None) -> Any:
-        feature = self.bn1(self.conv1(images)).relu()
+        feature = self.feature_map(images, 1)
         last = self.bn2(self.conv2(feature)).relu()
         return Features(pooled=last.mean(dim=(2, 3)), tap=feature)
 
@@ -168,7 +172,8 @@ class Step:
     def terms(self) -> dict[str, Tensor]:
         student: Any = self.student
         teacher: Any = self.teacher
-        return self.method.terms(self.images, self.targets, student, teacher, self.draw)
+        sources = self.method.sources(self.images, self.targets, student, teacher, self.draw)
+        return self.method.terms(sources, student, teacher, self.draw)
 
 
 @pytest.fixture(params=STEPS, ids=lambda path: path.stem)
@@ -178,8 +183,8 @@ def step(request: pytest.FixtureRequest) -> Step:
 
 def test_mixed_images(step: Step) -> None:
     features = step.teacher.features(step.images).tap
-    judged = step.method.mix(step.images, step.targets, features, step.draw.generator)
-    learned = step.method.classifier_mix(step.images, step.targets, features, step.draw)
+    judged = step.method.judged_mix(step.images, step.targets, step.draw, features)
+    learned = step.method.mix(step.images, step.targets, step.draw, features=features)
     for mixed, name in ((judged, "mixed_generator"), (learned, "mixed_classifier")):
         expected = torch.from_numpy(step.arrays[name])
         torch.testing.assert_close(mixed.images, expected, atol=1e-5, rtol=1e-5)
@@ -198,7 +203,7 @@ def test_loss_parts(step: Step) -> None:
 
 def test_cosine(step: Step) -> None:
     clean = step.teacher.features(step.images)
-    mixed = step.method.mix(step.images, step.targets, clean.tap, step.draw.generator)
+    mixed = step.method.judged_mix(step.images, step.targets, step.draw, clean.tap)
     logits = step.teacher(mixed.images, head="mixed")
     sources = step.teacher.logits(clean.pooled, "mixed")
     cosine = cosine_to_sources(logits, sources, mixed.perm, mixed.lam)

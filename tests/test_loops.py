@@ -92,13 +92,13 @@ def test_losses_and_teacher_are_the_trainers(name: str, data: ImageData, tmp_pat
     loop.optimizer = build_optimizer(config, loop.model, loop.method.method)
     shares = cosine_schedule(STEPS, 0)
     for epoch in range(2):
-        for images, labels in trainer.batches.epoch(epoch):
-            trainer.train_step(images, labels)
+        for batch in trainer.batches.epoch(epoch):
+            trainer.train_step(batch)
             trainer.step += 1
             theirs = trainer.log_meters.read()
             trainer.log_meters.reset()
             set_learning_rate(loop.optimizer, shares[loop.method.step])
-            mine = {"loss": loop.step(images, labels)}
+            mine = {"loss": loop.step(trainer.batches.augment(batch), batch.labels)}
             mine |= {part: float(value) for part, value in loop.method.parts.items()}
             assert mine == pytest.approx(theirs, rel=1e-6)
     assert loop.method.step == trainer.step == STEPS

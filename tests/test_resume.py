@@ -23,9 +23,9 @@ from conftest import (
     tensors,
 )
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from adautomix.config import load_config
+from adautomix.data import Batch
 from adautomix.errors import UsageError
 from adautomix.training.checkpoint import file_hash
 from adautomix.training.loop import Trainer
@@ -46,10 +46,10 @@ from adautomix.training.loop import Trainer
 
 train_step = Trainer.train_step
 
-def die_at(self, images, labels):
+def die_at(self, batch):
     if self.step == int(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGKILL)
-    train_step(self, images, labels)
+    train_step(self, batch)
 
 Trainer.train_step = die_at
 main(sys.argv[2:])
@@ -75,10 +75,10 @@ def signal_at(step: int, number: signal.Signals) -> Callable[..., None]:
     """A training step during which this process gets a signal at one step."""
     train_step = Trainer.train_step
 
-    def signalled(self: Trainer, images: Tensor, labels: Tensor) -> None:
+    def signalled(self: Trainer, batch: Batch) -> None:
         if self.step == step:
             os.kill(os.getpid(), number)
-        train_step(self, images, labels)
+        train_step(self, batch)
 
     return signalled
 

@@ -29,9 +29,13 @@ class TinyClassifier(nn.Module):
         return 8, 8, 8
 
     def features(self, images: Tensor, tap: int | None = None) -> Features:
-        feature = self.bn1(self.conv1(images)).relu()
+        feature = self.feature_map(images, 1)
         last = self.bn2(self.conv2(feature)).relu()
         return Features(self.dropout(last.mean(dim=(2, 3))), None if tap is None else feature)
+
+    def feature_map(self, images: Tensor, tap: int) -> Tensor:
+        out: Tensor = self.bn1(self.conv1(images)).relu()
+        return out
 
     def logits(self, pooled: Tensor, head: str = "clean") -> Tensor:
         out: Tensor = self.heads[head](pooled)

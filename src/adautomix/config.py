@@ -91,7 +91,10 @@ class TrainConfig(BaseModel):
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the networks")
     device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto: a GPU where there is one")
     channels_last: bool = Field(True, description="memory layout of images and weights")
-    compile: bool = Field(False, description="torch.compile the step")
+    runtime: Literal["auto", "eager", "compile", "graph"] = Field(
+        "auto", description="of the step: plain, torch.compile, or a CUDA graph; auto: eager"
+    )
+    sync_bn: bool = Field(True, description="several processes share their batch statistics")
     seed: int = Field(0, ge=0, description="names every random number of the run")
 
     eval_batch_size: int = Field(500, ge=1, description="images a forward in evaluation")

@@ -43,7 +43,7 @@ def mix_with(
     """
     with one_line_errors(method.name):
         mixer = method(method.Settings(**settings), num_classes=num_classes)
-    draw = mixer.draw(images, generator or torch.default_generator, 0).to(images.device)
+    draw = mixer.draw(images.shape, generator or torch.default_generator, 0).to(images.device)
     return mixer.mix(images, soft_targets(labels, num_classes), draw)
 
 

@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +112,18 @@ class Classifier(nn.Module):
             )
         return Features(self.backbone.forward_head(last, pre_logits=True), feature_map)
 
+    def feature_map(self, images: Tensor, tap: int) -> Tensor:
+        """The tap of `features` alone, `[B, C, h, w]`; nothing behind it is computed.
+
+        Raises:
+            UsageError: the network has no such stage.
+        """
+        self._check_tap(tap)
+        (feature_map,) = self.backbone.forward_intermediates(
+            images, indices=[tap + self._tap_to_index], stop_early=True, intermediates_only=True
+        )
+        return cast(Tensor, feature_map)
+
     def logits(self, pooled: Tensor, head: str = "clean") -> Tensor:
         """Logits `[B, K]` of one head for pooled features `[B, D]`."""
         if head not in self.heads:
@@ -135,8 +147,7 @@ class Classifier(nn.Module):
         parameter = next(self.parameters())
         images = parameter.new_zeros(1, 3, self.spec.image_size, self.spec.image_size)
         with evaluating(self):
-            feature_map = self.features(images, tap).tap
-        assert feature_map is not None
+            feature_map = self.feature_map(images, tap)
         _, channels, height, width = feature_map.shape
         return channels, height, width
 
@@ -160,6 +171,19 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether images of one batch see each other in this network."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def keeps_statistics(model: nn.Module) -> bool:
+    """Whether a forward in the present mode moves batch-norm statistics."""
+    return any(
+        isinstance(module, _BatchNorm) and module.training and module.track_running_stats
+        for module in model.modules()
+    )
 
 
 @contextmanager

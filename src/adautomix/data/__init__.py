@@ -4,11 +4,12 @@
 """
 
 from adautomix.data.load import DATASETS, load_data
-from adautomix.data.pipeline import CropSetting, TrainBatches, eval_batches
+from adautomix.data.pipeline import Batch, CropSetting, TrainBatches, eval_batches
 from adautomix.data.sets import ImageData, Split
 
 __all__ = [
     "DATASETS",
+    "Batch",
     "CropSetting",
     "ImageData",
     "Split",

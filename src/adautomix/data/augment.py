@@ -30,6 +30,10 @@ class _Draw:
         }
         return type(self)(**moved)
 
+    def rows(self, some: slice) -> Self:
+        """The draw of some of the images."""
+        return type(self)(**{field.name: getattr(self, field.name)[some] for field in fields(self)})
+
 
 @dataclass(frozen=True)
 class CropDraw(_Draw):

@@ -1,12 +1,15 @@
 """The batches of an epoch: read, augmented and normalised on the device."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from adautomix.data.augment import (
+    CropDraw,
+    ResizedCropDraw,
     apply_crop,
     apply_resized_crop,
     center_crop,
@@ -22,8 +25,26 @@ from adautomix.rng import generator_at
 CropSetting = Literal["auto", "pad", "resized", "off"]
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Training images as they are stored, and how each is to be augmented; all on the device.
+
+    Attributes:
+        pixels: uint8 `[B, 3, S, S]`.
+        labels: int64 `[B]`.
+        crop: the random part of the augmentation.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    crop: CropDraw | ResizedCropDraw
+
+
 class TrainBatches:
     """The training batches of each epoch, as a function of (seed, epoch) and nothing else.
+
+    Where several processes share the work, each gets its stretch of the same batches, in order
+    of `rank`: of every batch `batch_size / world` images.
 
     `crop`, `pad` and `flip` left at "auto" / None are what suits the data set:
 
@@ -48,9 +69,12 @@ class TrainBatches:
         flip: bool | None = None,
         scale_min: float = 0.08,
         drop_last: bool = True,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        _check_batches(len(data.train), batch_size, drop_last)
+        _check_batches(len(data.train), batch_size, drop_last, world)
         self.batch_size = batch_size
+        self.image_size = data.image_size
         images = len(data.train)
         self.steps_per_epoch = images // batch_size if drop_last else -(-images // batch_size)
         self._data = data
@@ -60,27 +84,37 @@ class TrainBatches:
         self._pad = 0 if crop == "off" else data.pad if pad is None else pad
         self._flip = data.flip if flip is None else flip
         self._scale = (scale_min, 1.0)
+        self._rank, self._world = rank, world
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images float32 `[B, 3, H, W]`, channels last, and labels int64 `[B]`, on the device.
-
-        `start` is the first step within the epoch: the batches are those that the whole epoch
-        would give from there on.
-        """
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches from step `start` of the epoch on: those that the whole epoch would give."""
         order = torch.randperm(len(self._split), generator=generator_at(self._seed, epoch, "order"))
         batches = torch.split(order, self.batch_size)[start : self.steps_per_epoch]
         first_step = epoch * self.steps_per_epoch + start
-        for step, (images, labels) in enumerate(self._split.read(batches), first_step):
-            augmented = self._augment(images, generator_at(self._seed, step, "augment"))
-            yield normalize(augmented, self._data.mean, self._data.std), labels
+        mine = [batch[self._share(len(batch))] for batch in batches]
+        for number, (pixels, labels) in enumerate(self._split.read(mine)):
+            images = len(batches[number])
+            crop = self._draw(images, generator_at(self._seed, first_step + number, "augment"))
+            share = crop.rows(self._share(images)).to(pixels.device)
+            yield Batch(pixels, labels, share)
 
-    def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        size = self._data.image_size
+    def augment(self, batch: Batch) -> Tensor:
+        """Cropped, flipped and normalised: float32 `[B, 3, H, W]`, channels last."""
+        size, pixels = self._data.image_size, batch.pixels
+        if isinstance(batch.crop, ResizedCropDraw):
+            images = apply_resized_crop(pixels, batch.crop, size)
+        else:
+            images = resize(apply_crop(center_crop(pixels, size), batch.crop, self._pad), size)
+        return normalize(images, self._data.mean, self._data.std)
+
+    def _draw(self, images: int, generator: torch.Generator) -> CropDraw | ResizedCropDraw:
         if self._crop == "resized":
-            box = draw_resized_crop(len(images), self._flip, generator, self._scale)
-            return apply_resized_crop(images, box.to(images.device), size)
-        crop = draw_crop(len(images), self._pad, self._flip, generator).to(images.device)
-        return resize(apply_crop(center_crop(images, size), crop, self._pad), size)
+            return draw_resized_crop(images, self._flip, generator, self._scale)
+        return draw_crop(images, self._pad, self._flip, generator)
+
+    def _share(self, images: int) -> slice:
+        share = images // self._world
+        return slice(self._rank * share, (self._rank + 1) * share)
 
 
 def eval_batches(
@@ -96,7 +130,13 @@ def eval_batches(
         yield normalize(centred, data.mean, data.std), labels
 
 
-def _check_batches(images: int, batch_size: int, drop_last: bool) -> None:
+def _check_batches(images: int, batch_size: int, drop_last: bool, world: int) -> None:
+    last = 0 if drop_last else images % batch_size
+    if batch_size % world or last % world:
+        raise UsageError(
+            f"batches of {batch_size} and a last one of {last} do not divide among {world} "
+            "processes: use a multiple of them and drop the last batch"
+        )
     if batch_size < 2:
         raise UsageError(f"batch size {batch_size}: batch norm needs at least 2 images a batch")
     if batch_size > images:

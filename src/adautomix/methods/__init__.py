@@ -5,7 +5,7 @@ from typing import Any
 
 from adautomix.errors import UsageError
 from adautomix.methods.adautomix import AdAutoMix
-from adautomix.methods.base import InputMixing, Method, MethodSettings, Mixed
+from adautomix.methods.base import Draw, InputMixing, Method, MethodSettings, Mixed, Sources
 from adautomix.methods.cutmix import CutMix
 from adautomix.methods.mixup import Mixup
 from adautomix.methods.vanilla import Vanilla
@@ -42,10 +42,12 @@ def build_method(name: str, options: dict[str, Any] | None = None, **common: Any
 
 __all__ = [
     "METHODS",
+    "Draw",
     "InputMixing",
     "Method",
     "MethodSettings",
     "Mixed",
+    "Sources",
     "build_method",
     "find_method",
 ]

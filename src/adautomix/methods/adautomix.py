@@ -34,7 +34,7 @@ Deviations from the released code, and why:
 - The λ margin is tested on both sides of λ_1, as the authors' repository does.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -49,6 +49,9 @@ from adautomix.methods.base import (
     Method,
     MethodSettings,
     Mixed,
+    Seen,
+    Shape,
+    Sources,
     captured_share,
     draw_beta,
     draw_permutations,
@@ -56,7 +59,7 @@ from adautomix.methods.base import (
     mix_by_masks,
 )
 from adautomix.methods.generator import MixGenerator, Upsampling
-from adautomix.models import Classifier, frozen_statistics
+from adautomix.models import Classifier, frozen_statistics, has_batch_norm, keeps_statistics
 
 
 class AdAutoMixSettings(MethodSettings):
@@ -197,122 +200,109 @@ class AdAutoMix(Method):
         s = self.settings
         return s.generator_lr or lr, min_lr if s.generator_min_lr is None else s.generator_min_lr
 
-    def draw(self, images: Tensor, generator: torch.Generator, step: int) -> AdAutoMixDraw:
+    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> AdAutoMixDraw:
         """Two independent sets of sources and shares, and whose turn it is."""
         n = self._draw_n(generator)
-        classifier, judged = (self._draw_mix(len(images), n, generator) for _ in range(2))
+        classifier, judged = (self._draw_mix(shape[0], n, generator) for _ in range(2))
         return AdAutoMixDraw(*classifier, *judged, adversarial=step % 2 == 0)
 
-    def mix(self, images: Tensor, targets: Tensor, features: Tensor, draw: MixDraw) -> Mixed:
-        """Mix under the generator's masks; differentiable in the generator."""
-        size = (images.shape[2], images.shape[3])
-        masks = self.generator(features, draw.perm, draw.lam, size)
-        return mix_by_masks(images, targets, draw.perm, draw.lam, masks)
-
     @torch.no_grad()
-    def sample(
+    def look(
         self,
         images: Tensor,
         targets: Tensor,
         student: Classifier,
         teacher: Classifier,
         draw: AdAutoMixDraw,
+    ) -> Seen:
+        """The teacher's feature map, and its logits where the generator is judged by them.
+
+        Without a cosine to take, the teacher's last stage is left out, unless its batch norm
+        keeps statistics of its own, which every clean batch is to move.
+        """
+        if "cosine" in self.generator_weights(draw) or keeps_statistics(teacher):
+            clean = teacher.features(images, self.tap)
+            assert clean.tap is not None
+            return {"features": clean.tap, "logits": teacher.logits(clean.pooled, "mixed")}
+        return {"features": teacher.feature_map(images, self.tap)}
+
+    def mix(self, images: Tensor, targets: Tensor, draw: AdAutoMixDraw, **seen: Tensor) -> Mixed:
+        """The mixes that the student learns from: no gradient, plain Mixup near the edges of λ."""
+        perm, lam = draw.classifier
+        with torch.no_grad():
+            masks = self.generator(seen["features"], perm, lam, images.shape[2:])
+            masks = use_lam_near_edge(masks, lam, self.settings.lam_margin)
+            return mix_by_masks(images, targets, perm, lam, masks)
+
+    def judged_mix(
+        self, images: Tensor, targets: Tensor, draw: AdAutoMixDraw, features: Tensor
     ) -> Mixed:
-        """The generated mixes of the classifier."""
-        features = teacher.features(images, self.tap).tap
-        assert features is not None
-        return self.classifier_mix(images, targets, features, draw)
+        """The mixes that the generator is judged by; differentiable in the generator."""
+        perm, lam = draw.generator
+        masks = self.generator(features, perm, lam, images.shape[2:])
+        return mix_by_masks(images, targets, perm, lam, masks)
 
     def terms(
-        self,
-        images: Tensor,
-        targets: Tensor,
-        student: Classifier,
-        teacher: Classifier,
-        draw: AdAutoMixDraw,
+        self, sources: Sources, student: Classifier, teacher: Classifier, draw: AdAutoMixDraw
     ) -> dict[str, Tensor]:
-        """One forward of the teacher, then the classifier's loss and the generator's."""
-        with torch.no_grad():
-            clean = teacher.features(images, self.tap)
-            source_logits = teacher.logits(clean.pooled, "mixed")
-        assert clean.tap is not None
-        classifier_loss, parts = self.classifier_loss(images, targets, student, clean.tap, draw)
-        generator_loss, judged = self.generator_loss(
-            images, targets, student, teacher, clean.tap, source_logits, draw
-        )
+        """The classifier's loss and the generator's; their gradients do not meet."""
+        classifier_loss, parts = self.classifier_loss(sources, student, draw)
+        generator_loss, judged = self.generator_loss(sources, student, teacher, draw)
         return {"loss": classifier_loss + generator_loss, **parts, **judged}
 
     def classifier_loss(
-        self,
-        images: Tensor,
-        targets: Tensor,
-        student: Classifier,
-        features: Tensor,
-        draw: AdAutoMixDraw,
+        self, sources: Sources, student: Classifier, draw: AdAutoMixDraw
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """L_C, what the student minimises, and its parts."""
-        loss = images.new_zeros((), dtype=torch.float32)
+        views = list(self.classifier_views(sources, draw))
+        loss = sources.images.new_zeros((), dtype=torch.float32)
         parts: dict[str, Tensor] = {}
-        for view in self.classifier_views(images, targets, features, draw):
-            logits = student(view.images, head=view.head)
+        outputs = view_logits(student, views)
+        for view, logits in zip(views, outputs, strict=True):
             part = self.cross_entropy(logits, view.targets)
             loss = loss + view.weight * part
             parts[view.name] = part.detach()
-            parts["captured"] = captured_share(logits, view.targets)  # the last view's counts
+        if views:
+            parts["captured"] = captured_share(outputs[-1], views[-1].targets)
         return loss, parts
 
-    def classifier_views(
-        self, images: Tensor, targets: Tensor, features: Tensor, draw: AdAutoMixDraw
-    ) -> Iterator[View]:
+    def classifier_views(self, sources: Sources, draw: AdAutoMixDraw) -> Iterator[View]:
         """What the student is shown, in the order in which its batch norm sees it."""
-        s = self.settings
+        s, images, targets = self.settings, sources.images, sources.targets
         if s.clean_term and s.alpha < 1:
-            yield View("clean", 1 - s.alpha, "clean", images, targets)
+            yield View("clean", 1 - s.alpha, "clean", images[sources.own], targets[sources.own])
         if s.mixup_term and s.alpha > 0:
             linear = mix_by_lam(images, targets, *draw.classifier)
             yield View("mixup", s.alpha, "mixed", linear.images, linear.targets)
         if s.mixed_term:
-            mixed = self.classifier_mix(images, targets, features, draw)
+            mixed = self.mix(images, targets, draw, **sources.seen)
             yield View("mixed", 1.0, "mixed", mixed.images, mixed.targets)
 
-    def classifier_mix(
-        self, images: Tensor, targets: Tensor, features: Tensor, draw: AdAutoMixDraw
-    ) -> Mixed:
-        """The mixes that the student learns from: no gradient, plain Mixup near the edges of λ."""
-        perm, lam = draw.classifier
-        with torch.no_grad():
-            size = (images.shape[2], images.shape[3])
-            masks = self.generator(features, perm, lam, size)
-            masks = use_lam_near_edge(masks, lam, self.settings.lam_margin)
-            return mix_by_masks(images, targets, perm, lam, masks)
-
     def generator_loss(
-        self,
-        images: Tensor,
-        targets: Tensor,
-        student: Classifier,
-        teacher: Classifier,
-        features: Tensor,
-        source_logits: Tensor,
-        draw: AdAutoMixDraw,
+        self, sources: Sources, student: Classifier, teacher: Classifier, draw: AdAutoMixDraw
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What the generator minimises, and its parts: the networks are held fixed."""
-        weights = generator_weights(self.settings, adversarial=draw.adversarial)
-        loss = images.new_zeros((), dtype=torch.float32)
+        weights = self.generator_weights(draw)
+        loss = sources.images.new_zeros((), dtype=torch.float32)
         if not weights:
             return loss, {}
-        parts: dict[str, Tensor] = {}
-        mixed = self.mix(images, targets, features, draw.generator)
+        seen, parts = sources.seen, dict[str, Tensor]()
+        mixed = self.judged_mix(sources.images, sources.targets, draw, seen["features"])
         if weights.keys() & {"teacher", "cosine"}:
             logits = teacher(mixed.images, head="mixed")
             parts["teacher"] = self.cross_entropy(logits, mixed.targets)
-            parts["cosine"] = cosine_to_sources(logits, source_logits, mixed.perm, mixed.lam)
+        if "cosine" in weights:
+            parts["cosine"] = cosine_to_sources(logits, seen["logits"], mixed.perm, mixed.lam)
         if "student" in weights:
             logits = fixed_forward(student, mixed.images, head="mixed")
             parts["student"] = self.cross_entropy(logits, mixed.targets)
         for name, weight in weights.items():
             loss = loss + weight * parts[name]
         return loss, {f"generator_{name}": part.detach() for name, part in parts.items()}
+
+    def generator_weights(self, draw: AdAutoMixDraw) -> dict[str, float]:
+        """Weight of each part in what the generator minimises at this step."""
+        return generator_weights(self.settings, adversarial=draw.adversarial)
 
     def _draw_n(self, generator: torch.Generator) -> int:
         n = int(self.settings.n)
@@ -348,6 +338,18 @@ def generator_weights(settings: AdAutoMixSettings, *, adversarial: bool) -> dict
         "cosine": settings.cosine_term,
     }
     return {name: w for name, w in weights.items() if w and switched_on[name]}
+
+
+def view_logits(student: Classifier, views: Sequence[View]) -> list[Tensor]:
+    """Logits of each view, from one forward of all where no batch norm would mix their statistics.
+
+    Without batch norm every image goes through the network alone, so the numbers are the same.
+    """
+    if has_batch_norm(student):
+        return [student(view.images, head=view.head) for view in views]
+    pooled = student.features(torch.cat([view.images for view in views])).pooled
+    parts = pooled.split([len(view.images) for view in views])
+    return [student.logits(part, view.head) for part, view in zip(parts, views, strict=True)]
 
 
 def fixed_forward(model: Classifier, images: Tensor, head: str) -> Tensor:

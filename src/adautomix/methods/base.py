@@ -7,6 +7,7 @@ N-way case is written once and two-image methods are N = 2.
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 
 from adautomix.errors import UsageError
 from adautomix.rng import generator_at
+
+Shape = Sequence[int]
+Seen = dict[str, Tensor]
 
 
 class MethodSettings(BaseModel):
@@ -28,7 +32,8 @@ class MethodSettings(BaseModel):
 class Draw:
     """The random part of one mix, drawn on the CPU and apart from its use.
 
-    Subclasses add tensors (boxes, masks, ratios) and Python values.
+    Subclasses add tensors (boxes, masks, ratios), each with one row a mix, and Python values that
+    hold for all.
     """
 
     def to(self, device: torch.device) -> Self:
@@ -39,6 +44,29 @@ class Draw:
             if isinstance(value := getattr(self, field.name), Tensor)
         }
         return dataclasses.replace(self, **moved)
+
+    def rows(self, some: slice) -> Self:
+        """The draw of some of the mixes."""
+        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        kept = {name: value[some] for name, value in tensors.items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **kept)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """The images that are there to be mixed: a batch, over all processes and all of its parts.
+
+    Attributes:
+        images: normalised, `[B, C, H, W]`.
+        targets: soft labels, `[B, K]`.
+        seen: what the method looked up in the images beforehand, one row an image each.
+        own: the rows whose mixes are computed here and now; all, unless the batch is split.
+    """
+
+    images: Tensor
+    targets: Tensor
+    seen: dict[str, Tensor]
+    own: slice = dataclasses.field(default_factory=lambda: slice(None))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +134,18 @@ def weighted_sum(values: Tensor, perm: Tensor, weights: Tensor) -> Tensor:
         perm: `[B, N]`.
         weights: `[B, N, ...]`, broadcast against the rows of `values`.
     """
+    if weights.numel() == perm.numel():
+        # One weight a source: a bag of rows, summed in a single pass without gathered copies.
+        # A row is to lie in one piece, so channels go last here where they do in memory.
+        channels = 1 if values.is_contiguous() else -1
+        rows = values.movedim(1, channels)
+        bags = F.embedding_bag(
+            perm, rows.flatten(1), per_sample_weights=weights.flatten(1), mode="sum"
+        )
+        return bags.unflatten(1, rows.shape[1:]).movedim(channels, 1)
     total = torch.mul(weights[:, 0], values[perm[:, 0]])
     for n in range(1, perm.shape[1]):
-        total = torch.addcmul(total, weights[:, n], values[perm[:, n]])
+        total.addcmul_(weights[:, n], values[perm[:, n]])
     return total
 
 
@@ -202,20 +239,42 @@ class Method(nn.Module, ABC):
         return "clean"
 
     @abstractmethod
-    def draw(self, images: Tensor, generator: torch.Generator, step: int) -> Draw:
-        """The random part of the mix of this batch, from its shape alone, on the CPU."""
+    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> Draw:
+        """The random part of the mix of a batch of that shape, `[B, C, H, W]`, on the CPU."""
 
     @abstractmethod
-    def terms(
-        self, images: Tensor, targets: Tensor, student: Any, teacher: Any, draw: Any
-    ) -> dict[str, Tensor]:
-        """The loss of a batch with soft targets under a given draw; see `losses`."""
+    def mix(self, images: Tensor, targets: Tensor, draw: Any, **seen: Tensor) -> Mixed:
+        """Apply a draw to images `[B, C, H, W]` and soft targets `[B, K]`; changes neither.
 
-    @abstractmethod
+        A draw may hold fewer mixes than there are images. `seen` is what `look` returned.
+        """
+
+    def look(self, images: Tensor, targets: Tensor, student: Any, teacher: Any, draw: Any) -> Seen:
+        """What the mix needs to know of the clean images, one row an image; most need nothing."""
+        return {}
+
+    def terms(self, sources: Sources, student: Any, teacher: Any, draw: Any) -> dict[str, Tensor]:
+        """The loss under a given draw; see `losses`. Here: mix, predict, soft cross-entropy."""
+        mixed = self.mix(sources.images, sources.targets, draw, **sources.seen)
+        logits = student(mixed.images)
+        return {
+            "loss": self.cross_entropy(logits, mixed.targets),
+            "captured": captured_share(logits, mixed.targets),
+        }
+
     def sample(
         self, images: Tensor, targets: Tensor, student: Any, teacher: Any, draw: Any
     ) -> Mixed:
         """The mixes that the student would learn from under a given draw: to be looked at."""
+        seen = self.look(images, targets, student, teacher, draw)
+        return self.mix(images, targets, draw, **seen)
+
+    def sources(
+        self, images: Tensor, labels: Tensor, student: Any, teacher: Any, draw: Any
+    ) -> Sources:
+        """A batch with soft targets and with what the method sees in it."""
+        targets = soft_targets(labels, self.num_classes)
+        return Sources(images, targets, self.look(images, targets, student, teacher, draw))
 
     def losses(
         self,
@@ -224,7 +283,6 @@ class Method(nn.Module, ABC):
         student: nn.Module,
         teacher: nn.Module,
         step: int,
-        part: int = 0,
     ) -> dict[str, Tensor]:
         """Draw for this step and compute its loss.
 
@@ -234,7 +292,6 @@ class Method(nn.Module, ABC):
             student: the trained network.
             teacher: its moving average.
             step: counts from 0; with the seed it names the random numbers.
-            part: which part of the step's batch this is, where gradients are accumulated.
 
         Returns:
             `loss`, whose backward gives every trainable part its own gradient and no other;
@@ -243,18 +300,18 @@ class Method(nn.Module, ABC):
         Raises:
             UsageError: the batch is smaller than a mix.
         """
-        targets = soft_targets(labels, self.num_classes)
-        return self.terms(images, targets, student, teacher, self.draw_at(images, step, part))
+        draw = self.draw_at(images.shape, step).to(images.device)
+        sources = self.sources(images, labels, student, teacher, draw)
+        return self.terms(sources, student, teacher, draw)
 
-    def draw_at(self, images: Tensor, step: int, part: int = 0) -> Draw:
-        """The draw of one step of the run, on the device of the images."""
-        if len(images) < self.min_batch:
+    def draw_at(self, shape: Shape, step: int) -> Draw:
+        """The draw of one step of the run, for a batch of that shape, on the CPU."""
+        if shape[0] < self.min_batch:
             raise UsageError(
-                f"{self.name} mixes {self.min_batch} images and the batch holds {len(images)}: "
+                f"{self.name} mixes {self.min_batch} images and the batch holds {shape[0]}: "
                 f"use a batch size of at least {self.min_batch}"
             )
-        generator = generator_at(self.seed, step, f"mix/{self.name}/{part}")
-        return self.draw(images, generator, step).to(images.device)
+        return self.draw(shape, generator_at(self.seed, step, f"mix/{self.name}"), step)
 
     def after_step(self, step: int) -> None:
         """Called once the optimiser has stepped; most methods have nothing to do."""
@@ -269,25 +326,4 @@ class Method(nn.Module, ABC):
 
 
 class InputMixing(Method):
-    """A method that mixes images and labels, then takes the soft cross-entropy."""
-
-    @abstractmethod
-    def mix(self, images: Tensor, targets: Tensor, draw: Any) -> Mixed:
-        """Apply a draw to images `[B, C, H, W]` and soft targets `[B, K]`; changes neither."""
-
-    def sample(
-        self, images: Tensor, targets: Tensor, student: Any, teacher: Any, draw: Any
-    ) -> Mixed:
-        """What `mix` gives."""
-        return self.mix(images, targets, draw)
-
-    def terms(
-        self, images: Tensor, targets: Tensor, student: Any, teacher: Any, draw: Any
-    ) -> dict[str, Tensor]:
-        """Mix the batch and compare the student's prediction with the mixed label."""
-        mixed = self.mix(images, targets, draw)
-        logits = student(mixed.images)
-        return {
-            "loss": self.cross_entropy(logits, mixed.targets),
-            "captured": captured_share(logits, mixed.targets),
-        }
+    """A method that needs nothing but images and labels: `adautomix.mix` has it as a function."""

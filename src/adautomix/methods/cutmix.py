@@ -22,6 +22,7 @@ from adautomix.methods.base import (
     InputMixing,
     MethodSettings,
     Mixed,
+    Shape,
     draw_beta,
     draw_partners,
     weighted_sum,
@@ -86,10 +87,16 @@ def box_mask(box: Tensor, height: int, width: int) -> Tensor:
 
 
 def paste(images: Tensor, targets: Tensor, perm: Tensor, inside: Tensor) -> Mixed:
-    """Where `inside` `[B, H, W]` is true the second image, else the first; labels by area."""
+    """Where `inside` `[B, H, W]` is true the second image, else the first; labels by area.
+
+    The first source is each image itself, as `draw_partners` has it: `perm[:, 0]` counts the
+    images, unless some of them are not mixed.
+    """
     masks = torch.stack([~inside, inside], dim=1).float()
     lam = masks.mean(dim=(2, 3))
-    pasted = torch.where(inside[:, None], images[perm[:, 1]], images[perm[:, 0]])
+    own = images if len(perm) == len(images) else images[perm[:, 0]]
+    # Weights of 0 and 1 are exact, and filling in place spares another copy of the batch.
+    pasted = images[perm[:, 1]].lerp_(own, masks[:, :1].to(images.dtype))
     return Mixed(pasted, weighted_sum(targets, perm, lam[:, :, None]), lam, perm, masks)
 
 
@@ -100,13 +107,13 @@ class CutMix(InputMixing):
     summary = "a rectangle of one image pasted into another"
     Settings = CutMixSettings
 
-    def draw(self, images: Tensor, generator: torch.Generator, step: int) -> CutMixDraw:
+    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> CutMixDraw:
         """A partner for each image and the box that it fills."""
-        batch, _, height, width = images.shape
+        batch, _, height, width = shape
         s = self.settings
         return draw_cutmix(batch, height, width, s.alpha, generator, per_sample=s.per_sample)
 
-    def mix(self, images: Tensor, targets: Tensor, draw: CutMixDraw) -> Mixed:
+    def mix(self, images: Tensor, targets: Tensor, draw: CutMixDraw, **seen: Tensor) -> Mixed:
         """The partner inside the box, the image outside."""
         inside = box_mask(draw.box, images.shape[2], images.shape[3])
         return paste(images, targets, draw.perm, inside)

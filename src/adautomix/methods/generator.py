@@ -5,6 +5,7 @@ paper leaves open: a ReLU after the query and key convolutions, none after the v
 N(0, 0.01), biases 0. The number of parameters does not depend on N.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -38,7 +39,7 @@ class MixGenerator(nn.Module):
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
-    def forward(self, features: Tensor, perm: Tensor, lam: Tensor, size: tuple[int, int]) -> Tensor:
+    def forward(self, features: Tensor, perm: Tensor, lam: Tensor, size: Sequence[int]) -> Tensor:
         """Masks that sum to 1 over the N images at every pixel.
 
         Args:
@@ -74,9 +75,11 @@ class MixGenerator(nn.Module):
             projected = projected + (lam[:, :, None] * plane)[..., None]
         return projected
 
-    def _upsample(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+    def _upsample(self, maps: Tensor, size: Sequence[int]) -> Tensor:
         align_corners = False if self.upsampling == "bilinear" else None
-        large: Tensor = F.interpolate(maps, size, mode=self.upsampling, align_corners=align_corners)
+        large: Tensor = F.interpolate(
+            maps, list(size), mode=self.upsampling, align_corners=align_corners
+        )
         return large
 
 

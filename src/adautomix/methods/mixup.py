@@ -18,6 +18,7 @@ from adautomix.methods.base import (
     InputMixing,
     MethodSettings,
     Mixed,
+    Shape,
     draw_lam,
     draw_partners,
     mix_by_lam,
@@ -54,11 +55,11 @@ class Mixup(InputMixing):
     summary = "a convex combination of two images"
     Settings = MixupSettings
 
-    def draw(self, images: Tensor, generator: torch.Generator, step: int) -> MixupDraw:
+    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> MixupDraw:
         """A partner for each image and the shares of both."""
         s = self.settings
-        return draw_mixup(len(images), s.alpha, generator, per_sample=s.per_sample)
+        return draw_mixup(shape[0], s.alpha, generator, per_sample=s.per_sample)
 
-    def mix(self, images: Tensor, targets: Tensor, draw: MixupDraw) -> Mixed:
+    def mix(self, images: Tensor, targets: Tensor, draw: MixupDraw, **seen: Tensor) -> Mixed:
         """λ x + (1 - λ) x[π]."""
         return mix_by_lam(images, targets, draw.perm, draw.lam)

@@ -82,7 +82,7 @@ def mix_rows(
         step: names the draw.
     """
     batch = batch.filled(max(count, method.min_batch))
-    draw = method.draw_at(batch.images, step)
+    draw = method.draw_at(batch.images.shape, step).to(batch.images.device)
     targets = soft_targets(batch.labels, len(batch.classes))
     mixed = method.sample(batch.images, targets, student, teacher, draw)
     sources = to_pixels(batch.images, batch.mean, batch.std)

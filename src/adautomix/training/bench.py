@@ -109,7 +109,7 @@ def time_step(trainer: Trainer, batches: Any) -> float:
     """Seconds from asking for a batch to the end of its step."""
     wait_for(trainer.device)
     started = time.perf_counter()
-    trainer.train_step(*next(batches))
+    trainer.train_step(next(batches))
     wait_for(trainer.device)
     trainer.step += 1
     return time.perf_counter() - started

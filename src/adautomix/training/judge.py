@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from adautomix.config import TrainConfig
 from adautomix.data import ImageData, eval_batches
-from adautomix.evaluation.accuracy import Scores, evaluate
+from adautomix.evaluation.accuracy import Scores, collect_logits, score
 from adautomix.methods import Method
 from adautomix.models import Classifier, evaluating, frozen_statistics
+from adautomix.processes import all_rows, is_main, rank, world
 from adautomix.reporting.grid import mix_grid
 from adautomix.reporting.preview import data_batch, mix_rows
 from adautomix.rng import generator_at
@@ -41,14 +43,18 @@ class Judge:
 
     def scores(self, split: str) -> dict[str, Scores]:
         """Scores of both networks on one split."""
-        images = eval_batches(
-            self.data.splits()[split],
+        every = self.data.splits()[split]
+        rows = my_rows(len(every)).to(every.labels.device)
+        batches = eval_batches(
+            every.subset(rows) if world() > 1 else every,
             self.data,
             batch_size=self.config.eval_batch_size,
             device=self.device,
         )
         networks = {"student": self.student, "teacher": self.teacher}
-        return evaluate(networks, images, self.method.eval_head)
+        logits, _ = collect_logits(networks, batches, self.method.eval_head)
+        labels = every.labels.to(self.device)
+        return {n: score(all_rows(values)[: len(every)], labels) for n, values in logits.items()}
 
     def probe(self) -> float:
         """The student's accuracy on a few unmixed, uncropped training images."""
@@ -73,8 +79,15 @@ class Judge:
                 teacher=self.teacher,
                 step=step,
             )
-        path.parent.mkdir(exist_ok=True)
-        mix_grid(rows, path)
+        if is_main():
+            path.parent.mkdir(exist_ok=True)
+            mix_grid(rows, path)
+
+
+def my_rows(count: int) -> Tensor:
+    """The rows that this process evaluates, as many as any other: the last may begin again at 0."""
+    share = -(-count // world())
+    return torch.arange(rank() * share, (rank() + 1) * share) % count
 
 
 def plain(scores: dict[str, Scores]) -> dict[str, Any]:

@@ -7,19 +7,23 @@ import torch
 from torch import Tensor
 
 from adautomix.config import TrainConfig
-from adautomix.data import ImageData
+from adautomix.data import Batch, ImageData
 from adautomix.errors import RunError
-from adautomix.rng import seed_at
+from adautomix.processes import any_process, is_main, mean_of, smallest, world
 from adautomix.training.checkpoint import Checkpoint, save_checkpoint
 from adautomix.training.display import Display
 from adautomix.training.events import EventWriter
+from adautomix.training.graphs import GraphedStep
 from adautomix.training.judge import Judge, best_so_far
-from adautomix.training.meters import FiniteWatch, Meters
-from adautomix.training.optim import build_optimizer, cosine_schedule, set_learning_rate
+from adautomix.training.meters import NEVER, FiniteWatch, Meters
+from adautomix.training.optim import build_optimizer, cosine_schedule, learning_rate
 from adautomix.training.run_folder import RunFolder
-from adautomix.training.runtime import StopRequest, autocast, pick_device, stop_on_signals
+from adautomix.training.runtime import StopRequest, pick_device, pick_runtime, stop_on_signals
 from adautomix.training.setup import build_networks, check_smallest_part, train_batches
+from adautomix.training.step import TrainStep
 from adautomix.training.teacher import momentum_schedule
+
+AGREE_EVERY = 20  # steps between the moments at which several processes ask whether to stop
 
 
 class Trainer:
@@ -62,10 +66,21 @@ class Trainer:
         self.judge = Judge(
             config, self.data, self.method, self.student, self.teacher.model, self.device
         )
-        if config.compile:
-            setattr(self.method, "terms", torch.compile(self.method.terms))  # noqa: B010
         self.optimizer = build_optimizer(config, self.student, self.method)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.runtime = pick_runtime(config, self.device)
+        self.plain_step = TrainStep(
+            config,
+            self.batches,
+            self.student,
+            self.method,
+            self.teacher,
+            self.optimizer,
+            self.scaler,
+            compiled=self.runtime == "compile",
+        )
+        graphed = self.runtime == "graph"
+        self.run_step = GraphedStep(self.plain_step) if graphed else self.plain_step
         self.steps = config.epochs * self.batches.steps_per_epoch
         warmup = round(config.warmup_epochs * self.batches.steps_per_epoch)
         self.lr_shares = cosine_schedule(self.steps, warmup)
@@ -82,7 +97,8 @@ class Trainer:
         self.best: dict[str, Any] | None = None
         self.seconds_before = 0.0
         self.started = time.perf_counter()
-        self.display = Display(f"{config.method} s{config.seed}", self.steps, quiet=quiet)
+        silent = quiet or not is_main()
+        self.display = Display(f"{config.method} s{config.seed}", self.steps, quiet=silent)
         self.stop = StopRequest()
 
     # ------------------------------------------------------------------ the loop
@@ -95,14 +111,14 @@ class Trainer:
         """
         last = min(until or self.steps, self.steps)
         self.started = time.perf_counter()
-        if self.config.tensorboard:
+        if self.config.tensorboard and is_main():
             self.events = EventWriter(self.folder.path / "tensorboard", self.step)
         with stop_on_signals() as self.stop, self.display:
             while self.step < last:
                 self.train_epoch(last)
                 if self.step % self.batches.steps_per_epoch == 0:
                     self.finish_epoch()
-                if self.stop and self.step < self.steps:
+                if self.step < self.steps and self.asked_to_stop():
                     self.save_and_stop()
 
     def train_epoch(self, last: int) -> None:
@@ -110,53 +126,38 @@ class Trainer:
         epoch, done = divmod(self.step, self.batches.steps_per_epoch)
         self.epoch_meters.restart_clock()
         self.log_meters.restart_clock()
-        for images, labels in self.batches.epoch(epoch, start=done):
-            self.train_step(images, labels)
+        for batch in self.batches.epoch(epoch, start=done):
+            self.train_step(batch)
             self.step += 1
             self.display.show(self.step)
             if self.step % self.config.log_every == 0:
                 self.log_step()
             elif self.display.due():
                 self.display.show(self.step, self.figures(self.log_meters))
-            if self.step == last or self.stop:
+            if self.step == last or self.asked_to_stop():
                 return
 
-    def train_step(self, images: Tensor, labels: Tensor) -> None:
-        """One step: losses, gradients, optimiser, teacher. Nothing here waits for the device."""
-        step, parts = self.step, self.config.accumulate
-        torch.manual_seed(seed_at(self.config.seed, step, "dropout"))
-        set_learning_rate(self.optimizer, self.lr_shares[step])
-        rows = zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
-        for part, (some_images, some_labels) in enumerate(rows):
-            share = len(some_images) / len(images)
-            with autocast(self.device, self.config.precision):
-                losses = self.method.losses(
-                    some_images, some_labels, self.student, self.teacher.model, step, part
-                )
-            self.scaler.scale(losses["loss"] * share).backward()
-            self.epoch_meters.add(losses)
-            self.log_meters.add(losses)
-            self.finite.look(losses["loss"], step)
-        self.apply_gradients()
-        self.teacher.update(self.student, self.teacher_momentum[step])
-        self.method.after_step(step)
+    def asked_to_stop(self) -> bool:
+        """Whether to stop here: where several processes train, at a step that all agree on."""
+        if world() > 1 and self.step % AGREE_EVERY and self.step % self.batches.steps_per_epoch:
+            return False
+        return any_process(bool(self.stop))
 
-    def apply_gradients(self) -> None:
-        """Clip where asked, step the optimiser, forget the gradients."""
-        if self.config.clip_grad is not None:
-            self.scaler.unscale_(self.optimizer)
-            weights = [*self.student.parameters(), *self.method.parameters()]
-            torch.nn.utils.clip_grad_norm_(weights, self.config.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+    def train_step(self, batch: Batch) -> None:
+        """One step and its figures. Nothing here waits for the device."""
+        share, momentum = self.lr_shares[self.step], self.teacher_momentum[self.step]
+        losses = self.run_step(self.plain_step.inputs(batch, self.step, share, momentum))
+        self.method.after_step(self.step)
+        self.epoch_meters.add(losses)
+        self.log_meters.add(losses)
+        self.finite.look(losses["loss"], self.step)
 
     def finish_epoch(self) -> None:
         """Evaluate, log, checkpoint."""
         epoch = self.step // self.batches.steps_per_epoch
         self.check_finite()
         row = {"kind": "epoch", "epoch": epoch, "step": self.step}
-        row |= self.figures(self.epoch_meters)
+        row |= self.figures(self.epoch_meters, shared=True)
         self.epoch_meters.reset()
         last = self.step == self.steps
         if epoch % self.config.eval_every == 0 or last:
@@ -188,22 +189,21 @@ class Trainer:
         """Time spent on this run so far, earlier sittings included."""
         return self.seconds_before + time.perf_counter() - self.started
 
-    def figures(self, meters: Meters) -> dict[str, Any]:
-        """Means since the meters' reset, and the speed; waits for the device."""
-        means = meters.read()
-        images_an_addition = self.config.batch_size / self.config.accumulate
+    def figures(self, meters: Meters, *, shared: bool = False) -> dict[str, Any]:
+        """Means since the meters' reset, over all processes if `shared`; waits for the device."""
+        means = mean_of(meters.read()) if shared else meters.read()
         return {
             "loss": means.pop("loss"),
             "captured": means.pop("captured", None),
             "parts": means,
             "seconds": round(self.seconds(), 3),
-            "images_per_second": round(meters.rate() * images_an_addition, 1),
+            "images_per_second": round(meters.rate() * self.config.batch_size, 1),
         }
 
     def log_step(self) -> None:
         """A line of `metrics.jsonl` for the steps since the last one."""
         self.check_finite()
-        figures = self.figures(self.log_meters)
+        figures = self.figures(self.log_meters, shared=True)
         self.log_meters.reset()
         self.display.show(self.step, figures)
         self.log(
@@ -211,7 +211,7 @@ class Trainer:
                 "kind": "train",
                 "step": self.step,
                 "epoch": self.step / self.batches.steps_per_epoch,
-                "lr": self.optimizer.param_groups[0]["lr"],
+                "lr": learning_rate(self.optimizer.param_groups[0], self.lr_shares[self.step - 1]),
                 "teacher_momentum": self.teacher_momentum[self.step - 1],
                 **figures,
             }
@@ -219,7 +219,8 @@ class Trainer:
 
     def log(self, row: dict[str, Any]) -> None:
         """A line of `metrics.jsonl`, and the same as TensorBoard events where asked."""
-        self.folder.log(row)
+        if is_main():
+            self.folder.log(row)
         if self.events is not None:
             self.events.add(row)
 
@@ -231,8 +232,8 @@ class Trainer:
         """
         norms = torch._foreach_norm(list(self.student.parameters()))
         self.finite.look(torch.stack(norms).sum(), self.step)
-        bad = self.finite.first_bad()
-        if bad is not None:
+        bad = smallest(self.finite.first_bad())
+        if bad < NEVER:
             raise RunError(
                 f"loss no longer finite at step {bad}: lower --lr or set --clip-grad 1; what was "
                 f"saved before is kept in {self.folder.path}"
@@ -264,7 +265,8 @@ class Trainer:
     def save(self, *, best: bool = False) -> None:
         """Write a checkpoint; never one whose loss was not finite."""
         self.check_finite()
-        save_checkpoint(self.folder.path, self.checkpoint(), best=best)
+        if is_main():
+            save_checkpoint(self.folder.path, self.checkpoint(), best=best)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Stand where a checkpoint was written."""
@@ -278,4 +280,5 @@ class Trainer:
         self.log_meters.load_state_dict(state["log_meters"], self.device)
         self.best, self.seconds_before = state["best"], state["seconds"]
         self.step = checkpoint.step
-        self.folder.forget_after(self.step)
+        if is_main():
+            self.folder.forget_after(self.step)

@@ -30,7 +30,7 @@ class Meters:
         self._adds += 1
         for name, value in values.items():
             value = value.detach().double()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def read(self) -> dict[str, float]:
@@ -68,7 +68,6 @@ class FiniteWatch:
         here = torch.where(torch.isfinite(loss.detach()), NEVER, step)
         self._first_bad = torch.minimum(self._first_bad, here)
 
-    def first_bad(self) -> int | None:
-        """The first such step, or None; waits for the device."""
-        step = int(self._first_bad)
-        return None if step == NEVER else step
+    def first_bad(self) -> int:
+        """The first such step, or NEVER; waits for the device."""
+        return int(self._first_bad)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adautomix.config import TrainConfig
 from adautomix.methods import Method
@@ -25,7 +25,13 @@ def build_optimizer(
         ),
     ]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
+        return torch.optim.AdamW(
+            groups,
+            lr=config.lr,
+            betas=(config.momentum, 0.999),
+            fused=True,
+            capturable=next(student.parameters()).is_cuda,
+        )
     sgd = torch.optim.SGD(
         groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
     )
@@ -64,8 +70,13 @@ def cosine_schedule(steps: int, warmup: int) -> list[float]:
     ]
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> float:
-    """Set every group's rate to `share` of the way up from its floor; returns the student's."""
+def learning_rate(group: dict[str, Any], share: float | Tensor) -> float | Tensor:
+    """A group's rate, `share` of the way up from its floor; float32 where `share` is a tensor."""
+    rate: float | Tensor = group["min_lr"] + (group["max_lr"] - group["min_lr"]) * share
+    return rate.float() if isinstance(rate, Tensor) else rate
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, share: float | Tensor) -> None:
+    """Set every group's rate to `share` of the way up from its floor."""
     for group in optimizer.param_groups:
-        group["lr"] = group["min_lr"] + (group["max_lr"] - group["min_lr"]) * share
-    return float(optimizer.param_groups[0]["lr"])
+        group["lr"] = learning_rate(group, share)

@@ -8,6 +8,7 @@ from typing import Any
 from adautomix.config import TrainConfig
 from adautomix.errors import AdAutoMixError
 from adautomix.evaluation.accuracy import Scores
+from adautomix.processes import barrier, from_main, is_main, start_processes, world
 from adautomix.training.checkpoint import load_checkpoint, set_aside_last
 from adautomix.training.loop import Trainer
 from adautomix.training.run_folder import RunFolder
@@ -37,17 +38,18 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> Run
         UsageError: a setting, a file or the folder is not what it should be.
         RunError: the run could not go on; what was saved is still there.
     """
+    start_processes(pick_device(config.device))
     data = load_images(config, progress=not quiet)
-    pick_device(config.device)
-    folder = RunFolder.create(config)
+    folder = from_main(lambda: RunFolder.create(config))
     try:
         trainer = Trainer(config, data, folder, quiet=quiet, command=command)
     except AdAutoMixError:
-        (folder.path / "config.yaml").unlink()
+        (folder.path / "config.yaml").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             folder.path.rmdir()
         raise
-    folder.write_data_card(data_card(data))
+    if is_main():
+        folder.write_data_card(data_card(data))
     return run_to_end(trainer)
 
 
@@ -62,11 +64,14 @@ def run_to_end(trainer: Trainer) -> RunResult:
 def summarize(trainer: Trainer) -> RunResult:
     """Write `summary.json` from the last epoch's figures."""
     config = trainer.config
+    barrier()
     last = next(row for row in reversed(trainer.folder.rows()) if "student" in row)
     final = {name: last[name] for name in ("student", "teacher")}
     summary = {
         **{n: getattr(config, n) for n in ("method", "data", "model", "width", "seed")},
         "device": describe_device(trainer.device),
+        "processes": world(),
+        "runtime": trainer.runtime,
         **{n: getattr(config, n) for n in ("precision", "epochs")},
         "steps": trainer.steps,
         "seconds": round(trainer.seconds(), 1),
@@ -78,7 +83,8 @@ def summarize(trainer: Trainer) -> RunResult:
         "parameters": sum(p.numel() for p in trainer.student.parameters()),
         "peak_memory_mib": round(peak_memory_mib(trainer.device)),
     }
-    trainer.folder.write_summary(summary)
+    if is_main():
+        trainer.folder.write_summary(summary)
     scores = {name: Scores(**values) for name, values in final.items()}
     return RunResult(trainer.folder.path, scores, summary)
 
@@ -91,8 +97,9 @@ def open_run(path: Path, *, quiet: bool = False, command: str = "") -> Trainer:
         RunError: no checkpoint is whole.
     """
     folder = RunFolder.open(path)
-    checkpoint, problem = load_checkpoint(path)
     config = folder.config()
+    start_processes(pick_device(config.device))
+    checkpoint, problem = from_main(lambda: load_checkpoint(path))
     trainer = Trainer(
         config,
         load_images(config, progress=not quiet),
@@ -101,7 +108,7 @@ def open_run(path: Path, *, quiet: bool = False, command: str = "") -> Trainer:
         command=command,
         from_checkpoint=True,
     )
-    if problem:
+    if problem and is_main():
         trainer.display.say(problem)
         set_aside_last(path)
     trainer.restore(checkpoint)

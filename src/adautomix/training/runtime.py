@@ -6,11 +6,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Literal
 
 import torch
 
+from adautomix.config import TrainConfig
 from adautomix.errors import UsageError
+from adautomix.processes import local_rank, world
 
+Runtime = Literal["eager", "compile", "graph"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -21,13 +25,34 @@ def pick_device(name: str) -> torch.device:
         UsageError: there is no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        torch.cuda.set_device(local_rank())
+        return torch.device("cuda", local_rank())
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UsageError(f"no device {name!r} here: use cpu, or auto") from None
     return device
+
+
+def pick_runtime(config: TrainConfig, device: torch.device) -> Runtime:
+    """How the step is run. "auto" is eager: the other two have yet to be proven on a GPU.
+
+    Raises:
+        UsageError: the step cannot be captured here.
+    """
+    if config.runtime == "auto":
+        return "eager"
+    if config.runtime == "graph":
+        if device.type != "cuda":
+            raise UsageError(f"runtime = graph needs a GPU, and the device is {device}: use eager")
+        if world() > 1 or config.precision == "fp16":
+            raise UsageError(
+                "runtime = graph is for one process in fp32 or bf16: use eager or compile"
+            )
+    return config.runtime
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -9,25 +9,27 @@ from adautomix.data import ImageData, TrainBatches, load_data
 from adautomix.errors import UsageError
 from adautomix.methods import Method, find_method
 from adautomix.models import Classifier, build_model, suited_stem
+from adautomix.processes import main_first, rank, share_batch_norm, world
 from adautomix.rng import seed_at
 from adautomix.training.teacher import Teacher
 
 
 def load_images(config: TrainConfig, *, progress: bool = True) -> ImageData:
     """The data set that a run asks for."""
-    return load_data(
-        config.data,
-        root=config.data_root,
-        download=config.download,
-        image_size=config.image_size,
-        per_class=config.per_class,
-        test_fraction=config.test_fraction,
-        val_fraction=config.val_fraction,
-        seed=config.seed,
-        skip_bad=config.skip_bad,
-        workers=config.workers,
-        progress=progress,
-    )
+    with main_first():
+        return load_data(
+            config.data,
+            root=config.data_root,
+            download=config.download,
+            image_size=config.image_size,
+            per_class=config.per_class,
+            test_fraction=config.test_fraction,
+            val_fraction=config.val_fraction,
+            seed=config.seed,
+            skip_bad=config.skip_bad,
+            workers=config.workers,
+            progress=progress,
+        )
 
 
 def build_networks(
@@ -69,22 +71,23 @@ def build_networks(
     )
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     student = student.to(device, memory_format=layout)  # type: ignore[call-overload]
+    if config.sync_bn:
+        student = share_batch_norm(student)
     return student, method.to(device), Teacher(student, config.teacher.buffers)
 
 
 def check_smallest_part(config: TrainConfig, images: int, method: Method) -> None:
-    """See that the smallest part of a batch that is processed at once can be mixed.
+    """See that the smallest batch can be mixed and that each part of it suits batch norm.
 
     Raises:
         UsageError: it has too few images.
     """
     last = 0 if config.drop_last else images % config.batch_size
-    smallest = (last or config.batch_size) // config.accumulate
-    needed = max(2, method.min_batch)  # batch norm needs two
-    if smallest < needed:
+    smallest = last or config.batch_size
+    if smallest < method.min_batch or smallest // (config.accumulate * world()) < 2:
         raise UsageError(
-            f"{method.name} needs {needed} images at a time and would get {smallest}: choose "
-            "another batch_size, accumulate or drop_last"
+            f"{method.name} mixes {method.min_batch} images and batch norm needs 2 a part, and a "
+            f"batch has {smallest}: choose another batch_size, accumulate or drop_last"
         )
 
 
@@ -100,6 +103,8 @@ def train_batches(config: TrainConfig, data: ImageData, device: torch.device) ->
         flip=config.flip,
         scale_min=config.scale_min,
         drop_last=config.drop_last,
+        rank=rank(),
+        world=world(),
     )
 
 

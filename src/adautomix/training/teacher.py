@@ -49,14 +49,19 @@ class Teacher(Generic[Network]):
                 module.track_running_stats = buffers == "own"
 
     @torch.no_grad()
-    def update(self, student: Network, momentum: float) -> None:
-        """`Ŵ ← ξ Ŵ + (1 - ξ) W`, in place, with ξ = `momentum`."""
+    def update(self, student: Network, momentum: float | Tensor) -> None:
+        """`Ŵ ← ξ Ŵ + (1 - ξ) W`, in place, with ξ = `momentum`; a tensor where it is captured."""
         average: list[Tensor] = list(self.model.parameters())
         current: list[Tensor] = list(student.parameters())
         if self.buffers == "average":
             average += floating_buffers(self.model)
             current += floating_buffers(student)
-        torch._foreach_lerp_(average, current, 1 - momentum)
+        if isinstance(momentum, Tensor):
+            change = torch._foreach_sub(current, average)
+            torch._foreach_mul_(change, (1 - momentum).float())
+            torch._foreach_add_(average, change)
+        else:
+            torch._foreach_lerp_(average, current, 1 - momentum)
         if self.buffers != "own":
             self._copy_buffers(student)
 

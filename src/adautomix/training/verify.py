@@ -95,9 +95,10 @@ def fingerprint(trainer: Trainer, checkpoint: Checkpoint, run: RunFolder) -> dic
 def next_batch(trainer: Trainer, step: int) -> dict[str, Tensor]:
     """The batch that the run would train on next, and how it would be mixed."""
     epoch, done = divmod(step, trainer.batches.steps_per_epoch)
-    images, labels = next(trainer.batches.epoch(epoch, start=done))
-    draw = trainer.method.draw_at(images, step)
-    return {"images": images, "labels": labels, **flatten(vars(draw))}
+    batch = next(trainer.batches.epoch(epoch, start=done))
+    images = trainer.batches.augment(batch)
+    draw = trainer.method.draw_at(images.shape, step)
+    return {"images": images, "labels": batch.labels, **flatten(vars(draw))}
 
 
 def flatten(nested: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:

@@ -1,0 +1,161 @@
+"""One step of training, from its inputs alone: what a runtime runs, compiles or captures.
+
+`TrainStep.inputs` does what belongs to the host: it draws the random numbers and looks up the
+schedules. `TrainStep.__call__` is pure device work and waits for nothing.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from adautomix.config import TrainConfig
+from adautomix.data import Batch, TrainBatches
+from adautomix.methods import Draw, Method, Sources
+from adautomix.models import Classifier
+from adautomix.processes import all_rows, rank, world
+from adautomix.rng import seed_at
+from adautomix.training.optim import set_learning_rate
+from adautomix.training.runtime import autocast
+from adautomix.training.teacher import Teacher
+
+Losses = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """All that changes from one step to the next.
+
+    Attributes:
+        batch: this process's images.
+        draw: the mixes of the batch of all processes.
+        lr_share: the learning rate, as a share of the way from its floor to its top.
+        momentum: of the teacher.
+    """
+
+    batch: Batch
+    draw: Draw
+    lr_share: float | Tensor
+    momentum: float | Tensor
+
+
+class Terms(nn.Module):
+    """A method's loss as a module: what DDP wants to see to average its gradients."""
+
+    def __init__(self, method: Method, student: Classifier, teacher: Classifier) -> None:
+        super().__init__()
+        self.method, self.student = method, student
+        self._teacher = [teacher]  # in a list: it has no gradients to average
+
+    def forward(self, sources: Sources, draw: Draw) -> Losses:
+        """The losses of the mixes that `draw` holds."""
+        return self.method.terms(sources, self.student, self._teacher[0], draw)
+
+
+class TrainStep:
+    """Loss, gradients, optimiser, teacher.
+
+    Args:
+        config: precision, parts of a batch, clipping, and whether to compile.
+        batches: augments.
+        student: the trained network.
+        method: the way to a loss.
+        teacher: follows the student.
+        optimizer: over student and method.
+        scaler: of fp16's gradients.
+        compiled: let `torch.compile` make the forward and backward of the losses.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        batches: TrainBatches,
+        student: Classifier,
+        method: Method,
+        teacher: Teacher[Classifier],
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        *,
+        compiled: bool = False,
+    ) -> None:
+        self.config, self.batches = config, batches
+        self.student, self.method, self.teacher = student, method, teacher
+        self.optimizer, self.scaler = optimizer, scaler
+        self.device = next(student.parameters()).device
+        self.look: Callable[..., Sources] = method.sources
+        self.terms: nn.Module = Terms(method, student, teacher.model)
+        if compiled:
+            self.look = torch.compile(self.look)
+            self.terms.compile()
+        if world() > 1:
+            self.terms = DistributedDataParallel(
+                self.terms, broadcast_buffers=not config.sync_bn, find_unused_parameters=True
+            )
+
+    def inputs(self, batch: Batch, step: int, lr_share: float, momentum: float) -> StepInputs:
+        """The inputs of a step: its random numbers are drawn here, as a function of its number."""
+        torch.manual_seed(seed_at(self.config.seed, step, f"dropout/{rank()}"))
+        images, size = world() * len(batch.pixels), self.batches.image_size
+        draw = self.method.draw_at((images, 3, size, size), step)
+        return StepInputs(batch, draw.to(self.device), lr_share, momentum)
+
+    def __call__(self, inputs: StepInputs) -> Losses:
+        """Train on one batch; the losses of this process's share of it, detached."""
+        images = self.batches.augment(inputs.batch)
+        losses = self.add_gradients(images, inputs.batch.labels, inputs.draw)
+        self.apply_gradients(inputs.lr_share)
+        self.teacher.update(self.student, inputs.momentum)
+        return losses
+
+    def add_gradients(self, images: Tensor, labels: Tensor, draw: Draw) -> Losses:
+        """Gradients of the batch, part by part where the settings say so; mean losses."""
+        with autocast(self.device, self.config.precision):
+            sources = self.look(images, labels, self.student, self.teacher.model, draw)
+        sources = of_all_processes(sources)
+        means: Losses = {}
+        for own, last in parts(len(images), self.config.accumulate):
+            share = (own.stop - own.start) / len(images)
+            with self._exchanging(last):
+                with autocast(self.device, self.config.precision):
+                    losses = self.terms(replace(sources, own=own), draw.rows(own))
+                self.scaler.scale(losses["loss"] * share).backward()
+            for name, value in losses.items():
+                means[name] = means.get(name, 0) + share * value.detach()
+        return means
+
+    def apply_gradients(self, lr_share: float | Tensor) -> None:
+        """Clip where asked, step the optimiser, forget the gradients."""
+        set_learning_rate(self.optimizer, lr_share)
+        if self.config.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            weights = [*self.student.parameters(), *self.method.parameters()]
+            torch.nn.utils.clip_grad_norm_(weights, self.config.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _exchanging(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Processes exchange gradients once a step, after the last part."""
+        if last or not isinstance(self.terms, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.terms.no_sync()
+
+
+def of_all_processes(sources: Sources) -> Sources:
+    """The sources that all processes hold, so that an image can be mixed with any of the batch."""
+    if world() == 1:
+        return sources
+    seen = {name: all_rows(value) for name, value in sources.seen.items()}
+    return Sources(all_rows(sources.images), all_rows(sources.targets), seen)
+
+
+def parts(images: int, count: int) -> Iterator[tuple[slice, bool]]:
+    """The rows of this process's share of the batch, in `count` parts, and whether one is last."""
+    first = rank() * images
+    for part in range(count):
+        begin, end = images * part // count, images * (part + 1) // count
+        yield slice(first + begin, first + end), part == count - 1
