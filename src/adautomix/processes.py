@@ -147,7 +147,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         moments = torch.stack(
             [input.double().sum((0, 2, 3)), input.double().square().sum((0, 2, 3))]
         )
-        mean, square = all_sum(moments) / count
+        mean, square = cast(Tensor, AllSum.apply(moments)) / count
         var = square - mean.square()
         if self.track_running_stats:
             self._move_buffers(mean.detach(), var.detach() * count / (count - 1))
@@ -163,11 +163,20 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         mine.running_var.lerp_(unbiased_var.float(), self.momentum)
 
 
-def all_sum(values: Tensor) -> Tensor:
-    """The sum over all processes, through which gradients flow back to each."""
-    from torch.distributed.nn.functional import all_reduce
+class AllSum(torch.autograd.Function):
+    """The sum over all processes; its gradient is summed over them in turn."""
 
-    return cast(Tensor, all_reduce(values))
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        """Sum `values` of any shape."""
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Every process's loss depends on the sum."""
+        return AllSum.forward(ctx, gradients[0].contiguous())
 
 
 def _meeting_place() -> Any:

@@ -19,8 +19,9 @@ generator's gradient flows through its masks only, past networks that are held f
 
 Needs: a feature map of an inner stage, a teacher (the trainer's moving average).
 Cost, N = 3: 12F a step (teacher clean 1, teacher mixed 1 + 1 back, student 3 x 3) against 3F of a
-vanilla step; `paper` takes 14F. The released code takes 15F, three of them to run the teacher
-again on permutations of the batch that it has already seen.
+vanilla step; `paper` takes 14F. Steps without a cosine leave out the teacher's last stage, steps
+at which the generator rests (`generator_every`) its mixed pass too: 10F. The released code takes
+15F, three of them to run the teacher again on permutations of the batch that it has already seen.
 
 Deviations from the released code, and why:
 - The teacher's logits of the sources are rows of its one clean pass. Batch statistics do not
@@ -91,6 +92,7 @@ class AdAutoMixSettings(MethodSettings):
     teacher_term: bool = Field(True, description="generator: loss of the teacher on the mix")
     student_term: bool = Field(True, description="generator: loss of the student (paper variant)")
     cosine_term: bool = Field(True, description="generator: cosine to the sources")
+    generator_every: int = Field(1, ge=1, description="train the generator at every k-th step")
     generator_lr: float | None = Field(None, gt=0, description="none: that of the student")
     generator_min_lr: float | None = Field(None, ge=0, description="none: that of the student")
 
@@ -114,13 +116,17 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class AdAutoMixDraw(Draw):
-    """Sources and shares, `[B, N]`, of the classifier's mixes and of the generator's."""
+    """Sources and shares, `[B, N]`, of the classifier's mixes and of the generator's.
+
+    `adversarial` says whose turn it is, `judged` whether the generator learns at this step.
+    """
 
     classifier_perm: Tensor
     classifier_lam: Tensor
     generator_perm: Tensor
     generator_lam: Tensor
     adversarial: bool
+    judged: bool = True
 
     @property
     def classifier(self) -> MixDraw:
@@ -204,7 +210,8 @@ class AdAutoMix(Method):
         """Two independent sets of sources and shares, and whose turn it is."""
         n = self._draw_n(generator)
         classifier, judged = (self._draw_mix(shape[0], n, generator) for _ in range(2))
-        return AdAutoMixDraw(*classifier, *judged, adversarial=step % 2 == 0)
+        turn, rest = divmod(step, self.settings.generator_every)
+        return AdAutoMixDraw(*classifier, *judged, adversarial=turn % 2 == 0, judged=rest == 0)
 
     @torch.no_grad()
     def look(
@@ -286,7 +293,8 @@ class AdAutoMix(Method):
         loss = sources.images.new_zeros((), dtype=torch.float32)
         if not weights:
             return loss, {}
-        seen, parts = sources.seen, dict[str, Tensor]()
+        seen = sources.seen
+        parts: dict[str, Tensor] = {}
         mixed = self.judged_mix(sources.images, sources.targets, draw, seen["features"])
         if weights.keys() & {"teacher", "cosine"}:
             logits = teacher(mixed.images, head="mixed")
@@ -301,7 +309,9 @@ class AdAutoMix(Method):
         return loss, {f"generator_{name}": part.detach() for name, part in parts.items()}
 
     def generator_weights(self, draw: AdAutoMixDraw) -> dict[str, float]:
-        """Weight of each part in what the generator minimises at this step."""
+        """Weight of each part in what the generator minimises at this step, if it learns at all."""
+        if not draw.judged:
+            return {}
         return generator_weights(self.settings, adversarial=draw.adversarial)
 
     def _draw_n(self, generator: torch.Generator) -> int:

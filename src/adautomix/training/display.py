@@ -1,6 +1,8 @@
 """What a person sees of a running training: a bar on a terminal, a line an epoch elsewhere."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -75,6 +77,19 @@ class Display:
             highlight=False,
             soft_wrap=True,
         )
+
+    @contextmanager
+    def compiling(self, first: bool) -> Iterator[None]:
+        """Around a step: if it is the first, it is compiled, and people are told how long it took.
+
+        Where a method's steps are of two kinds, the second is compiled at its own first step.
+        """
+        if first:
+            self.say("compiling the step: minutes at first, seconds from PyTorch's cache later")
+        started = time.perf_counter()
+        yield
+        if first:
+            self.say(f"compiled; the first step took {time.perf_counter() - started:.0f} s")
 
     def say(self, text: str) -> None:
         """A line for the reader."""

@@ -90,7 +90,7 @@ class Trainer:
             end=config.teacher.momentum_end,
             constant_share=config.teacher.constant_share,
         )
-        self.step = 0
+        self.step = self.begun = 0
         self.events: EventWriter | None = None
         self.epoch_meters, self.log_meters = Meters(), Meters()
         self.finite = FiniteWatch(self.device)
@@ -127,7 +127,8 @@ class Trainer:
         self.epoch_meters.restart_clock()
         self.log_meters.restart_clock()
         for batch in self.batches.epoch(epoch, start=done):
-            self.train_step(batch)
+            with self.display.compiling(self.runtime == "compile" and self.step == self.begun):
+                self.train_step(batch)
             self.step += 1
             self.display.show(self.step)
             if self.step % self.config.log_every == 0:
@@ -279,6 +280,6 @@ class Trainer:
         self.epoch_meters.load_state_dict(state["epoch_meters"], self.device)
         self.log_meters.load_state_dict(state["log_meters"], self.device)
         self.best, self.seconds_before = state["best"], state["seconds"]
-        self.step = checkpoint.step
+        self.step = self.begun = checkpoint.step
         if is_main():
             self.folder.forget_after(self.step)
