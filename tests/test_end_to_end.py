@@ -239,11 +239,24 @@ def test_a_preview_of_a_run_shows_its_own_generator(
 # --- comparisons -----------------------------------------------------------------------------
 
 
+def test_runs_side_by_side_are_the_same_runs(
+    photos: Path, tmp_path: Path, command: Command
+) -> None:
+    words = ("compare", "--data", photos, *TRAINING, "--methods", "vanilla,mixup", "--seeds", 0)
+    for jobs in (1, 2):
+        outcome = command(*words, "--jobs", jobs, "--out", tmp_path / str(jobs))
+        assert outcome.status == 0, outcome.err
+    assert "(2 of 2 runs, 0 s left)" in outcome.err
+    for name in ("vanilla-s0", "mixup-s0"):
+        alone, beside = (tensors(tmp_path / str(jobs) / name) for jobs in (1, 2))
+        assert all(torch.equal(value, beside[key]) for key, value in alone.items())
+
+
 def test_a_comparison_is_finished_and_not_repeated(
     photos: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"{method}-s{seed}" for method in ("vanilla", "mixup") for seed in (0, 1)]
-    runs = ("--methods", "vanilla,mixup", "--seeds", "0,1", "--out", tmp_path)
+    runs = ("--methods", "vanilla,mixup", "--seeds", "0,1", "--jobs", 1, "--out", tmp_path)
     words = ("compare", "--data", photos, *TRAINING, *runs, "--json")
     outcome = command(*words)
     assert outcome.status == 0, outcome.err

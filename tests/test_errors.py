@@ -246,7 +246,7 @@ def test_a_comparison_fails_before_it_trains(photos: Path, fails: Fails) -> None
     words = ("compare", "--data", photos, *SMALL_NET, "--epochs", 1, "--batch-size", 6)
     assert fails(*words, "--methods", "vanilla,mixip").startswith("unknown method 'mixip'")
     assert fails(*words, "--seeds", "0,x") == "--seeds: 'x' is no whole number; write 0,1,2"
-    assert fails(*words, "--seeds", ",").startswith("no run to report")
+    assert fails(*words, "--seeds", ",").startswith("no run to compare")
 
 
 def test_a_preview_of_a_file_that_is_no_image(tmp_path: Path, fails: Fails) -> None:

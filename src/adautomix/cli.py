@@ -206,6 +206,9 @@ def compare(
     folder: Annotated[Path, typer.Option("--out", help="folder of the runs")] = Path(
         "runs/compare"
     ),
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="runs side by side; none: one a core, one on a GPU")
+    ] = None,
     recipe: Recipe = None,
     config: ConfigFile = None,
     as_json: Json = False,
@@ -224,6 +227,7 @@ def compare(
         methods=names_in(methods),
         seeds=[read_seed(seed) for seed in names_in(seeds)],
         out=folder,
+        jobs=jobs,
         quiet=as_json,
         command=command_line(),
     )

@@ -1,15 +1,24 @@
 """Methods × seeds on the same data, network and schedule: one folder of runs."""
 
+import multiprocessing
+import os
 import shutil
+import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import torch
+from rich.console import Console
+
 from adautomix.config import TrainConfig, make_config, merge
-from adautomix.errors import UsageError
+from adautomix.errors import RunError, UsageError
 from adautomix.training.checkpoint import present_checkpoints
 from adautomix.training.run import resume, train
 from adautomix.training.run_folder import RunFolder
+from adautomix.training.runtime import pick_device
+from adautomix.training.setup import load_images
 
 
 def compare(
@@ -18,16 +27,21 @@ def compare(
     methods: Sequence[str],
     seeds: Sequence[int],
     out: Path,
+    jobs: int | None = None,
     quiet: bool = False,
     command: str = "",
 ) -> list[Path]:
     """Train every method with every seed; runs that are there are finished, not repeated.
+
+    A small network does not keep many cores busy, so on the CPU as many runs as there are cores
+    go side by side, each in a process with its share of the threads. On a GPU they take turns.
 
     Args:
         values: nested settings common to all runs.
         methods: names of methods.
         seeds: a run each; seed s splits and shuffles the data alike for all methods.
         out: folder of the run folders `<method>-s<seed>`.
+        jobs: runs side by side; none: what suits the device.
         quiet: show no progress.
         command: the command line, for the summaries.
 
@@ -35,7 +49,7 @@ def compare(
         The run folders, methods in the order given.
 
     Raises:
-        UsageError: a run there has other settings.
+        UsageError: nothing to run, or a run there has other settings.
     """
     configs = [
         make_config(
@@ -44,9 +58,65 @@ def compare(
         for seed in seeds
         for method in methods
     ]
-    for config in configs:
-        run_once(config, quiet=quiet, command=command)
+    if not configs:
+        raise UsageError("no run to compare: name at least one method and one seed")
+    jobs = min(jobs or suited_jobs(configs[0]), len(configs))
+    if jobs == 1:
+        for config in configs:
+            run_once(config, quiet=quiet, command=command)
+    else:
+        run_side_by_side(configs, jobs, quiet=quiet, command=command)
     return [out / f"{method}-s{seed}" for method in methods for seed in seeds]
+
+
+def suited_jobs(config: TrainConfig) -> int:
+    """Runs side by side: one a core on the CPU, one on a GPU."""
+    return 1 if pick_device(config.device).type == "cuda" else os.cpu_count() or 1
+
+
+def run_side_by_side(
+    configs: Sequence[TrainConfig], jobs: int, *, quiet: bool, command: str
+) -> None:
+    """All runs, `jobs` at a time; a line for each that is done.
+
+    Raises:
+        RunError: stopped by Ctrl-C; what was trained is kept.
+    """
+    load_images(configs[0], progress=not quiet)  # fills the cache that all will read
+    console = Console(stderr=True, quiet=quiet)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    started = time.perf_counter()
+    with ProcessPoolExecutor(
+        jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)
+    ) as pool:
+        runs = [pool.submit(run_once, config, quiet=True, command=command) for config in configs]
+        named = dict(zip(runs, configs, strict=True))
+        try:
+            for done, run in enumerate(as_completed(runs), 1):
+                run.result()
+                passed = time.perf_counter() - started
+                console.print(progress_line(named[run], done, len(runs), passed), highlight=False)
+        except BaseException as error:
+            give_up(runs)
+            if isinstance(error, KeyboardInterrupt):
+                raise RunError("stopped by Ctrl-C; the same command goes on from there") from None
+            raise
+
+
+def progress_line(config: TrainConfig, done: int, runs: int, passed: float) -> str:
+    """What a finished run gave, and how long the others will take."""
+    assert config.out is not None
+    summary = RunFolder.open(config.out).summary()
+    assert summary is not None
+    scores = "  ".join(f"{name} {s['top1']:.2%}" for name, s in summary["final"].items())
+    left = passed / done * (runs - done)
+    return f"{config.method} s{config.seed}: {scores}  ({done} of {runs} runs, {left:.0f} s left)"
+
+
+def give_up(runs: Sequence[Future[None]]) -> None:
+    """Start no further run; those that are going on get the same signal, and save."""
+    for run in runs:
+        run.cancel()
 
 
 def run_once(config: TrainConfig, *, quiet: bool, command: str) -> None:
