@@ -142,7 +142,7 @@ def weighted_sum(values: Tensor, perm: Tensor, weights: Tensor) -> Tensor:
         bags = F.embedding_bag(
             perm, rows.flatten(1), per_sample_weights=weights.flatten(1), mode="sum"
         )
-        return bags.unflatten(1, rows.shape[1:]).movedim(channels, 1)
+        return bags.view(-1, *rows.shape[1:]).movedim(channels, 1)
     total = torch.mul(weights[:, 0], values[perm[:, 0]])
     for n in range(1, perm.shape[1]):
         total.addcmul_(weights[:, n], values[perm[:, n]])

@@ -31,10 +31,14 @@ from adautomix.methods.base import (
 
 @dataclass(frozen=True)
 class CutMixDraw(Draw):
-    """`perm` `[B, 2]` and `box` `[B, 4]`: top, bottom, left, right; the end is exclusive."""
+    """`perm` `[B, 2]` and `box` `[B, 4]`: top, bottom, left, right; the end is exclusive.
+
+    `shared` says that all boxes are the same, so that one mask serves the batch.
+    """
 
     perm: Tensor
     box: Tensor
+    shared: bool = False
 
 
 class CutMixSettings(MethodSettings):
@@ -73,7 +77,7 @@ def draw_cutmix(
     perm = draw_partners(batch, generator)
     lam = draw_beta(batch if per_sample else 1, 1, alpha, generator)[:, 0]
     box = draw_box(lam, height, width, generator)
-    return CutMixDraw(perm, box.expand(batch, 4).contiguous())
+    return CutMixDraw(perm, box.expand(batch, 4).contiguous(), shared=not per_sample)
 
 
 def box_mask(box: Tensor, height: int, width: int) -> Tensor:
@@ -90,13 +94,14 @@ def paste(images: Tensor, targets: Tensor, perm: Tensor, inside: Tensor) -> Mixe
     """Where `inside` `[B, H, W]` is true the second image, else the first; labels by area.
 
     The first source is each image itself, as `draw_partners` has it: `perm[:, 0]` counts the
-    images, unless some of them are not mixed.
+    images, unless some of them are not mixed. `inside` may be `[1, H, W]`, to serve all mixes.
     """
     masks = torch.stack([~inside, inside], dim=1).float()
-    lam = masks.mean(dim=(2, 3))
+    lam = masks.mean(dim=(2, 3)).expand(len(perm), -1)
     own = images if len(perm) == len(images) else images[perm[:, 0]]
     # Weights of 0 and 1 are exact, and filling in place spares another copy of the batch.
     pasted = images[perm[:, 1]].lerp_(own, masks[:, :1].to(images.dtype))
+    masks = masks.expand(len(perm), -1, -1, -1)
     return Mixed(pasted, weighted_sum(targets, perm, lam[:, :, None]), lam, perm, masks)
 
 
@@ -115,5 +120,6 @@ class CutMix(InputMixing):
 
     def mix(self, images: Tensor, targets: Tensor, draw: CutMixDraw, **seen: Tensor) -> Mixed:
         """The partner inside the box, the image outside."""
-        inside = box_mask(draw.box, images.shape[2], images.shape[3])
+        boxes = draw.box[:1] if draw.shared else draw.box
+        inside = box_mask(boxes, images.shape[2], images.shape[3])
         return paste(images, targets, draw.perm, inside)

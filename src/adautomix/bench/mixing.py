@@ -1,0 +1,196 @@
+"""Mixing alone: one call of Mixup or CutMix in this package and in others, by turns.
+
+Measured is all that a call does: the draw, the images and the labels. What differs:
+
+- timm mixes in place, so it is given a tensor of its own; the others leave their input alone.
+- timm and torchvision pair each image with the one mirrored or one place on, without a gather;
+  we and kornia draw a permutation.
+- kornia returns both classes and λ for each mix instead of soft labels.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+import adautomix.mix
+from adautomix.bench.peers import PEERS, is_installed, require_peer
+from adautomix.errors import UsageError
+
+Mode = Literal["batch", "sample"]
+Mixer = Callable[[Tensor, Tensor], object]
+
+CLASSES = 1000
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class MixTiming:
+    """Seconds of each measured call of one mixer.
+
+    Attributes:
+        library: "adautomix" or a peer.
+        method: "mixup" or "cutmix".
+        mode: one λ or box a "batch" or a "sample".
+        batch: images a call.
+        size: image side in pixels.
+        seconds: one number a round.
+    """
+
+    library: str
+    method: str
+    mode: Mode
+    batch: int
+    size: int
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        """Median call, in seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """First and third quartile, in seconds."""
+        low, _, high = statistics.quantiles(self.seconds, n=4)
+        return low, high
+
+
+def our_mixer(method: str, mode: Mode) -> Mixer:
+    """The function of `adautomix.mix`."""
+    mix = getattr(adautomix.mix, method)
+    return lambda images, labels: mix(
+        images, labels, num_classes=CLASSES, per_sample=mode == "sample"
+    )
+
+
+def timm_mixer(method: str, mode: Mode) -> Mixer:
+    """`timm.data.Mixup` with one of its two methods switched off; in place."""
+    mixer = import_module("timm.data").Mixup(
+        mixup_alpha=float(method == "mixup"),
+        cutmix_alpha=float(method == "cutmix"),
+        mode="batch" if mode == "batch" else "elem",
+        label_smoothing=0.0,
+        num_classes=CLASSES,
+    )
+    return cast(Mixer, mixer)
+
+
+def torchvision_mixer(method: str, mode: Mode) -> Mixer | None:
+    """`MixUp` or `CutMix` of torchvision's transforms, which have no mode by sample."""
+    if mode == "sample":
+        return None
+    v2 = import_module("torchvision.transforms.v2")
+    transform = v2.MixUp if method == "mixup" else v2.CutMix
+    return cast(Mixer, transform(num_classes=CLASSES))
+
+
+def kornia_mixer(method: str, mode: Mode) -> Mixer:
+    """`RandomMixUpV2` or `RandomCutMixV2`."""
+    augmentation = import_module("kornia.augmentation")
+    common = {"data_keys": ["input", "class"], "same_on_batch": mode == "batch"}
+    if method == "mixup":
+        return cast(Mixer, augmentation.RandomMixUpV2(**common))
+    return cast(Mixer, augmentation.RandomCutMixV2(use_correct_lambda=True, **common))
+
+
+MIXERS: dict[str, Callable[[str, Mode], Mixer | None]] = {
+    "adautomix": our_mixer,
+    "timm": timm_mixer,
+    "torchvision": torchvision_mixer,
+    "kornia": kornia_mixer,
+}
+
+
+def time_mixing(
+    methods: Sequence[str] = ("mixup", "cutmix"),
+    libraries: Sequence[str] | None = None,
+    *,
+    batch: int = 128,
+    size: int = 224,
+    rounds: int = 20,
+    device: torch.device,
+) -> list[MixTiming]:
+    """Time `rounds` calls of each mixer, one of each in turn, after a few to warm up.
+
+    Taking turns lets whatever slows the machine for a while slow all of them alike.
+
+    Args:
+        methods: "mixup", "cutmix".
+        libraries: names in `MIXERS`; those that are installed unless named.
+        batch: images a call, an even number.
+        size: image side in pixels.
+        rounds: measured calls of each, at least 2.
+        device: where the images, float32 `[batch, 3, size, size]`, and the labels lie.
+
+    Raises:
+        UsageError: a library is unknown or not installed, a method or number out of range.
+    """
+    if rounds < 2 or batch % 2:
+        raise UsageError(f"rounds {rounds}, batch {batch}: use 2 rounds or more and an even batch")
+    images = torch.randn(batch, 3, size, size, device=device)
+    labels = torch.randint(CLASSES, (batch,), device=device)
+    timings: list[MixTiming] = []
+    calls: list[Callable[[], object]] = []
+    for library, method, mode, mixer in chosen_mixers(methods, chosen_libraries(libraries)):
+        own = images.clone() if library == "timm" else images
+        timings.append(MixTiming(library, method, mode, batch, size, []))
+        calls.append(partial(mixer, own, labels))
+    for round_ in range(WARM_UP + rounds):
+        for timing, call in zip(timings, calls, strict=True):
+            seconds = time_call(call, device)
+            if round_ >= WARM_UP:
+                timing.seconds.append(seconds)
+    return timings
+
+
+def chosen_libraries(libraries: Sequence[str] | None) -> Sequence[str]:
+    """Those named, or all that can be imported."""
+    if libraries is None:
+        return [name for name in MIXERS if name not in PEERS or is_installed(name)]
+    for name in libraries:
+        if name not in MIXERS:
+            raise UsageError(f"no mixing by {name!r}: use one of {', '.join(MIXERS)}")
+        if name in PEERS:
+            require_peer(name)
+    return libraries
+
+
+def chosen_mixers(
+    methods: Sequence[str], libraries: Sequence[str]
+) -> list[tuple[str, str, Mode, Mixer]]:
+    """Library, method, mode and mixer of all that is to be timed."""
+    modes: tuple[Mode, ...] = ("batch", "sample")
+    for method in methods:
+        if method not in ("mixup", "cutmix"):
+            raise UsageError(f"no timing of mixing by {method!r}: use mixup or cutmix")
+    return [
+        (library, method, mode, mixer)
+        for method in methods
+        for mode in modes
+        for library in libraries
+        if (mixer := MIXERS[library](method, mode)) is not None
+    ]
+
+
+def time_call(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, with the device's work; its result is let go outside of them."""
+    wait_for(device)
+    started = time.perf_counter()
+    result = call()
+    wait_for(device)
+    seconds = time.perf_counter() - started
+    del result
+    return seconds
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
