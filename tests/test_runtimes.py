@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from every import steps_of, trainer_of
 from tiny import CLASSES, state_of, tiny_classifier, toy_images
 from torch import Tensor
 
 from adautomix.config import TrainConfig, make_config
-from adautomix.data.sets import ImageData, InMemory
 from adautomix.errors import UsageError
 from adautomix.methods import METHODS, InputMixing
 from adautomix.training import loop
@@ -23,7 +23,6 @@ from adautomix.training.graphs import (
     signature,
 )
 from adautomix.training.loop import Trainer
-from adautomix.training.run_folder import RunFolder
 from adautomix.training.runtime import pick_runtime
 from adautomix.training.step import Losses, StepInputs
 from adautomix.training.teacher import Teacher
@@ -32,35 +31,9 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 INPUT_MIXING = [name for name, method in METHODS.items() if issubclass(method, InputMixing)]
 
 
-def noise(count: int = 96) -> ImageData:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (count, 16, 16, 3), generator=generator, dtype=torch.uint8)
-    split = InMemory(pixels, torch.arange(count), torch.arange(count) % CLASSES)
-    names = tuple("abcde")
-    return ImageData(
-        "noise", names, 16, split, None, split, (0.5,) * 3, (0.2,) * 3, "pad", 2, True, ()
-    )
-
-
-def trainer_of(method: str, folder: Path, **values: Any) -> Trainer:
-    settings = {"width": 0.125, "batch_size": 12, "epochs": 2, "lr": 0.05, "log_every": 1}
-    config = make_config({**settings, "method": method, **values})
-    return Trainer(config, noise(), RunFolder(folder), quiet=True)
-
-
-def losses_of(trainer: Trainer, steps: int = 8) -> list[dict[str, float]]:
-    rows = []
-    for batch, _ in zip(trainer.batches.epoch(0), range(steps), strict=False):
-        trainer.train_step(batch)
-        trainer.step += 1
-        rows.append(trainer.log_meters.read())
-        trainer.log_meters.reset()
-    return rows
-
-
 def assert_same_course(one: Trainer, other: Trainer, tolerance: float) -> None:
     """Equal losses at every step, equal student, teacher, generator and learning rates after."""
-    for mine, theirs in zip(losses_of(one), losses_of(other), strict=True):
+    for mine, theirs in zip(steps_of(one, 8), steps_of(other, 8), strict=True):
         assert mine == pytest.approx(theirs, rel=tolerance)
     for name, value in one.weights().items():
         torch.testing.assert_close(value, other.weights()[name], rtol=0, atol=tolerance, msg=name)
@@ -139,16 +112,16 @@ def tiny_networks(config: TrainConfig, **_: Any) -> Any:
 @pytest.mark.parametrize("runtime", ["compile", "graph"])
 @pytest.mark.parametrize("name", METHODS)
 def test_gpu_runtimes_take_the_eager_course(name: str, runtime: str, tmp_path: Path) -> None:
-    eager = trainer_of(name, tmp_path / "eager", runtime="eager")
-    other = trainer_of(name, tmp_path / "other", runtime=runtime)
+    eager = trainer_of(name, tmp_path / "eager", device="cuda")
+    other = trainer_of(name, tmp_path / "other", device="cuda", runtime=runtime)
     assert_same_course(other, eager, 1e-3)
 
 
 @GPU
 @pytest.mark.parametrize("name", METHODS)
 def test_no_step_waits_for_the_gpu(name: str, tmp_path: Path) -> None:
-    trainer = trainer_of(name, tmp_path)
-    losses_of(trainer, 2)
+    trainer = trainer_of(name, tmp_path, device="cuda")
+    steps_of(trainer, 2)
     batches = list(trainer.batches.epoch(0))
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")

@@ -1,0 +1,95 @@
+"""Weak scaling: step time when every further process brings a batch of its own.
+
+    python benchmarks/scaling.py --processes 1,2 --rows benchmarks/results/cpu.jsonl
+
+Starts `torchrun` for each count, in turns, and adds one row. Each process has one thread, so on a
+machine of two cores two processes have all of it, and one has half.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adautomix.bench.rows import append
+from adautomix.bench.steps import time_by_turns
+from adautomix.bench.workload import Workload, real_step
+from adautomix.processes import is_main, start_processes, world
+from adautomix.training.runtime import pick_device
+
+
+def main() -> None:
+    """Time as one of several processes, or start them and gather what they found."""
+    asked = arguments()
+    if asked.out:
+        time_here(asked)
+        return
+    counts = [int(count) for count in asked.processes.split(",")]
+    found: dict[tuple[str, int], list[float]] = {}
+    for _ in range(asked.rounds):
+        for count in counts:
+            for method, seconds in time_in(count).items():
+                found.setdefault((method, count), []).extend(seconds)
+    figures = [
+        {
+            "method": method,
+            "processes": count,
+            "batch_size": count * asked.batch_size,
+            "seconds": statistics.median(seconds),
+            "efficiency": statistics.median(found[method, counts[0]]) / statistics.median(seconds),
+        }
+        for (method, count), seconds in found.items()
+    ]
+    for record in figures:
+        print(record)
+    if asked.rows:
+        append(asked.rows, "scaling", figures, device=pick_device("auto"))
+
+
+def arguments() -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--processes", default="1,2", help="counts, comma-separated")
+    parser.add_argument("--methods", default="vanilla,adautomix")
+    parser.add_argument("--batch-size", type=int, default=50, help="images a process")
+    parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument("--steps", type=int, default=10, help="measured in each round")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rows", type=Path, help="file of rows to add to")
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def time_in(count: int) -> dict[str, list[float]]:
+    """Seconds of each method's steps in so many processes, from a run of this very script."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "seconds.json"
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        words = [f"--nproc_per_node={count}", __file__, *sys.argv[1:], "--out", str(out)]
+        subprocess.run([*launcher, *words], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+        seconds: dict[str, list[float]] = json.loads(out.read_text())
+        return seconds
+
+
+def time_here(asked: argparse.Namespace) -> None:
+    """Time the steps that this process takes together with the others."""
+    torch.set_num_threads(1)
+    start_processes(pick_device("auto"))
+    values: dict[str, Any] = {"batch_size": world() * asked.batch_size, "width": asked.width}
+    work = Workload(values, asked.methods.split(","), asked.steps)
+    configs, data = work.configs(), work.images()
+    makers = {c.method: (lambda c=c: real_step(c, data)) for c in configs}
+    timings = time_by_turns(makers, configs[0], steps=asked.steps)
+    if is_main():
+        asked.out.write_text(json.dumps({timing.method: timing.seconds for timing in timings}))
+
+
+if __name__ == "__main__":
+    main()

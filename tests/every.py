@@ -1,0 +1,67 @@
+"""What every method is tried on: images that can be learned, and a network that suits it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adautomix.config import make_config
+from adautomix.data.sets import ImageData, InMemory
+from adautomix.methods import METHODS
+from adautomix.training.loop import Trainer
+from adautomix.training.run_folder import RunFolder
+
+CLASSES = 5
+BATCH = 12
+CNN = {"model": "resnet18", "width": 0.125}
+TRANSFORMER = {
+    "model": "vit_tiny_patch16_224",
+    "width": 0.25,
+    "model_options": {"patch_size": 4, "depth": 2},
+}
+
+
+def network_for(method: str) -> dict[str, Any]:
+    """Settings of a small network that has what the method needs."""
+    return TRANSFORMER if "attention" in METHODS[method].needs else CNN
+
+
+def patches(count: int = 50, size: int = 16) -> ImageData:
+    """Noise with a square in the colour of the class; the 13 test images are training images."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % CLASSES
+    pixels = torch.randint(90, 150, (count, size, size, 3), generator=generator)
+    colours = torch.randint(256, (CLASSES, 3), generator=torch.Generator().manual_seed(5))
+    corners = torch.randint(size - 8, (count, 2), generator=generator).tolist()
+    for image, label, (top, left) in zip(pixels, labels, corners, strict=True):
+        image[top : top + 8, left : left + 8] = colours[label]
+    pixels = pixels.to(torch.uint8)
+    train = InMemory(pixels, torch.arange(48), labels[:48])
+    test = InMemory(pixels, torch.arange(count - 13, count), labels[-13:])
+    grey, fifth = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
+    return ImageData(
+        "patches", tuple("abcde"), size, train, None, test, grey, fifth, "pad", 2, True, ()
+    )
+
+
+def trainer_of(method: str, folder: Path, **values: Any) -> Trainer:
+    """A trainer of that method on the patches."""
+    settings: dict[str, Any] = {"batch_size": BATCH, "epochs": 2, "lr": 0.05, "log_every": 1}
+    settings |= {"method": method, "device": "cpu", **network_for(method), **values}
+    folder.mkdir(parents=True, exist_ok=True)
+    return Trainer(make_config(settings), patches(), RunFolder(folder), quiet=True)
+
+
+def steps_of(trainer: Trainer, steps: int) -> list[dict[str, float]]:
+    """Train so many steps; the named losses of each."""
+    rows: list[dict[str, float]] = []
+    while len(rows) < steps:
+        epoch, done = divmod(trainer.step, trainer.batches.steps_per_epoch)
+        for batch in trainer.batches.epoch(epoch, done):
+            trainer.log_meters.reset()
+            trainer.train_step(batch)
+            trainer.step += 1
+            rows.append(trainer.log_meters.read())
+            if len(rows) == steps:
+                break
+    return rows
