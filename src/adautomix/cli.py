@@ -23,8 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Train image classifiers with mixing augmentation: AdAutoMix and its peers.",
-    epilog="Every setting is a flag of train, compare, preview and bench: `adautomix settings`. "
-    "Any command takes --debug for a traceback.",
+    epilog="Every setting is a flag of train, plan, compare, preview and bench: `adautomix "
+    "settings`. Any command takes --debug for a traceback.",
 )
 TAKES_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 out = Console(width=None if sys.stdout.isatty() else 120)
@@ -41,6 +41,9 @@ Pictures = Annotated[list[Path], typer.Argument(help="image files")]
 NetworkName = Annotated[str, typer.Option("--network", help="teacher (moving average) or student")]
 Which = Annotated[str, typer.Option(help="checkpoint: last or best")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto")]
+Baseline = Annotated[
+    str | None, typer.Option(help="method to hold the others against; none: vanilla, or the first")
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -209,33 +212,40 @@ def compare(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="runs side by side; none: one a core, one on a GPU")
     ] = None,
+    baseline: Baseline = None,
     recipe: Recipe = None,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Train several methods with several seeds; one table and one page.
+    """Train several methods with several seeds; one table, verdicts and one page.
 
     Takes every setting of train. Runs that are already there are finished, not repeated.
     """
     from adautomix.reporting.page import write_page
     from adautomix.reporting.runs import read_runs
-    from adautomix.reporting.tables import comparison_table
+    from adautomix.reporting.tables import comparison_table, verdict_lines
+    from adautomix.reporting.verdicts import pick_baseline
     from adautomix.training import compare as comparing
 
+    names = names_in(methods)
+    if baseline:
+        pick_baseline(names, baseline)  # a wrong one is better named before the training
     runs = comparing.compare(
         settings_of(context, recipe, config),
-        methods=names_in(methods),
+        methods=names,
         seeds=[read_seed(seed) for seed in names_in(seeds)],
         out=folder,
         jobs=jobs,
         quiet=as_json,
         command=command_line(),
     )
-    page = write_page(runs, folder / "report.html")
+    page = write_page(runs, folder / "report.html", baseline=baseline)
     if as_json:
         print_json([run.summary for run in read_runs(runs)])
         return
     out.print(comparison_table(read_runs(runs)))
+    for line in verdict_lines(read_runs(runs), baseline):
+        out.print(line, markup=False, highlight=False)
     out.print(f"Page: {page.resolve()}", soft_wrap=True)
 
 
@@ -251,43 +261,84 @@ def read_seed(text: str) -> int:
 
 
 @app.command(context_settings=TAKES_SETTINGS)
+def plan(
+    context: typer.Context,
+    steps: Annotated[int, typer.Option(min=2, help="measured steps a method")] = 20,
+    recipe: Recipe = None,
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """What a run would cost, and what plain training and Mixup would: before it is started.
+
+    Takes train's settings, runs a few of its steps on its images, and writes no run folder.
+    """
+    from adautomix.bench import plan as planning
+    from adautomix.config import make_config
+
+    settings = make_config(settings_of(context, recipe, config))
+    with out.status("timing", spinner="dots") as status:
+        rows = planning.plan(
+            settings,
+            steps=steps,
+            told=lambda done: status.update(f"timing: {done} of {steps} rounds"),
+        )
+    print_figures(rows, as_json)
+
+
+@app.command(context_settings=TAKES_SETTINGS)
 def bench(
     context: typer.Context,
     methods: Annotated[str, typer.Option(help="comma-separated, or all")] = "vanilla,adautomix",
     steps: Annotated[int, typer.Option(min=2, help="measured steps a method")] = 10,
     classes: Annotated[int, typer.Option(min=2)] = 100,
     size: Annotated[int, typer.Option(min=8, help="image side in pixels")] = 32,
+    vs: Annotated[
+        str, typer.Option(help="openmixup: its steps; timm, torchvision, kornia: their mixing")
+    ] = "",
+    phases: Annotated[bool, typer.Option("--phases", help="where a step's time goes")] = False,
+    work: Annotated[bool, typer.Option("--work", help="operations, share of the peak")] = False,
+    mixing: Annotated[bool, typer.Option("--mixing", help="mixing alone")] = False,
+    rows: Annotated[Path | None, typer.Option(help="add the figures to this file")] = None,
     recipe: Recipe = None,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
     """Time the real training step of several methods, taking turns. Takes train's settings."""
+    from adautomix.bench.rows import append
+    from adautomix.bench.suite import run_suite
+    from adautomix.bench.workload import Workload
     from adautomix.methods import METHODS
-    from adautomix.training import bench as benching
 
     names = list(METHODS) if methods == "all" else names_in(methods)
+    asked = Workload(settings_of(context, recipe, config), names, steps, classes, size)
     with out.status("timing", spinner="dots") as status:
-        timings = benching.bench(
-            settings_of(context, recipe, config),
-            methods=names,
-            steps=steps,
-            classes=classes,
-            size=size,
-            told=lambda done: status.update(f"timing: {done} of {steps + 2} rounds"),
+        results = run_suite(
+            asked,
+            peers=names_in(vs),
+            phases=phases,
+            work=work,
+            mixing=mixing,
+            told=lambda done: status.update(f"timing: {done} of {steps} rounds"),
         )
-    first = timings[0]
-    rows = [
-        (
-            t.method,
-            f"{1000 * t.median:.1f}",
-            f"{1000 * t.spread[0]:.1f} to {1000 * t.spread[1]:.1f}",
-            f"{t.median / first.median:.2f}",
-            f"{t.images_per_second:.0f}",
-        )
-        for t in timings
-    ]
-    columns = ("method", "step, ms", "quartiles, ms", f"× {first.method}", "images/s")
-    print_listing(rows, columns, as_json)
+    for kind, figures in results.items():
+        if rows:
+            append(rows, kind, figures, device=asked.device())
+        if not as_json:
+            out.print(f"[bold]{kind}[/bold]")
+            print_figures(figures)
+    if as_json:
+        print_json(results)
+
+
+def print_figures(figures: list[dict[str, Any]], as_json: bool = False) -> None:
+    """Rows of data as a table, or as they are."""
+    from adautomix.reporting.performance import table_of
+
+    if as_json:
+        print_json(figures)
+        return
+    titles, cells = table_of(figures)
+    print_listing([tuple(line) for line in cells], tuple(titles), as_json=False)
 
 
 # ---------------------------------------------------------------------- looking
@@ -406,20 +457,24 @@ def report(
     rows: Annotated[
         Path | None, typer.Option(help="also write the final figures as rows of JSON")
     ] = None,
-    markdown: Annotated[bool, typer.Option(help="also print the table in Markdown")] = False,
+    markdown: Annotated[
+        bool, typer.Option(help="also print table and verdicts in Markdown")
+    ] = False,
+    baseline: Baseline = None,
 ) -> None:
-    """One offline page: final table, curves, samples, settings."""
+    """One offline page: final table, verdicts, equal time, curves, samples, settings."""
     from adautomix.reporting.page import write_page
     from adautomix.reporting.runs import read_runs
-    from adautomix.reporting.tables import markdown_table, result_rows
+    from adautomix.reporting.tables import markdown_table, result_rows, verdict_lines
 
+    read = read_runs(runs)
     if markdown:
-        print(markdown_table(read_runs(runs)))
+        print(markdown_table(read), *verdict_lines(read, baseline), sep="\n")
     if rows:
-        lines = [json.dumps(row) + "\n" for row in result_rows(read_runs(runs))]
+        lines = [json.dumps(row) + "\n" for row in result_rows(read, baseline)]
         rows.write_text("".join(lines))
     target = page or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
-    out.print(f"Wrote {write_page(runs, target)}", soft_wrap=True)
+    out.print(f"Wrote {write_page(runs, target, baseline=baseline)}", soft_wrap=True)
 
 
 @app.command()

@@ -9,7 +9,6 @@ Measured is all that a call does: the draw, the images and the labels. What diff
 """
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from torch import Tensor
 
 import adautomix.mix
 from adautomix.bench.peers import PEERS, is_installed, require_peer
+from adautomix.bench.workload import time_call
 from adautomix.errors import UsageError
 
 Mode = Literal["batch", "sample"]
@@ -177,20 +177,3 @@ def chosen_mixers(
         for library in libraries
         if (mixer := MIXERS[library](method, mode)) is not None
     ]
-
-
-def time_call(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, with the device's work; its result is let go outside of them."""
-    wait_for(device)
-    started = time.perf_counter()
-    result = call()
-    wait_for(device)
-    seconds = time.perf_counter() - started
-    del result
-    return seconds
-
-
-def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -1,28 +1,37 @@
-"""Time the real training step of several methods, alternately, in one process."""
+"""Time the real training step of several methods, by turns, in one process."""
 
 import statistics
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import torch
 
-from adautomix.config import make_config, merge
-from adautomix.data.sets import ImageData, InMemory
-from adautomix.training.loop import Trainer
-from adautomix.training.run_folder import RunFolder
+from adautomix.bench.peers import OPENMIXUP_MIXERS, openmixup_step
+from adautomix.bench.workload import Row, Step, Told, Workload, cycle, real_step, time_call
+from adautomix.config import TrainConfig
+from adautomix.errors import UsageError
+from adautomix.training.graphs import EAGER_STEPS
+from adautomix.training.runtime import peak_memory_mib, pick_device, pick_runtime
+
+Makers = dict[str, Callable[[], Step]]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of each measured step of one method."""
+    """Seconds of each measured step of one method, ours or a peer's.
+
+    Attributes:
+        method: its name; a peer's stands before the name of the peer's method.
+        batch_size: images a step.
+        seconds: one number a step.
+        peak_memory_mib: most memory that it held; None where it cannot be told from others'.
+    """
 
     method: str
     batch_size: int
     seconds: list[float]
+    peak_memory_mib: float | None = None
 
     @property
     def median(self) -> float:
@@ -30,92 +39,138 @@ class Timing:
         return statistics.median(self.seconds)
 
     @property
-    def spread(self) -> tuple[float, float]:
+    def quartiles(self) -> tuple[float, float]:
         """First and third quartile, in seconds."""
         low, _, high = statistics.quantiles(self.seconds, n=4)
         return low, high
 
-    @property
-    def images_per_second(self) -> float:
-        """Training images a second at the median step."""
-        return self.batch_size / self.median
 
-
-def random_images(count: int, classes: int, size: int) -> ImageData:
-    """A made-up data set: noise, with labels in turn."""
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (count, size, size, 3), generator=generator, dtype=torch.uint8)
-    split = InMemory(pixels, torch.arange(count), torch.arange(count) % classes)
-    names = tuple(f"class {k}" for k in range(classes))
-    grey, half = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-    return ImageData("noise", names, size, split, None, split, grey, half, "pad", 4, True, ())
-
-
-def bench(
-    values: dict[str, Any],
-    *,
-    methods: Sequence[str],
-    steps: int,
-    classes: int = 100,
-    size: int = 32,
-    told: Callable[[int], None] = lambda done: None,
+def time_steps(
+    work: Workload, *, vs_openmixup: bool = False, told: Told = lambda done: None
 ) -> list[Timing]:
-    """Time `steps` steps of each method, one of each in turn, after two to warm up.
-
-    The step is the trainer's own, with augmentation, optimiser and teacher. Taking turns lets
-    whatever slows the machine for a while slow all methods alike.
+    """Time steps of each method: the trainer's own, from reading a batch to the teacher.
 
     Args:
-        values: nested settings common to all methods.
-        methods: names of methods.
-        steps: measured steps a method.
-        classes: number of classes of the made-up data.
-        size: image side in pixels.
+        work: what to measure.
+        vs_openmixup: let openmixup's steps of the same methods, where it has them, join the
+            turns. Its batch lies ready: neither reading nor augmentation is counted there.
+        told: called with the number of rounds done.
+
+    Raises:
+        UsageError: a setting is wrong, or openmixup has no such network.
+    """
+    configs, data = work.configs(), work.images()
+    makers: Makers = {config.method: partial(real_step, config, data) for config in configs}
+    if vs_openmixup:
+        makers |= openmixup_makers(work)
+    return time_by_turns(makers, max(configs, key=cycle), steps=work.steps, told=told)
+
+
+def openmixup_makers(work: Workload) -> Makers:
+    """What makes openmixup's steps of the methods that it has, on the same network.
+
+    Raises:
+        UsageError: the network or precision is not the one that its step is made for.
+    """
+    first, *_ = configs = work.configs()
+    asked = (first.model, first.width, first.stem, first.precision)
+    alike = {("resnet18", 1, stem, "fp32") for stem in ("auto", "cifar")}
+    if asked not in alike or work.size > 64:
+        raise UsageError(
+            "openmixup is timed on resnet18 of width 1 with stem cifar in fp32, up to 64 pixels: "
+            "choose --model, --width, --stem, --precision and --size to match"
+        )
+    make = partial(
+        openmixup_step,
+        batch_size=first.batch_size,
+        classes=work.classes,
+        size=work.size,
+        device=work.device(),
+    )
+    known = (*OPENMIXUP_MIXERS, "adautomix")
+    return {f"openmixup {c.method}": partial(make, c.method) for c in configs if c.method in known}
+
+
+def time_by_turns(
+    makers: Makers, config: TrainConfig, *, steps: int, told: Told = lambda done: None
+) -> list[Timing]:
+    """Time `steps` steps of each, one of each in turn, after some to warm up.
+
+    Taking turns lets whatever slows the machine for a while slow all methods alike.
+
+    Args:
+        makers: for each name, what makes its step.
+        config: batch size, device and runtime of all, and the longest cycle of kinds of step.
+        steps: measured steps of each.
         told: called with the number of rounds done.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        trainers = [
-            bench_trainer(values, name, Path(scratch), classes=classes, size=size)
-            for name in methods
-        ]
-        batches = [endless(trainer) for trainer in trainers]
-        seconds: list[list[float]] = [[] for _ in methods]
-        for round_ in range(steps + 2):
-            for trainer, source, row in zip(trainers, batches, seconds, strict=True):
-                row.append(time_step(trainer, source))
-            told(round_ + 1)
+    device = pick_device(config.device)
+    made = [warmed_up(make, config, device) for make in makers.values()]
+    seconds: list[list[float]] = [[] for _ in made]
+    for round_ in range(steps):
+        for (step, _), row in zip(made, seconds, strict=True):
+            row.append(time_call(step, device))
+        told(round_ + 1)
+    # On the CPU all there is to see is what the process grew to, which all methods share.
+    alone = peak_memory_mib(device) if len(made) == 1 else None
     return [
-        Timing(name, trainer.config.batch_size, row[2:])
-        for name, trainer, row in zip(methods, trainers, seconds, strict=True)
+        Timing(name, config.batch_size, row, alone if memory is None else memory)
+        for name, row, (_, memory) in zip(makers, seconds, made, strict=True)
     ]
 
 
-def bench_trainer(
-    values: dict[str, Any], method: str, scratch: Path, *, classes: int, size: int
-) -> Trainer:
-    """A trainer on made-up images that never reaches its end."""
-    config = make_config(merge(values, {"method": method, "epochs": 1000}))
-    data = random_images(4 * config.batch_size, classes, size)
-    return Trainer(config, data, RunFolder(scratch), quiet=True)
+def warmed_up(
+    make: Callable[[], Step], config: TrainConfig, device: torch.device
+) -> tuple[Step, float | None]:
+    """A step of which every kind has run, and the most MiB of the GPU that this took.
+
+    The first to be made pays for the workspaces of the libraries too.
+    """
+    graphed = pick_runtime(config, device) == "graph"
+    rounds = cycle(config) * (EAGER_STEPS + 1 if graphed else 1)
+    if device.type != "cuda":
+        return warm_up(make, rounds), None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step = warm_up(make, rounds)
+    return step, peak_memory_mib(device) - before / 2**20
 
 
-def endless(trainer: Trainer) -> Any:
-    """Training batches without end."""
-    for epoch in range(trainer.config.epochs):
-        yield from trainer.batches.epoch(epoch)
+def warm_up(make: Callable[[], Step], rounds: int) -> Step:
+    """Make a step and run it a few times."""
+    step = make()
+    for _ in range(rounds):
+        step()
+    return step
 
 
-def time_step(trainer: Trainer, batches: Any) -> float:
-    """Seconds from asking for a batch to the end of its step."""
-    wait_for(trainer.device)
-    started = time.perf_counter()
-    trainer.train_step(next(batches))
-    wait_for(trainer.device)
-    trainer.step += 1
-    return time.perf_counter() - started
+def step_rows(timings: Sequence[Timing]) -> list[Row]:
+    """The timings as rows of data; `times` is the median as a multiple of the first one's."""
+    return [
+        {
+            "method": t.method,
+            "batch_size": t.batch_size,
+            "seconds": t.median,
+            "quartiles": t.quartiles,
+            "times": t.median / timings[0].median,
+            "images_per_second": t.batch_size / t.median,
+            "peak_memory_mib": t.peak_memory_mib,
+        }
+        for t in timings
+    ]
 
 
-def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def side_by_side(timings: Sequence[Timing], peer: str = "openmixup") -> list[Row]:
+    """The medians of ours and of a peer's steps of the same methods, as rows of data."""
+    seconds = {timing.method: timing.median for timing in timings}
+    return [
+        {
+            "method": method,
+            "library": peer,
+            "seconds": ours,
+            "library_seconds": theirs,
+            "times_ours": theirs / ours,
+        }
+        for method, ours in seconds.items()
+        if (theirs := seconds.get(f"{peer} {method}"))
+    ]

@@ -27,13 +27,14 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _INK = "#123456"  # stands for currentColor while matplotlib, which does not know it, draws
 _MAX_POINTS = 400
 _MAX_TABLE_ROWS = 60
+_AXES = {"epoch": "epoch", "seconds": "training time (s)"}
 
 LineStyle = Literal["-"] | tuple[float, tuple[float, ...]]
 _SOLID: LineStyle = "-"
 _DASHED: LineStyle = (0, (4, 1.6))
 _DOTTED: LineStyle = (0, (1, 1.4))
 
-_STYLE: Any = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 9,
@@ -50,6 +51,7 @@ _STYLE: Any = {
     ),
     "grid.color": _INK,
 }
+"""Of every figure, as matplotlib's settings."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,14 @@ class Panel:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one chart shows: rows of one kind, in panels that share the epochs."""
+    """What one chart shows: rows of one kind, in panels that share the epochs, or the seconds."""
 
     slug: str
     title: str
     caption: str
     kind: str
     panels: tuple[Panel, ...]
+    along: Literal["epoch", "seconds"] = "epoch"
 
     @property
     def lines(self) -> list[Line]:
@@ -94,6 +97,10 @@ class Plan:
         """The rows of `run` in which at least one line has a value."""
         rows = run.epoch_rows if self.kind == "epoch" else run.train_rows
         return [row for row in rows if any(line.value(row) is not None for line in self.lines)]
+
+    def place(self, row: Row) -> float | None:
+        """Where along the axis a row is drawn."""
+        return number_at(row, self.along)
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,14 @@ class Chart:
     rows: list[tuple[str, ...]]
 
 
+_ACCURACY = Panel(
+    "top-1 on test (%)",
+    (
+        Line("teacher.top1", "teacher (moving average)", _SOLID, percent, 100),
+        Line("student.top1", "student (trained network)", _DASHED, percent, 100),
+    ),
+)
+
 PLANS = (
     Plan(
         "accuracy",
@@ -115,15 +130,7 @@ PLANS = (
         "Top-1 accuracy on the test images after each epoch. The distance from dashed to solid "
         "is what the moving average gives; compare methods line style by line style.",
         "epoch",
-        (
-            Panel(
-                "top-1 on test (%)",
-                (
-                    Line("teacher.top1", "teacher (moving average)", _SOLID, percent, 100),
-                    Line("student.top1", "student (trained network)", _DASHED, percent, 100),
-                ),
-            ),
-        ),
+        (_ACCURACY,),
     ),
     Plan(
         "training-accuracy",
@@ -164,6 +171,16 @@ PLANS = (
     ),
 )
 
+TIME_PLAN = Plan(
+    "time",
+    "Test accuracy against training time",
+    "Top-1 accuracy on the test images after so many seconds of training, evaluation and "
+    "checkpoints included: a line a method, accuracies and seconds means over its finished seeds.",
+    "epoch",
+    (_ACCURACY,),
+    along="seconds",
+)
+
 
 def curves(runs: Sequence[Run]) -> list[Chart]:
     """Draw every chart for which at least one run has logged numbers.
@@ -171,31 +188,45 @@ def curves(runs: Sequence[Run]) -> list[Chart]:
     Student lines are dashed and teacher lines solid throughout. Runs that are seeds of one another
     share a colour and marker; where there are no others, each run has its own.
     """
+    return [_chart(plan, runs) for plan in PLANS if any(plan.rows(run) for run in runs)]
+
+
+def time_chart(runs: Sequence[Run]) -> list[Chart]:
+    """Accuracy against training time, a line a method; none where fewer than two have finished."""
+    courses = [mean_course(group) for group in groups(runs)]
+    enough = sum(bool(TIME_PLAN.rows(course)) for course in courses) > 1
+    return [_chart(TIME_PLAN, courses)] if enough else []
+
+
+def mean_course(group: Group) -> Run:
+    """A run that stands for its seeds: at each tested epoch, the means of the finished ones."""
+    paths = [("seconds",), *(line.key.split(".") for line in _ACCURACY.lines)]
+    epochs = defaultdict(list)
+    for run in group.runs:
+        for row in run.evaluated if run.finished else []:
+            epochs[row["epoch"]].append(row)
+    rows = []
+    for epoch, logged in sorted(epochs.items()):
+        ...
+    return replace(group.runs[0], name=group.label, train_rows=[], epoch_rows=rows)
+
+
+def _chart(plan: Plan, runs: Sequence[Run]) -> Chart:
     import matplotlib
 
-    charts = []
-    for plan in PLANS:
-        if any(plan.rows(run) for run in runs):
-            with matplotlib.rc_context(_STYLE | {"svg.hashsalt": plan.slug}):
-                svg = _svg(_draw(plan, runs), plan)
-            columns = ("run", "epoch", *(line.title for line in plan.lines))
-            charts.append(
-                Chart(plan.slug, plan.title, plan.caption, svg, columns, _numbers(plan, runs))
-            )
-    return charts
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": plan.slug}):
+        svg = _svg(_draw(plan, runs), plan)
+    columns = ("run", plan.along, *(line.title for line in plan.lines))
+    return Chart(plan.slug, plan.title, plan.caption, svg, columns, _numbers(plan, runs))
 
 
 def _numbers(plan: Plan, runs: Sequence[Run]) -> list[tuple[str, ...]]:
     share = max(1, _MAX_TABLE_ROWS // len(runs))
     return [
-        (run.name, significant(_epoch(row)), *(line.show(line.value(row)) for line in plan.lines))
+        (run.name, significant(plan.place(row)), *(line.show(line.value(row)) for line in plan.lines))
         for run in thin(runs, _MAX_TABLE_ROWS)
         for row in thin(plan.rows(run), share)
     ]
-
-
-def _epoch(row: Row) -> float | None:
-    return number_at(row, "epoch")
 
 
 def _draw(plan: Plan, runs: Sequence[Run]) -> "Figure":
@@ -211,23 +242,25 @@ def _draw(plan: Plan, runs: Sequence[Run]) -> "Figure":
     for axes, panel in zip(all_axes, plan.panels, strict=True):
         for i, (_, members) in enumerate(families):
             for run in members:
-                _plot(axes, panel, plan.rows(run), _look(i))
+                _plot(axes, panel, plan, run, look(i))
         axes.set_ylabel(panel.label)
     figure.align_ylabels()
-    all_axes[-1].set_xlabel("epoch")
-    all_axes[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+    all_axes[-1].set_xlabel(_AXES[plan.along])
+    whole = plan.along == "epoch"
+    all_axes[-1].xaxis.set_major_locator(MaxNLocator(8, integer=whole, steps=[1, 2, 5, 10]))
     figure.legend(
         handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.6
     )
     return figure
 
 
-def _plot(axes: "Axes", panel: Panel, rows: Sequence[Row], look: dict[str, Any]) -> None:
+def _plot(axes: "Axes", panel: Panel, plan: Plan, run: Run, look: dict[str, Any]) -> None:
+    rows = plan.rows(run)
     for line in panel.lines:
         points = [
             (x, line.scale * y)
             for row in rows
-            if (x := _epoch(row)) is not None and (y := line.value(row)) is not None
+            if (x := plan.place(row)) is not None and (y := line.value(row)) is not None
         ]
         points = thin(points, _MAX_POINTS)
         every = max(1, len(points) // 8)
@@ -243,7 +276,8 @@ def _families(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
     return [(group.label, list(group.runs)) for group in found]
 
 
-def _look(index: int) -> dict[str, Any]:
+def look(index: int) -> dict[str, Any]:
+    """Colour and marker of the line number `index`."""
     return {"color": PALETTE[index % len(PALETTE)], "marker": _MARKERS[index % len(_MARKERS)]}
 
 
@@ -253,7 +287,7 @@ def _legend(plan: Plan, families: Sequence[str]) -> "list[Line2D]":
 
     colours = [
         # matplotlib leaves labels that begin with an underscore out of the legend.
-        Line2D([], [], label=_shorten(name.lstrip("_"), 50), linestyle="none", **_look(i))
+        Line2D([], [], label=_shorten(name.lstrip("_"), 50), linestyle="none", **look(i))
         for i, name in enumerate(families)
     ]
     styles = [Line2D([], [], label=s.title, linestyle=s.style, color=_INK) for s in plan.lines]

@@ -1,0 +1,126 @@
+"""What is measured: the trainer's own steps, on images made up for it or on real ones."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adautomix.config import TrainConfig, make_config, merge
+from adautomix.data import Batch, ImageData
+from adautomix.data.sets import InMemory, suited_crop
+from adautomix.errors import UsageError
+from adautomix.training.loop import Trainer
+from adautomix.training.run_folder import RunFolder
+from adautomix.training.runtime import pick_device
+
+LASTING = 5000  # steps, more than anybody measures
+NOWHERE = Path(os.devnull)  # a measurement writes no run folder
+
+Row = dict[str, Any]
+Step = Callable[[], None]
+Told = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Methods under common settings on made-up images.
+
+    Attributes:
+        values: nested settings common to all methods.
+        methods: names of methods.
+        steps: measured steps of each, at least 2.
+        classes: number of classes.
+        size: image side in pixels.
+    """
+
+    values: dict[str, Any]
+    methods: Sequence[str]
+    steps: int = 10
+    classes: int = 100
+    size: int = 32
+
+    def configs(self) -> list[TrainConfig]:
+        """The settings of each method, once each.
+
+        Raises:
+            UsageError: no method is named, or a setting is wrong.
+        """
+        if not self.methods:
+            raise UsageError("no method to measure: name one or more, such as vanilla,adautomix")
+        names = dict.fromkeys(self.methods)
+        return [make_config(merge(self.values, {"method": name})) for name in names]
+
+    def device(self) -> torch.device:
+        """Where it is measured."""
+        return pick_device(self.configs()[0].device)
+
+    def images(self) -> ImageData:
+        """Four batches of noise, with labels in turn; the splits are the same."""
+        count, generator = 4 * self.configs()[0].batch_size, torch.Generator().manual_seed(0)
+        shape = (count, self.size, self.size, 3)
+        pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+        split = InMemory(pixels, torch.arange(count), torch.arange(count) % self.classes)
+        names = tuple(f"class {k}" for k in range(self.classes))
+        return ImageData(
+            name="noise",
+            classes=names,
+            image_size=self.size,
+            train=split,
+            val=None,
+            test=split,
+            mean=(0.5, 0.5, 0.5),
+            std=(0.25, 0.25, 0.25),
+            crop=suited_crop(self.size),
+            pad=4,
+            flip=True,
+            bad_files=(),
+        )
+
+
+def cycle(config: TrainConfig) -> int:
+    """Steps until every kind of step has come: two turns of what learns at every k-th step."""
+    return 2 * int(getattr(config.method_settings, "generator_every", 1))
+
+
+def endless_trainer(config: TrainConfig, data: ImageData) -> Trainer:
+    """A trainer that reaches no end while it is measured, and has no folder to write to."""
+    an_epoch = max(1, len(data.train) // config.batch_size)
+    lasting = config.model_copy(update={"epochs": -(-LASTING // an_epoch)})
+    return Trainer(lasting, data, RunFolder(NOWHERE), quiet=True)
+
+
+def endless(trainer: Trainer) -> Iterator[Batch]:
+    """The training batches, epoch after epoch."""
+    for epoch in range(trainer.config.epochs):
+        yield from trainer.batches.epoch(epoch)
+
+
+def real_step(config: TrainConfig, data: ImageData) -> Step:
+    """The steps of a new trainer, one a call: it asks for a batch and trains on it."""
+    trainer = endless_trainer(config, data)
+    batches = endless(trainer)
+
+    def step() -> None:
+        trainer.train_step(next(batches))
+        trainer.step += 1
+
+    return step
+
+
+def time_call(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, with the device's work."""
+    wait_for(device)
+    started = time.perf_counter()
+    call()
+    wait_for(device)
+    return time.perf_counter() - started
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
