@@ -519,11 +519,18 @@ def test_everything_that_bench_measures(command: Command, tmp_path: Path) -> Non
 
 
 def test_bench_as_tables(command: Command) -> None:
-    outcome = command(*BENCH, "--methods", "vanilla,mixup", "--mixing", "--vs", "timm")
+    outcome = command(*BENCH, "--methods", "vanilla,mixup", "--vs", "timm")
     assert outcome.status == 0, outcome.err
     lines = outcome.out.splitlines()
     assert lines[0] == "steps"
     assert [line.split()[0] for line in lines[1:5]] == ["method", "vanilla", "mixup", "mixing"]
+
+
+def test_mixing_alone_takes_no_step(command: Command) -> None:
+    outcome = command(*BENCH, "--methods", "mixup", "--mixing", "--vs", "timm", "--json")
+    assert outcome.status == 0, outcome.err
+    assert list(outcome.json) == ["mixing"]
+    assert {row["library"] for row in outcome.json["mixing"]} == {"adautomix", "timm"}
 
 
 def test_bench_and_openmixup(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ def run_suite(
         peers: "openmixup" joins the steps, any other the mixing.
         phases: also where the time of a step goes.
         work: also the operations of a step and the machine's peak.
-        mixing: also mixing alone, against the named peers or all that are installed.
+        mixing: mixing alone and no steps, against the named peers or all that are installed.
         told: called with the number of rounds of steps done.
 
     Raises:
@@ -38,6 +38,9 @@ def run_suite(
         require_peer(peer)
     if phases:
         require_seams(asked)
+    libraries = [peer for peer in peers if peer != "openmixup"]
+    if mixing:
+        return {"mixing": measure_mixing(asked, libraries)}
     openmixup = "openmixup" in peers
     timings = time_steps(asked, vs_openmixup=openmixup, told=told)
     results = {"steps": step_rows(timings)}
@@ -47,8 +50,7 @@ def run_suite(
         results["phases"] = time_phases(asked)
     if work:
         results["work"] = work_rows(asked, timings)
-    libraries = [peer for peer in peers if peer != "openmixup"]
-    if mixing or libraries:
+    if libraries:
         results["mixing"] = measure_mixing(asked, libraries)
     return results
 
