@@ -484,7 +484,7 @@ def test_page_is_accessible(compared: list[Path], tmp_path: Path) -> None:
     assert len(ids) == len(set(ids))
     assert page.all("img")
     assert all(image.get("alt") for image in page.all("img"))
-    assert len(page.all("svg")) == 4
+    assert len(page.all("svg")) == 5
     for svg in page.all("svg"):
         assert svg["role"] == "img"
         assert svg["aria-labelledby"] in {title.get("id") for title in page.all("title")}
@@ -585,11 +585,14 @@ def test_markdown_table_has_a_row_a_method_with_several_seeds(tmp_path: Path) ->
     seeds = [make_run(tmp_path / f"s{i}", seed=i, top1=top) for i, top in enumerate(tops)]
     single = make_run(tmp_path / "a|b", method="vanilla", top1=0.5)
     lines = markdown_table(read_runs([*seeds, single])).splitlines()
-    assert len(lines) == 4
-    assert all(len(re.split(r"(?<!\\)\|", line)[1:-1]) == 8 for line in lines)
+    assert all(len(re.split(r"(?<!\\)\|", line)[1:-1]) == 9 for line in lines)
+    assert [line.split(" | ")[1] for line in lines[2:]] == [
+        *("mean of 3 seeds", "at equal time", "best by test"),
+        *(r"a\|b", "at equal time", "best by test"),
+    ]
     assert lines[2].startswith("| adautomix | mean of 3 seeds |")
     assert MEAN_OF_70_72_77 in lines[2]
-    assert lines[3].startswith(r"| vanilla | a\|b | 0 | 50.00 | 52.00 |")
+    assert lines[5].startswith(r"| vanilla | a\|b | 0 | 50.00 | 52.00 |")
 
 
 def test_rows_hold_the_figures_of_finished_runs(tmp_path: Path) -> None:

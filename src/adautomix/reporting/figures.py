@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, TypeVar
 
-from adautomix.reporting.runs import Run, number_at
+from adautomix.reporting.runs import Row, Run, number_at
 
 MISSING = "–"
+MEMORY = "memory: the peak of the GPU, or of the whole process, which may have trained before"
 NETWORKS = ("student", "teacher")
 
 # Settings that say where a run was computed, not what was computed.
@@ -17,6 +18,8 @@ _PLACES = frozenset({"out", "name", "data_root", "device", "workers", "recipe", 
 _MOST_TOLD = 3
 
 T = TypeVar("T")
+Reader = Callable[[Run], float | None]
+"""Of one figure of a run, None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,48 @@ class Group:
         """How many different seeds have a finished run."""
         return len({run.fact("seed") for run in self.runs if run.finished})
 
-    def interval(self, value: Callable[[Run], float | None]) -> Interval | None:
-        """Mean of `value` over the seeds of the finished runs; None where none has a value."""
-        by_seed = defaultdict(list)
+    def by_seed(self, value: Callable[[Run], T | None]) -> dict[Any, list[T]]:
+        """`value` of the finished runs that have it, by seed."""
+        found: dict[Any, list[T]] = defaultdict(list)
         for run in self.runs:
             if run.finished and (figure := value(run)) is not None:
-                by_seed[run.fact("seed")].append(figure)
-        # Two runs of one seed are one draw of the randomness, not two.
-        return t_interval([fmean(figures) for figures in by_seed.values()]) if by_seed else None
+                found[run.fact("seed")].append(figure)
+        return found
+
+    def figures(self, value: Reader) -> dict[Any, float]:
+        """`value` of each seed: two runs of one seed are one draw of the randomness, not two."""
+        return {seed: fmean(values) for seed, values in self.by_seed(value).items()}
+
+    def interval(self, value: Reader) -> Interval | None:
+        """Mean of `value` over the seeds of the finished runs; None where none has a value."""
+        figures = self.figures(value)
+        return t_interval(list(figures.values())) if figures else None
+
+
+@dataclass(frozen=True)
+class EqualTime:
+    """For each seed, how long the run of the fastest method took to its last epoch."""
+
+    fastest: str
+    ends: dict[Any, float]
+
+    def row(self, run: Run) -> Row | None:
+        """The last tested epoch of `run` by then, None where the fastest has no such seed."""
+        end = self.ends.get(run.fact("seed"))
+        return None if end is None else run.reached_by(end)
+
+    def figure(self, *path: str) -> Reader:
+        """A reader of a figure of that epoch, such as ("teacher", "top1")."""
+        return lambda run: number_at(self.row(run), path)
+
+
+def equal_time(found: Sequence[Group]) -> EqualTime | None:
+    """When the fastest of several groups had ended, None where fewer than two have."""
+    ends = [(group.label, group.figures(last_epoch("seconds"))) for group in found]
+    ended = [(label, seconds) for label, seconds in ends if seconds]
+    if len(ended) < 2:
+        return None
+    return EqualTime(*min(ended, key=lambda end: fmean(end[1].values())))
 
 
 def t_interval(values: Sequence[float]) -> Interval:
@@ -134,6 +171,7 @@ def significant(value: float | None) -> str:
 
 
 percent = decimals(2, scale=100.0)
+mebibytes = decimals(0)
 
 
 def duration(seconds: float | None) -> str:
@@ -158,9 +196,19 @@ METRICS = (
 )
 
 
-def final(network: str, key: str) -> Callable[[Run], float | None]:
+def final(network: str, key: str) -> Reader:
     """A reader of one network's final figure, such as ("teacher", "top1")."""
     return lambda run: run.figure(network, key)
+
+
+def at_best(network: str, *path: str) -> Reader:
+    """A reader of a figure of the network's best epoch, such as ("top1") on the test images."""
+    return lambda run: number_at(run.best_row(network), path)
+
+
+def last_epoch(key: str) -> Reader:
+    """A reader of a figure of the last tested epoch, such as "seconds" when it had ended."""
+    return lambda run: number_at(run.evaluated[-1], key) if run.evaluated else None
 
 
 def peak_memory(run: Run) -> float | None:

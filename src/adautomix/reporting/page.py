@@ -4,27 +4,36 @@ import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from adautomix.errors import UsageError
 from adautomix.reporting.figures import (
+    MEMORY,
     METRICS,
     MISSING,
     NETWORKS,
+    EqualTime,
     Group,
-    decimals,
+    Interval,
+    at_best,
     differing,
     duration,
+    equal_time,
     final,
     flatten,
     groups,
+    mebibytes,
     peak_memory,
     percent,
     plus_minus,
+    significant,
+    t_interval,
     thin,
 )
-from adautomix.reporting.plots import curves
+from adautomix.reporting.plots import Chart, curves, time_chart
 from adautomix.reporting.runs import Run, number_at, read_runs
+from adautomix.reporting.verdicts import Verdict, difference, how_to_read, span, verdicts
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MAX_SAMPLES = 4  # pictures of one run
@@ -39,29 +48,35 @@ class Picture:
     data: str
 
 
-def write_page(runs: Sequence[Path], out: Path) -> Path:
+def write_page(runs: Sequence[Path], out: Path, *, baseline: str | None = None) -> Path:
     """Write the report of the run folders `runs` to the file `out`, and return its path.
 
     The page is self-contained: styles, curves and pictures are inside it, scripts there are none.
-    Raises UsageError where `runs` is empty, one is no run folder, or `out` is a folder.
+    Methods are held against `baseline`; none: vanilla, or the first.
+    Raises UsageError where `runs` is empty, one is no run folder, none is of the baseline, or
+    `out` is a folder.
     """
-    from markupsafe import Markup
-
     out = Path(out)
     if out.is_dir():
         raise UsageError(f"{out} is a folder: name the HTML file to write")
     read = read_runs(runs)
+    found = verdicts(read, baseline)
     html = _template().render(
         title=_title(read),
         sentence=summary_sentence(read),
         runs=read,
         networks=NETWORKS,
         metrics=METRICS,
+        memory=MEMORY,
         results=[_result(run) for run in read],
         unfinished=[run for run in read if not run.finished],
         splits=sorted({str(best["split"]) for run in read if "split" in (best := _best(run))}),
         means=_means(read),
-        charts=[(chart, Markup(chart.svg)) for chart in curves(read)],
+        verdicts=[(verdict, _verdict(verdict)) for verdict in found],
+        how_to_read=how_to_read(found),
+        moments=_moments(read),
+        time_chart=_drawn(time_chart(read)),
+        charts=_drawn(curves(read)),
         pictures=[picture for run in read for picture in _pictures(run)],
         settings=_settings(read),
         making=[(run, run.fact("command"), _making(run)) for run in read],
@@ -69,6 +84,12 @@ def write_page(runs: Sequence[Path], out: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(html, encoding="utf-8")
     return out
+
+
+def _drawn(charts: Sequence[Chart]) -> list[tuple[Chart, Any]]:
+    from markupsafe import Markup
+
+    return [(chart, Markup(chart.svg)) for chart in charts]
 
 
 def _template() -> Any:
@@ -141,7 +162,7 @@ def _result(run: Run) -> dict[str, Any]:
         if best
         else "",
         "seconds": duration(run.seconds),
-        "memory": decimals(0)(peak_memory(run)),
+        "memory": mebibytes(peak_memory(run)),
     }
 
 
@@ -166,7 +187,62 @@ def _mean(group: Group) -> dict[str, Any]:
             for metric in METRICS
         ],
         "seconds": plus_minus(group.interval(lambda run: run.seconds), duration),
+        "memory": plus_minus(group.interval(peak_memory), mebibytes),
     }
+
+
+def _verdict(verdict: Verdict) -> list[str]:
+    """The numbers of a verdict, written out."""
+    at_equal_time = verdict.at_equal_time
+    return [
+        str(len(verdict.differences)),
+        difference(verdict.interval),
+        span(verdict.on_images),
+        difference(t_interval(at_equal_time)) if at_equal_time else MISSING,
+    ]
+
+
+def _moments(runs: Sequence[Run]) -> dict[str, Any]:
+    """What each method had reached at equal epochs, at equal time, and at its best."""
+    found = [group for group in groups(runs) if group.seeds]
+    clock = equal_time(found)
+    if clock is None:
+        return {}
+    machines = {run.fact("device") for group in found for run in group.runs if run.finished}
+    return {
+        "fastest": clock.fastest,
+        "seconds": duration(fmean(clock.ends.values())),
+        "machines": len(machines),
+        "picked_on": sorted({run.picked_on for run in runs if run.evaluated}),
+        "rows": [_moment(group, clock) for group in found],
+    }
+
+
+def _moment(group: Group, clock: EqualTime) -> dict[str, Any]:
+    """One row of the table of moments: of each network the top-1 at each of them, and epochs."""
+    readers = {
+        network: (
+            final(network, "top1"),
+            clock.figure(network, "top1"),
+            at_best(network, network, "top1"),
+        )
+        for network in NETWORKS
+    }
+    epochs = [clock.figure("epoch"), *(at_best(network, "epoch") for network in NETWORKS)]
+    return {
+        "label": group.label,
+        "n": group.seeds,
+        "figures": [
+            plus_minus(group.interval(reader), percent)
+            for network in NETWORKS
+            for reader in readers[network]
+        ],
+        "epochs": [_mean_of(group.interval(reader)) for reader in epochs],
+    }
+
+
+def _mean_of(interval: Interval | None) -> str:
+    return MISSING if interval is None else significant(round(interval.mean, 1))
 
 
 def _pictures(run: Run) -> list[Picture]:

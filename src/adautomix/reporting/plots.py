@@ -6,13 +6,15 @@ Colours are written as CSS variables (`--series-1` … with a fallback) and the 
 
 import io
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from math import ceil
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
-from adautomix.reporting.figures import groups, percent, significant, thin
+from adautomix.reporting.figures import NETWORKS, Group, groups, percent, significant, thin
 from adautomix.reporting.runs import Row, Run, number_at
 
 if TYPE_CHECKING:
@@ -200,15 +202,21 @@ def time_chart(runs: Sequence[Run]) -> list[Chart]:
 
 def mean_course(group: Group) -> Run:
     """A run that stands for its seeds: at each tested epoch, the means of the finished ones."""
-    paths = [("seconds",), *(line.key.split(".") for line in _ACCURACY.lines)]
     epochs = defaultdict(list)
     for run in group.runs:
         for row in run.evaluated if run.finished else []:
             epochs[row["epoch"]].append(row)
-    rows = []
-    for epoch, logged in sorted(epochs.items()):
-        ...
+    rows = [_mean_row(rows) for _, rows in sorted(epochs.items())]
     return replace(group.runs[0], name=group.label, train_rows=[], epoch_rows=rows)
+
+
+def _mean_row(rows: Sequence[Row]) -> Row:
+    def mean(*path: str) -> float | None:
+        values = [value for row in rows if (value := number_at(row, path)) is not None]
+        return fmean(values) if values else None
+
+    scores = {network: {"top1": mean(network, "top1")} for network in NETWORKS}
+    return {"epoch": rows[0]["epoch"], "seconds": mean("seconds"), **scores}
 
 
 def _chart(plan: Plan, runs: Sequence[Run]) -> Chart:
@@ -223,7 +231,11 @@ def _chart(plan: Plan, runs: Sequence[Run]) -> Chart:
 def _numbers(plan: Plan, runs: Sequence[Run]) -> list[tuple[str, ...]]:
     share = max(1, _MAX_TABLE_ROWS // len(runs))
     return [
-        (run.name, significant(plan.place(row)), *(line.show(line.value(row)) for line in plan.lines))
+        (
+            run.name,
+            significant(plan.place(row)),
+            *(line.show(line.value(row)) for line in plan.lines),
+        )
         for run in thin(runs, _MAX_TABLE_ROWS)
         for row in thin(plan.rows(run), share)
     ]

@@ -1,12 +1,15 @@
 """Run folders, read back."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
+from numpy.typing import NDArray
 
 from adautomix.errors import UsageError
 
@@ -56,6 +59,36 @@ class Run:
             return number_at(self.summary, "seconds")
         logged = (number_at(row, "seconds") for row in (*self.train_rows, *self.epoch_rows))
         return max((seconds for seconds in logged if seconds is not None), default=None)
+
+    @property
+    def evaluated(self) -> list[Row]:
+        """Rows of the epochs after which the networks were tested."""
+        return [row for row in self.epoch_rows if "student" in row]
+
+    def reached_by(self, seconds: float) -> Row | None:
+        """The last tested epoch that had ended after so much training time, None before one had."""
+        reached = (row for row in self.evaluated if row.get("seconds", math.inf) <= seconds)
+        return max(reached, key=lambda row: row["seconds"], default=None)
+
+    @property
+    def picked_on(self) -> str:
+        """The split that best epochs are picked on: "val" where images were held out."""
+        return "val" if any("val" in row for row in self.evaluated) else "test"
+
+    def best_row(self, network: str) -> Row | None:
+        """The epoch at which `network` was best on `picked_on`, the first of equals."""
+        place = ("val", network, "top1") if self.picked_on == "val" else (network, "top1")
+        return max(self.evaluated, key=lambda row: number_at(row, place) or 0.0, default=None)
+
+    @cached_property
+    def predictions(self) -> dict[str, NDArray[Any]] | None:
+        """Which test images each network got right in the end, and which "images" these are.
+
+        None where the run is unfinished or older than this record.
+        Raises UsageError where it cannot be read.
+        """
+        path = self.folder / "predictions.safetensors"
+        return _read_predictions(path) if self.finished and path.is_file() else None
 
 
 def number_at(tree: Any, path: str | Iterable[str]) -> float | None:
@@ -123,6 +156,16 @@ def _read_summary(path: Path) -> dict[str, Any] | None:
     if not isinstance(summary, dict):
         raise UsageError(f"{path} is not a JSON object: remove it to report the run so far")
     return summary
+
+
+def _read_predictions(path: Path) -> dict[str, NDArray[Any]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UsageError(f"{path} is damaged: remove it to report without it") from error
 
 
 def _read_rows(path: Path) -> list[Row]:

@@ -1,14 +1,19 @@
 """How good the networks of a running training are, and what its mixes look like."""
 
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from adautomix.config import TrainConfig
 from adautomix.data import ImageData, eval_batches
+from adautomix.data.sets import OnDisk, Split
 from adautomix.evaluation.accuracy import Scores, collect_logits, score
 from adautomix.methods import Method
 from adautomix.models import Classifier, evaluating, frozen_statistics
@@ -32,6 +37,8 @@ class Judge:
     student: Classifier
     teacher: Classifier
     device: torch.device
+    right: dict[str, Tensor] = field(default_factory=dict, init=False)
+    """Of each network, which test images it got right when last evaluated: uint8 `[n]`."""
 
     def evaluate(self) -> dict[str, Any]:
         """Scores of both networks on the test set and on held-out images, and the probe."""
@@ -53,8 +60,18 @@ class Judge:
         )
         networks = {"student": self.student, "teacher": self.teacher}
         logits, _ = collect_logits(networks, batches, self.method.eval_head)
+        logits = {name: all_rows(values)[: len(every)] for name, values in logits.items()}
         labels = every.labels.to(self.device)
-        return {n: score(all_rows(values)[: len(every)], labels) for n, values in logits.items()}
+        if split == "test":
+            for name, values in logits.items():
+                self.right[name] = (values.argmax(dim=1) == labels).to(torch.uint8)
+        return {name: score(values, labels) for name, values in logits.items()}
+
+    def predictions(self) -> dict[str, Tensor]:
+        """`right` of the latest evaluation, beside it which "images" these were."""
+        return {name: values.cpu() for name, values in self.right.items()} | {
+            "images": fingerprints(self.data.test)
+        }
 
     def probe(self) -> float:
         """The student's accuracy on a few unmixed, uncropped training images."""
@@ -88,6 +105,21 @@ def my_rows(count: int) -> Tensor:
     """The rows that this process evaluates, as many as any other: the last may begin again at 0."""
     share = -(-count // world())
     return torch.arange(rank() * share, (rank() + 1) * share) % count
+
+
+def fingerprints(split: Split) -> Tensor:
+    """int64 `[n]`: a number for each image, the same in every run that has it in any place.
+
+    A hash of its pixels; of its path where every reading would decode the file again.
+    """
+    contents: Iterable[bytes]
+    if isinstance(split, OnDisk):
+        contents = map(os.fsencode, split.paths)
+    else:
+        chunks = split.read(torch.arange(len(split)).split(PROBE_IMAGES))
+        contents = (image.tobytes() for images, _ in chunks for image in images.cpu().numpy())
+    digests = b"".join(blake2b(content, digest_size=8).digest() for content in contents)
+    return torch.from_numpy(np.frombuffer(digests, dtype=np.int64).copy())
 
 
 def plain(scores: dict[str, Scores]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save
+
 from adautomix.config import TrainConfig
 from adautomix.errors import AdAutoMixError
 from adautomix.evaluation.accuracy import Scores
@@ -54,11 +56,13 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> Run
 
 
 def run_to_end(trainer: Trainer) -> RunResult:
-    """Train, then write the summary."""
+    """Train, then write the summary and the predictions."""
     for name in trainer.data.bad_files:
         trainer.display.say(f"left out, unreadable: {name}")
     trainer.fit()
-    return summarize(trainer)
+    result = summarize(trainer)
+    keep_predictions(trainer)
+    return result
 
 
 def summarize(trainer: Trainer) -> RunResult:
@@ -87,6 +91,16 @@ def summarize(trainer: Trainer) -> RunResult:
         trainer.folder.write_summary(summary)
     scores = {name: Scores(**values) for name, values in final.items()}
     return RunResult(trainer.folder.path, scores, summary)
+
+
+def keep_predictions(trainer: Trainer) -> None:
+    """Write which test images the networks of the last epoch got right: runs are paired by it."""
+    if not trainer.judge.right:  # the last evaluation was in an earlier sitting
+        trainer.judge.evaluate()
+    if is_main():
+        fresh = trainer.folder.path / "predictions.writing"
+        fresh.write_bytes(save(trainer.judge.predictions()))
+        fresh.replace(trainer.folder.path / "predictions.safetensors")
 
 
 def open_run(path: Path, *, quiet: bool = False, command: str = "") -> Trainer:
