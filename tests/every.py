@@ -4,12 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from adautomix.config import make_config
 from adautomix.data.sets import ImageData, InMemory
-from adautomix.methods import METHODS
+from adautomix.methods import METHODS, Draw, Method, Mixed
+from adautomix.methods.base import soft_targets
+from adautomix.models import Classifier, build_model
 from adautomix.training.loop import Trainer
 from adautomix.training.run_folder import RunFolder
+from adautomix.training.teacher import Teacher
 
 CLASSES = 5
 BATCH = 12
@@ -65,3 +69,43 @@ def steps_of(trainer: Trainer, steps: int) -> list[dict[str, float]]:
             if len(rows) == steps:
                 break
     return rows
+
+
+class Bench:
+    """A method with networks and a batch of its own."""
+
+    def __init__(self, name: str, images: int = BATCH, **settings: Any) -> None:
+        config = make_config({"method": name, **network_for(name), name: settings})
+        cls = METHODS[name]
+        self.student: Classifier = build_model(
+            config.model,
+            CLASSES,
+            stem="cifar" if config.model.startswith("resnet") else "standard",
+            width=config.width,
+            image_size=16,
+            heads=cls.heads,
+            options=config.model_options,
+            generator_seed=1,
+        )
+        self.teacher: Any = Teacher(self.student).model
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.method: Method = cls(
+                config.method_settings, num_classes=CLASSES, model=self.student
+            )
+        data = patches(max(50, images))
+        pixels, self.labels = next(data.train.read([torch.arange(images)]))
+        self.images = (pixels.float() / 255 - 0.5) / 0.2
+        self.targets = soft_targets(self.labels, CLASSES)
+
+    def losses(self, labels: Tensor, step: int = 0) -> dict[str, Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return self.method.losses(self.images, labels, self.student, self.teacher, step)
+
+    def draw(self, step: int = 0) -> Draw:
+        return self.method.draw_at(self.images.shape, step)
+
+    def sample(self, step: int = 0) -> Mixed:
+        draw = self.draw(step)
+        return self.method.sample(self.images, self.targets, self.student, self.teacher, draw)

@@ -9,13 +9,16 @@ method.after_step()
 method.teacher   # the moving average of the model, ready to be evaluated
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from adautomix.config import TeacherSettings, one_line_errors
 from adautomix.methods import Method, find_method
+from adautomix.rng import seed_at
 from adautomix.training.teacher import Teacher, momentum_schedule
 
 
@@ -75,6 +78,13 @@ class MethodInLoop(nn.Module):
         self.step = state["step"]
 
 
+def process_rank() -> int:
+    """Which of several processes this one is: PyTorch's answer, or what its launcher says."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank()
+    return int(os.environ.get("RANK", "0"))
+
+
 def create_method(
     name: str,
     *,
@@ -82,6 +92,7 @@ def create_method(
     num_classes: int,
     steps: int,
     seed: int = 0,
+    rank: int | None = None,
     label_smoothing: float = 0.0,
     teacher: TeacherSettings | None = None,
     **settings: Any,
@@ -94,6 +105,8 @@ def create_method(
         num_classes: K.
         steps: optimiser steps of the whole training, for the teacher's momentum.
         seed: names every random number that the method draws.
+        rank: whose random numbers they are, so that each of several processes mixes its own way;
+            none: those of this process. The same number in all gives all the same mixes.
         label_smoothing: share of each target spread over all classes.
         teacher: settings of the moving average.
         settings: the method's own settings.
@@ -105,8 +118,13 @@ def create_method(
     average = teacher or TeacherSettings()
     with one_line_errors(name):
         options = cls.Settings(**settings)
+    rank = process_rank() if rank is None else rank
     method = cls(
-        options, num_classes=num_classes, seed=seed, label_smoothing=label_smoothing, model=model
+        options,
+        num_classes=num_classes,
+        seed=seed_at(seed, rank, "process") if rank else seed,
+        label_smoothing=label_smoothing,
+        model=model,
     )
     momentum = momentum_schedule(
         steps,

@@ -5,9 +5,35 @@ from typing import Any
 
 from adautomix.errors import UsageError
 from adautomix.methods.adautomix import AdAutoMix
+from adautomix.methods.alignmix import AlignMix
+from adautomix.methods.attentivecutmix import AttentiveCutMix
+from adautomix.methods.automix import AutoMix
 from adautomix.methods.base import Draw, InputMixing, Method, MethodSettings, Mixed, Sources
+from adautomix.methods.comixup import CoMixup
 from adautomix.methods.cutmix import CutMix
+from adautomix.methods.cutout import Cutout
+from adautomix.methods.dada import DADA
+from adautomix.methods.fmix import FMix
+from adautomix.methods.gridmix import GridMix
+from adautomix.methods.guidedmixup import GuidedMixup
+from adautomix.methods.manifoldmix import ManifoldMix
+from adautomix.methods.meada import MEADA
+from adautomix.methods.mixpro import MixPro
 from adautomix.methods.mixup import Mixup
+from adautomix.methods.mixup_cutmix import MixupCutMix
+from adautomix.methods.puzzlemix import PuzzleMix
+from adautomix.methods.recursivemix import RecursiveMix
+from adautomix.methods.resizemix import ResizeMix
+from adautomix.methods.saliencygrafting import SaliencyGrafting
+from adautomix.methods.saliencymix import SaliencyMix
+from adautomix.methods.samix import SAMix
+from adautomix.methods.smmix import SMMix
+from adautomix.methods.smoothmix import SmoothMix
+from adautomix.methods.snapmix import SnapMix
+from adautomix.methods.sumix import SUMix
+from adautomix.methods.tokenmix import TokenMix
+from adautomix.methods.tokenmixup import TokenMixup
+from adautomix.methods.transmix import TransMix
 from adautomix.methods.vanilla import Vanilla
 
 METHODS: dict[str, type[Method]] = {
@@ -16,7 +42,33 @@ METHODS: dict[str, type[Method]] = {
         Vanilla,
         Mixup,
         CutMix,
+        MixupCutMix,
+        Cutout,
+        ManifoldMix,
+        FMix,
+        GridMix,
+        ResizeMix,
+        SmoothMix,
+        RecursiveMix,
+        SaliencyMix,
+        AttentiveCutMix,
+        SnapMix,
+        PuzzleMix,
+        CoMixup,
+        SaliencyGrafting,
+        AlignMix,
+        GuidedMixup,
+        SUMix,
+        TransMix,
+        TokenMix,
+        TokenMixup,
+        MixPro,
+        SMMix,
+        AutoMix,
+        SAMix,
         AdAutoMix,
+        DADA,
+        MEADA,
     )
 }
 

@@ -1,0 +1,1 @@
+"""Proofs about anybody's mixing: `ledger` counts pixels, `doctor` looks at a training loop."""

@@ -1,0 +1,165 @@
+"""Attentive CutMix: the cells of an image that a network attends to most, pasted into another.
+
+Paper: Walawalkar, Shen, Liu, Savvides, "Attentive CutMix: An Enhanced Data Augmentation Approach
+for Deep Learning Based Image Classification", ICASSP 2020, arXiv 2003.13048.
+Computes: the attention of image i is the mean over channels of a feature map, on a grid of g × g
+cells; the k cells of x[π] with the largest attention are pasted into x where they lie;
+λ = 1 - pasted share of the pixels, which is 1 - k / g² wherever g divides the sides of the image.
+Needs: a stage's feature map of the teacher. Cost: 4F a step with the teacher; with a network of
+its own 3F and one forward of that network, at `network_size` pixels.
+Defaults: k = 6 cells of 7 × 7 (paper), from the teacher's last stage. With `alpha` set k is
+⌊g²·λ⌋, between 1 and g², λ ~ Beta(alpha, alpha) once a batch: AttentiveMix+ of OpenMixup, whose
+published rows use alpha = 2 and a pretrained ResNet-18.
+Deviations:
+- The paper's network is a frozen, pretrained ResNet-50. By default the teacher, the moving average
+  of the student, stands in for it: no other weights are needed, and its attention grows with
+  the training. `network: resnet50` (any timm name) is the paper's choice: its weights must be
+  cached or a network be there, its images are resized to 224 pixels, and they keep the
+  normalisation of the data, not the one that it was trained with.
+- A feature map of another size than g × g is resized to it (the 4 × 4 cells of a CIFAR ResNet are
+  interpolated), where the paper has 7 × 7 from 224 pixels.
+- The paper leaves open how channels are put together; the mean is OpenMixup's reading.
+- The image itself keeps the background and its partner gives the cells, as in CutMix; the paper
+  names the two the other way round.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from adautomix.errors import UsageError
+from adautomix.methods.base import (
+    Draw,
+    Method,
+    MethodSettings,
+    Mixed,
+    Seen,
+    Shape,
+    draw_beta,
+    draw_partners,
+)
+from adautomix.methods.cutmix import paste
+from adautomix.methods.saliency import last_stage, looking, resized
+from adautomix.models import Classifier, build_model
+
+
+@dataclass(frozen=True)
+class AttentiveCutMixDraw(Draw):
+    """`perm` `[B, 2]` and `count` `[B]`, the number of cells that are pasted."""
+
+    perm: Tensor
+    count: Tensor
+
+
+class AttentiveCutMixSettings(MethodSettings):
+    """Settings of Attentive CutMix."""
+
+    grid: int = Field(7, ge=2, description="g, cells a side")
+    patches: int = Field(6, ge=1, description="k, cells that are pasted")
+    alpha: float | None = Field(
+        None, gt=0, description="k = ⌊g²·λ⌋ with λ ~ Beta(alpha, alpha); none: always patches"
+    )
+    network: str | None = Field(
+        None, description="a pretrained timm network that attends; none: the teacher"
+    )
+    network_size: int = Field(224, ge=8, description="pixels a side of what that network sees")
+    tap: int | None = Field(None, ge=1, description="stage that attends; none: the last")
+
+
+def draw_attentivecutmix(
+    batch: int, cells: int, patches: int, alpha: float | None, generator: torch.Generator
+) -> AttentiveCutMixDraw:
+    """A partner for each image and how many of its cells are pasted."""
+    perm = draw_partners(batch, generator)
+    count = torch.tensor(patches)
+    if alpha is not None:
+        count = (cells * draw_beta(1, 1, alpha, generator)[0, 0]).long()
+    return AttentiveCutMixDraw(perm, count.clamp(1, cells).repeat(batch))
+
+
+def largest(attention: Tensor, count: Tensor) -> Tensor:
+    """True at the `count[b]` largest cells of `attention[b]`, exactly: `[B, g, g]`."""
+    order = attention.flatten(1).argsort(dim=1, descending=True, stable=True)
+    rank = order.argsort(dim=1)
+    return (rank < count[:, None]).view_as(attention)
+
+
+def cells_to_pixels(cells: Tensor, height: int, width: int) -> Tensor:
+    """Cells `[B, g, g]` as pixels `[B, H, W]`: each pixel is what the cell is that it lies in."""
+    rows, columns = (
+        torch.arange(size, device=cells.device) * cells.shape[1] // size for size in (height, width)
+    )
+    return cells.index_select(1, rows).index_select(2, columns)
+
+
+class AttentiveCutMix(Method):
+    """Attentive CutMix (Walawalkar et al., ICASSP 2020)."""
+
+    name = "attentivecutmix"
+    summary = "the cells of one image that a network looks at most, pasted into another"
+    cost = "4F"
+    needs = "a stage's feature map of the teacher, or a pretrained network"
+    Settings = AttentiveCutMixSettings
+
+    def __init__(self, settings: AttentiveCutMixSettings, **common: Any) -> None:
+        super().__init__(settings, **common)
+        if settings.patches > settings.grid**2:
+            raise UsageError(
+                f"attentivecutmix.patches = {settings.patches}: a grid of {settings.grid} has"
+                f" {settings.grid**2} cells"
+            )
+        # In a list: a frozen network is no part of what the method learns or saves.
+        self._network: list[Classifier] = []
+        if settings.network is not None:
+            self._network.append(frozen(settings.network, settings.network_size))
+        model = self._network[0] if self._network else common.get("model")
+        self.tap = settings.tap or last_stage(model, self.name)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """The network moves with the method from device to device."""
+        for network in self._network:
+            network._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> AttentiveCutMixDraw:
+        """A partner for each image and how many of its cells are pasted."""
+        s = self.settings
+        return draw_attentivecutmix(shape[0], s.grid**2, s.patches, s.alpha, generator)
+
+    @torch.no_grad()
+    def look(
+        self, images: Tensor, targets: Tensor, student: Any, teacher: Classifier, draw: Any
+    ) -> Seen:
+        """How much each cell is attended to, `[B, g, g]`."""
+        network = self._network[0] if self._network else teacher
+        if self._network:
+            size = self.settings.network_size
+            images = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+        with looking(network):
+            features = network.feature_map(images, self.tap)
+        grid = self.settings.grid
+        return {"attention": resized(features.float().mean(dim=1), grid, grid)}
+
+    def mix(
+        self, images: Tensor, targets: Tensor, draw: AttentiveCutMixDraw, **seen: Tensor
+    ) -> Mixed:
+        """The partner in the cells that it is attended to most, the image elsewhere."""
+        cells = largest(seen["attention"][draw.perm[:, 1]], draw.count)
+        return paste(images, targets, draw.perm, cells_to_pixels(cells, *images.shape[2:]))
+
+
+def frozen(network: str, size: int) -> Classifier:
+    """A pretrained network in evaluation mode whose weights nothing changes.
+
+    Raises:
+        UsageError: timm has none of that name.
+        RunError: its weights could not be had.
+    """
+    built = build_model(network, 1, pretrained=True, image_size=size, generator_seed=0)
+    return built.requires_grad_(False).eval()

@@ -1,0 +1,105 @@
+"""AutoMix: a block that learns where each of two images shows, so that a teacher sees both.
+
+Paper: Liu, Li, Wu, Liu, Chen, Wu, Li, "AutoMix: Unveiling the Power of Mixup for Stronger
+Classifiers", ECCV 2022, arXiv 2103.13027; where it leaves something open, the authors' released
+code (OpenMixup).
+
+Computes, for a batch of B images, λ ~ Beta(a, a), π a permutation, z the teacher's map of stage
+`tap`:
+
+    block      q = W_q z_a,  k = W_q z_b,  v = W_v z_b   (1×1 convolutions; q and k share theirs,
+               C -> C/2, v: C -> 1; no activation); with the λ embedding a plane of λ is one more
+               channel of z_a, one of 1 - λ of z_b
+    masks      m = σ(up(softmax_rows(qᵀk / √(C/2)) v)),  M_a = 1 - m,  M_b = m   [B, 2, H, W]
+    mix        x_mix = M_a ⊙ x + M_b ⊙ x[π],  y_mix = λ y + (1 - λ) y[π]
+    student    CE(clean(x), y) + CE(mixed(x_mix), y_mix), the masks constants
+    block      CE(teacher(x'_mix), y'_mix) + 0.1 · max(|mean(M'_a) - λ'| - 0.1, 0), with a λ' and a
+               π' of its own; the gradient flows through the masks only
+
+`mixed` and `clean` are two linear heads; the teacher judges by its `mixed` one. Where λ is within
+0.08 of 0 or 1 the student's mix is plain Mixup.
+
+Needs: a feature map of an inner stage, a teacher (the trainer's moving average).
+Cost: 9F a step (teacher clean 1, teacher mixed 1 + 1 back, student 2 x 3), the block itself next to
+nothing; the teacher's clean pass ends at the tap. One clean pass serves both sets of mixes. Steps
+at which the block rests (`generator_every`) take 7F.
+Defaults: those of the CIFAR recipes: a = 2, no λ embedding (on for ViTs and larger images),
+nearest upsampling, third stage. Convolutions start as N(0, 0.01) with no bias: masks of about 1/2.
+
+Deviations from the released code, and why:
+- Convolutions are applied to the B maps and rows picked afterwards; a plane of λ is λ times its
+  column of weights. The numbers are the same.
+- `mask_adjust` scales the student's masks to their own λ; the code takes that of the block's mixes.
+- Mean and variance of the masks are those of all processes, but with `accumulate` of one part.
+- What the ViT recipes anneal over a run (weight of the mask's loss, how often the block learns) is
+  constant here, as a method does not know how long the run is; `generator_every` rests the block.
+- The one-hot head learns from clean images, as in the CIFAR recipes, never from Mixup or CutMix.
+"""
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from adautomix.methods.generator import Upsampling
+from adautomix.methods.mixblock import (
+    MixBlock,
+    MixBlockMethod,
+    MixBlockSettings,
+    initialised,
+    picked,
+)
+
+
+class AutoMixSettings(MixBlockSettings):
+    """Settings of AutoMix."""
+
+    lam_embedding: bool = Field(False, description="show λ to the block")
+
+
+class AutoMixBlock(MixBlock):
+    """One convolution for query and key, one for the value.
+
+    Args:
+        channels: C of the feature map.
+        lam_embedding: append a plane of λ to the first map and one of 1 - λ to the second.
+        upsampling: of the masks.
+    """
+
+    def __init__(
+        self, channels: int, *, lam_embedding: bool = False, upsampling: Upsampling = "nearest"
+    ) -> None:
+        super().__init__(upsampling)
+        self.lam_embedding = lam_embedding
+        inputs = channels + lam_embedding
+        self.query = initialised(nn.Conv2d(inputs, max(1, channels // 2), kernel_size=1))
+        self.value = initialised(nn.Conv2d(inputs, 1, kernel_size=1))
+
+    def project(self, features: Tensor, perm: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value; see `MixBlock`."""
+        queries, values = (self._convolve(conv, features) for conv in (self.query, self.value))
+        (first, second), (share, rest) = perm.unbind(dim=1), lam.unbind(dim=1)
+        return (
+            picked(queries, first) + self._plane(self.query, share),
+            picked(queries, second) + self._plane(self.query, rest),
+            picked(values, second) + self._plane(self.value, rest),
+        )
+
+    def _convolve(self, conv: nn.Conv2d, features: Tensor) -> Tensor:
+        return F.conv2d(features, conv.weight[:, : features.shape[1]], conv.bias)
+
+    def _plane(self, conv: nn.Conv2d, lam: Tensor) -> Tensor | float:
+        """What the plane of λ `[M]` adds at every position, `[M, C', 1]`."""
+        return lam[:, None, None] * conv.weight[:, -1, :, 0] if self.lam_embedding else 0.0
+
+
+class AutoMix(MixBlockMethod):
+    """AutoMix (Liu et al., ECCV 2022)."""
+
+    name = "automix"
+    summary = "masks learned by a block that helps the teacher to see both images"
+    Settings = AutoMixSettings
+
+    def make_block(self, channels: int) -> AutoMixBlock:
+        """Attention between the two maps, of one convolution for query and key."""
+        s = self.settings
+        return AutoMixBlock(channels, lam_embedding=s.lam_embedding, upsampling=s.upsampling)

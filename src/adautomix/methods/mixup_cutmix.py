@@ -1,0 +1,112 @@
+"""Mixup or CutMix, by the toss of a coin: the mixing of the recipes for vision transformers.
+
+Source: timm's `Mixup` (timm.data.mixup); the switch comes with DeiT, Touvron et al., "Training
+data-efficient image transformers", ICML 2021, arXiv 2012.12877.
+Computes, once a batch: with probability `switch_prob` CutMix with λ₀ ~ Beta(1, 1), else Mixup with
+λ ~ Beta(0.8, 0.8); with probability 1 - `prob` neither. A box has sides ⌊H√(1-λ₀)⌋ and
+⌊W√(1-λ₀)⌋ around a uniform pixel and is clipped to the image; λ = 1 - area / HW after clipping.
+Needs: nothing. Cost: 3F a step, like no mixing.
+Defaults: α 0.8 and 1.0, probabilities 1 and 0.5 (DeiT, Swin, ConvNeXt).
+Deviations: timm pairs image i with image B-1-i and asks for an even batch; here partners are a
+random permutation and any batch will do. A draw with the flipped batch as partners gives timm's
+mixes, in all of its modes. A box keeps its odd pixel, as in timm and unlike in CutMix's own code.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from adautomix.methods.base import (
+    Draw,
+    InputMixing,
+    MethodSettings,
+    Mixed,
+    Shape,
+    draw_lam,
+    draw_partners,
+    mix_by_lam,
+    mix_by_masks,
+)
+from adautomix.methods.cutmix import box_mask, paste
+
+
+@dataclass(frozen=True)
+class MixupCutMixDraw(Draw):
+    """`perm` and `lam` `[B, 2]`, `box` `[B, 4]` and `cut` `[B]`: which mixes are by their box.
+
+    `kind` says which there are in this batch: those of one kind share λ or the box.
+    """
+
+    perm: Tensor
+    lam: Tensor
+    box: Tensor
+    cut: Tensor
+    kind: Literal["mixup", "cutmix", "both"]
+
+
+class MixupCutMixSettings(MethodSettings):
+    """Settings of the switch between Mixup and CutMix."""
+
+    mixup_alpha: float = Field(0.8, gt=0, description="Mixup: λ ~ Beta(alpha, alpha)")
+    cutmix_alpha: float = Field(1.0, gt=0, description="CutMix: λ₀ ~ Beta(alpha, alpha)")
+    prob: float = Field(1.0, ge=0, le=1, description="probability that a batch is mixed at all")
+    switch_prob: float = Field(0.5, ge=0, le=1, description="probability of CutMix, not Mixup")
+    per_sample: bool = Field(False, description="all is drawn for each mix, not for each batch")
+
+
+def draw_stretch(lam: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
+    """First pixels and ends of ⌊size·√(1-λ)⌋ pixels around uniform ones; odd lengths stay odd."""
+    side = (size * (1 - lam.double()).sqrt()).long()
+    center = torch.randint(size, lam.shape, generator=generator)
+    ends = center - side // 2, center + (side + 1) // 2
+    return [end.clamp(0, size) for end in ends]
+
+
+def draw_mixup_cutmix(
+    batch: int, height: int, width: int, s: MixupCutMixSettings, generator: torch.Generator
+) -> MixupCutMixDraw:
+    """A partner for each image, and how they are mixed.
+
+    A mix that is left out is Mixup with λ = 1.
+    """
+    perm = draw_partners(batch, generator)
+    rows = batch if s.per_sample else 1
+    mixed = torch.rand(rows, generator=generator) < s.prob
+    cut = mixed & (torch.rand(rows, generator=generator) < s.switch_prob)
+    lam = draw_lam(rows, s.mixup_alpha, generator, per_sample=True)
+    lam = torch.where(mixed[:, None], lam, torch.tensor([1.0, 0.0]))
+    box_lam = draw_lam(rows, s.cutmix_alpha, generator, per_sample=True)[:, 0]
+    stretches = (draw_stretch(box_lam, size, generator) for size in (height, width))
+    box = torch.stack([end for stretch in stretches for end in stretch], dim=1)
+    kind: Literal["mixup", "cutmix"] = "cutmix" if bool(cut[0]) else "mixup"
+    lam, box, cut = (part.expand(batch, *part.shape[1:]).contiguous() for part in (lam, box, cut))
+    return MixupCutMixDraw(perm, lam, box, cut, "both" if s.per_sample else kind)
+
+
+class MixupCutMix(InputMixing):
+    """Mixup or CutMix (timm, DeiT)."""
+
+    name = "mixup+cutmix"
+    summary = "Mixup or CutMix, drawn at every step"
+    Settings = MixupCutMixSettings
+
+    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> MixupCutMixDraw:
+        """A partner for each image, and how they are mixed."""
+        batch, _, height, width = shape
+        return draw_mixup_cutmix(batch, height, width, self.settings, generator)
+
+    def mix(self, images: Tensor, targets: Tensor, draw: MixupCutMixDraw, **seen: Tensor) -> Mixed:
+        """λ x + (1 - λ) x[π], or the partner inside the box and the image outside."""
+        if draw.kind == "mixup":
+            return mix_by_lam(images, targets, draw.perm, draw.lam)
+        height, width = images.shape[2:]
+        if draw.kind == "cutmix":
+            return paste(images, targets, draw.perm, box_mask(draw.box[:1], height, width))
+        inside = box_mask(draw.box, height, width)
+        boxes = torch.stack([~inside, inside], dim=1).float()
+        masks = torch.where(draw.cut[:, None, None, None], boxes, draw.lam[:, :, None, None])
+        lam = torch.where(draw.cut[:, None], boxes.mean(dim=(2, 3)), draw.lam)
+        return mix_by_masks(images, targets, draw.perm, lam, masks)

@@ -1,0 +1,242 @@
+"""RecursiveMix: the last step's mix, made small, pasted into the next image.
+
+Paper: Yang, Li, Zhao, Song & Yang, "RecursiveMix: Mixed Learning with History", NeurIPS 2022,
+arXiv 2203.06844.
+Computes, with x', y', z' the mixed images, labels and logits of the step before:
+
+    mix    share r ~ U(0, a); a box of sides ⌊H√r⌋ and ⌊W√r⌋ around a uniform pixel, half-sides
+           floored, clipped; the whole of x'_i, by nearest neighbours, in the box of x_i;
+           λ = 1 - area / HW,  y = λ y_i + (1 - λ) y'_i
+    loss   CE(student(x), y) + ω (1 - λ) CE(roi_head(box average of the last stage), softmax(z'))
+
+where the box average is RoIAlign with a single bin. The mixes and logits of this step are the
+history of the next. Without a history, as at the first step, λ = 1 and the second term is 0.
+Needs: the last stage's feature map; a linear head of its own. Cost: 3F a step, like no mixing, and
+memory for the kept batch.
+Defaults: a = 0.5, ω = 0.1 (CIFAR; 0.5 on ImageNet), one box a batch.
+State: the kept batch is in buffers, row by row, overwritten in place; it is part of a checkpoint,
+whose size it sets. Of several processes that share a batch each holds all of it.
+Deviations: history goes on from epoch to epoch, where the authors' code starts anew at each. A
+batch smaller than the one before takes the first rows of its history and overwrites only
+them; one larger than all before it has none. The authors' code hands RoIAlign the box with rows
+and columns swapped; here it averages over the box that was pasted. For the networks whose last
+stage is followed by a norm, the map is taken before it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from adautomix.errors import UsageError
+from adautomix.methods.base import (
+    Draw,
+    Method,
+    MethodSettings,
+    Mixed,
+    Shape,
+    Sources,
+    captured_share,
+)
+from adautomix.methods.cutmix import box_mask, draw_box
+from adautomix.methods.resizemix import resized_into
+from adautomix.models import Classifier
+from adautomix.processes import all_rows
+
+HISTORY = ("kept_images", "kept_targets", "kept_logits", "kept")  # of each row of the batch
+
+
+@dataclass(frozen=True)
+class RecursiveMixDraw(Draw):
+    """`perm` `[B, 2]`, row of the batch and row of the history; `box` `[B, 4]`."""
+
+    perm: Tensor
+    box: Tensor
+
+
+class RecursiveMixSettings(MethodSettings):
+    """Settings of RecursiveMix."""
+
+    alpha: float = Field(0.5, ge=0, le=1, description="share of the box r ~ U(0, alpha)")
+    omega: float = Field(0.1, ge=0, description="ω, weight of the consistency with the history")
+    per_sample: bool = Field(False, description="one box a mix instead of one a batch")
+
+
+def draw_recursivemix(
+    batch: int,
+    height: int,
+    width: int,
+    alpha: float,
+    generator: torch.Generator,
+    *,
+    per_sample: bool = False,
+) -> RecursiveMixDraw:
+    """The box of each mix; image i meets row i of the history."""
+    outside = 1 - alpha * torch.rand(batch if per_sample else 1, generator=generator)
+    box = draw_box(outside, height, width, generator)
+    rows = torch.arange(batch)
+    return RecursiveMixDraw(torch.stack([rows, rows], dim=1), box.expand(batch, 4).contiguous())
+
+
+def bin_weights(begin: Tensor, end: Tensor, pixels: int, size: int) -> Tensor:
+    """Weight of each row of a feature map in RoIAlign's only bin, `[M, size]`.
+
+    The bin spans the stretch from `begin` to `end` `[M]`; it is sampled at as many even points as
+    it is long, rounded up, and each point is interpolated between the two nearest rows.
+
+    Args:
+        begin: first pixel.
+        end: end, exclusive.
+        pixels: of the image.
+        size: of the feature map.
+    """
+    scale = size / pixels
+    first, last = begin * scale - 0.5, end * scale - 0.5
+    points = (last - first).ceil()[:, None]
+    row = torch.arange(size, device=begin.device)
+    step = (last - first)[:, None] / points.clamp_min(1)
+    at = (first[:, None] + (row + 0.5) * step).clamp(0, size - 1)
+    near = (1 - (at[:, :, None] - row).abs()).clamp_min(0) * (row < points)[:, :, None]
+    return near.sum(dim=1) / points.clamp_min(1)
+
+
+def box_average(feature_map: Tensor, box: Tensor, height: int, width: int) -> Tensor:
+    """RoIAlign of one box a map with a single bin, float32 `[M, C]`; 0 for an empty box.
+
+    As the bin is a product of two stretches it is a weighted sum, whose backward adds up in a
+    fixed order, which that of torchvision's does not.
+
+    Args:
+        feature_map: `[M, C, h, w]`.
+        box: `[M, 4]`, in pixels of the image.
+        height: H, of the image.
+        width: W.
+    """
+    top, bottom, left, right = box.unbind(dim=1)
+    rows = bin_weights(top, bottom, height, feature_map.shape[2])
+    columns = bin_weights(left, right, width, feature_map.shape[3])
+    weights = rows[:, :, None] * columns[:, None, :]
+    return (feature_map.float() * weights[:, None]).sum(dim=(2, 3))
+
+
+class RecursiveMix(Method):
+    """RecursiveMix (Yang et al., NeurIPS 2022)."""
+
+    name = "recursivemix"
+    summary = "the last step's mix, made small, pasted into the next image"
+    needs = "the last stage's feature map"
+    Settings = RecursiveMixSettings
+
+    kept_images: Tensor
+    kept_targets: Tensor
+    kept_logits: Tensor
+    kept: Tensor
+
+    def __init__(self, settings: RecursiveMixSettings, **common: Any) -> None:
+        super().__init__(settings, **common)
+        model: Any = common.get("model")
+        if not hasattr(model, "stages"):
+            raise UsageError("recursivemix looks inside the network: pass model=build_model(...)")
+        self.tap = len(model.stages)
+        channels, _, _ = model.tap_shape(self.tap)
+        self.roi_head = nn.Linear(channels, self.num_classes)
+        for name in HISTORY:
+            self.register_buffer(name, torch.zeros(0))
+
+    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> RecursiveMixDraw:
+        """The box of each mix."""
+        batch, _, height, width = shape
+        s = self.settings
+        return draw_recursivemix(batch, height, width, s.alpha, generator, per_sample=s.per_sample)
+
+    def mix(self, images: Tensor, targets: Tensor, draw: RecursiveMixDraw, **seen: Tensor) -> Mixed:
+        """The small mix of the step before inside the box, the image outside.
+
+        The second source is the row of the history, not one of the batch.
+        """
+        first, second = draw.perm.unbind(dim=1)
+        past_images, past_targets, kept = self.history(images, targets)
+        inside = box_mask(draw.box, images.shape[2], images.shape[3])
+        inside = inside & (kept[second] > 0)[:, None, None]
+        masks = torch.stack([~inside, inside], dim=1).float()
+        lam = masks.mean(dim=(2, 3))
+        small = resized_into(past_images, second, draw.box).to(images.dtype)
+        # Weights of 0 and 1 are exact; in place the mixes lie in memory as the images do.
+        pasted = images[first].lerp_(small, masks[:, 1:].to(images.dtype))
+        labels = lam[:, :1] * targets[first] + lam[:, 1:] * past_targets[second]
+        return Mixed(pasted, labels, lam, draw.perm, masks)
+
+    def terms(
+        self, sources: Sources, student: Classifier, teacher: Any, draw: RecursiveMixDraw
+    ) -> dict[str, Tensor]:
+        """Cross-entropy of the mix, and of its box with what was predicted for it before."""
+        images, targets = sources.images, sources.targets
+        mixed = self.mix(images, targets, draw)
+        features = student.features(mixed.images, self.tap)
+        assert features.tap is not None
+        logits = student.logits(features.pooled)
+        loss = self.cross_entropy(logits, mixed.targets)
+        consistency = torch.zeros_like(loss)
+        if self.fits(images):
+            consistency = self.consistency(features.tap, mixed, draw)
+        self.keep(len(images), mixed, logits.detach())
+        return {
+            "loss": loss + self.settings.omega * consistency,
+            "consistency": consistency.detach(),
+            "captured": captured_share(logits, mixed.targets),
+        }
+
+    def consistency(self, feature_map: Tensor, mixed: Mixed, draw: RecursiveMixDraw) -> Tensor:
+        """Mean of (1 - λ) CE(prediction for the box, last prediction for what is in it)."""
+        height, width = mixed.images.shape[2:]
+        logits = self.roi_head(box_average(feature_map, draw.box, height, width))
+        before = self.kept_logits[draw.perm[:, 1]].softmax(dim=1)
+        entropy = F.cross_entropy(logits.float(), before, reduction="none")
+        return (mixed.lam[:, 1] * entropy).mean()
+
+    def fits(self, images: Tensor) -> bool:
+        """Whether there is a row of the history for each of these images."""
+        return len(self.kept) >= len(images) and self.kept_images.shape[1:] == images.shape[1:]
+
+    def history(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What was kept for these images: mixes, labels, and 1 for every row that holds some.
+
+        Where nothing was, the images themselves stand in, and none counts.
+        """
+        if self.fits(images):
+            return self.kept_images, self.kept_targets, self.kept
+        return images, targets, self.kept.new_zeros(len(images))
+
+    @torch.no_grad()
+    def keep(self, count: int, mixed: Mixed, logits: Tensor) -> None:
+        """Make these mixes, of a batch of `count` images, the history.
+
+        Where other processes mix the rest of the batch, theirs are fetched.
+        """
+        new = [mixed.perm[:, 0], mixed.images, mixed.targets, logits]
+        if len(logits) < count:
+            new = [all_rows(part) for part in new]
+        if len(self.kept) < count or self.kept_images.shape[1:] != mixed.images.shape[1:]:
+            self.make_room(count, mixed.images.shape[1:])
+        rows, *parts = new
+        for name, part in zip(HISTORY, [*parts, torch.ones_like(rows)], strict=True):
+            kept: Tensor = getattr(self, name)
+            kept.index_copy_(0, rows, part.to(kept.dtype))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def make_room(self, count: int, shape: Shape) -> None:
+        """An empty history for `count` images of that shape, `[C, H, W]`."""
+        classes = (self.num_classes,)
+        for name, row in zip(HISTORY, (shape, classes, classes, ()), strict=True):
+            setattr(self, name, torch.zeros(count, *row, device=self.kept.device))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Loads a history of whatever size."""
+        for name in HISTORY:
+            saved = state_dict.get(prefix + name)
+            if saved is not None and saved.shape != getattr(self, name).shape:
+                setattr(self, name, torch.empty_like(saved, device=self.kept.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)

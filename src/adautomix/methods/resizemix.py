@@ -1,0 +1,126 @@
+"""ResizeMix: the whole of one image, made small, pasted into another; labels by area.
+
+Paper: Qin, Fang, Zhang, Liu, Wang & Wang, "ResizeMix: Mixing Data with Preserved Object Information
+and True Labels", Computational Visual Media 2023, arXiv 2012.11101.
+Computes: τ ~ U(0.1, 0.8) for the batch; the partner x[π] resized to ⌊τH⌋ × ⌊τW⌋ by nearest
+neighbours and pasted at a place of each image's own: around a uniform pixel, pushed inwards where
+it would reach over the border; λ = 1 - area / HW.
+Needs: nothing. Cost: 3F a step, like no mixing.
+Defaults: U(0.1, 0.8), one τ a batch, a place a mix, as in the authors' code.
+Deviations: the side is at least a pixel. The authors' call of the resampling function skips up to
+one pixel's width at the far border where τH is no whole number; here the patch always spans the
+whole image. OpenMixup clips the box at the border and squeezes the image into the rest: not
+followed. Its Beta(1, 1) for τ, redrawn inside of the range, is this uniform distribution.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from adautomix.errors import UsageError
+from adautomix.methods.base import (
+    Draw,
+    InputMixing,
+    MethodSettings,
+    Mixed,
+    Shape,
+    draw_partners,
+    weighted_sum,
+)
+from adautomix.methods.cutmix import box_mask
+
+
+@dataclass(frozen=True)
+class ResizeMixDraw(Draw):
+    """`perm` `[B, 2]` and `box` `[B, 4]`: top, bottom, left, right; the end is exclusive."""
+
+    perm: Tensor
+    box: Tensor
+
+
+class ResizeMixSettings(MethodSettings):
+    """Settings of ResizeMix."""
+
+    scale_min: float = Field(0.1, gt=0, le=1, description="τ ~ U(scale_min, scale_max)")
+    scale_max: float = Field(0.8, gt=0, le=1, description="side of the patch, share of the image")
+    per_sample: bool = Field(False, description="one τ a mix instead of one a batch")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.scale_min > self.scale_max:
+            raise UsageError(
+                f"resizemix.scale_min = {self.scale_min} is above scale_max = {self.scale_max}: "
+                "swap them"
+            )
+        return self
+
+
+def draw_patch(scale: Tensor, count: int, size: int, generator: torch.Generator) -> list[Tensor]:
+    """Begin and end of `count` stretches of a share `scale` of `size` pixels, inside of it."""
+    side = (scale.double() * size).long().clamp_min(1)
+    center = torch.randint(size, (count,), generator=generator)
+    begin = (center - side // 2).clamp_min(0).minimum(size - side)
+    return [begin, begin + side]
+
+
+def draw_resizemix(
+    batch: int, height: int, width: int, s: ResizeMixSettings, generator: torch.Generator
+) -> ResizeMixDraw:
+    """A partner for each image, and where it is pasted."""
+    perm = draw_partners(batch, generator)
+    share = torch.rand(batch if s.per_sample else 1, generator=generator)
+    scale = s.scale_min + (s.scale_max - s.scale_min) * share
+    edges = [edge for size in (height, width) for edge in draw_patch(scale, batch, size, generator)]
+    return ResizeMixDraw(perm, torch.stack(edges, dim=1))
+
+
+def nearest_source(begin: Tensor, end: Tensor, size: int) -> Tensor:
+    """The pixel of the whole image that each pixel of a stretch shows, `[M, size]`.
+
+    The rule of PyTorch's nearest resampling; meaningless outside of the stretch.
+    """
+    pixel = torch.arange(size, device=begin.device) - begin[:, None]
+    step = torch.full_like(begin, size, dtype=torch.float32) / (end - begin).clamp_min(1)
+    return (pixel * step[:, None]).floor().long().clamp(0, size - 1)
+
+
+def resized_into(images: Tensor, rows: Tensor, box: Tensor) -> Tensor:
+    """The whole of image `rows[m]` in the box of mix m, `[M, C, H, W]`; outside anything.
+
+    Args:
+        images: `[B, C, H, W]`.
+        rows: `[M]`.
+        box: `[M, 4]`.
+    """
+    top, bottom, left, right = box.unbind(dim=1)
+    y = nearest_source(top, bottom, images.shape[2])
+    x = nearest_source(left, right, images.shape[3])
+    pixels = images.permute(0, 2, 3, 1)[rows[:, None, None], y[:, :, None], x[:, None, :]]
+    return pixels.permute(0, 3, 1, 2)
+
+
+class ResizeMix(InputMixing):
+    """ResizeMix (Qin et al., 2020)."""
+
+    name = "resizemix"
+    summary = "a whole image, made small, pasted into another"
+    Settings = ResizeMixSettings
+
+    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> ResizeMixDraw:
+        """A partner for each image, and where it is pasted."""
+        batch, _, height, width = shape
+        return draw_resizemix(batch, height, width, self.settings, generator)
+
+    def mix(self, images: Tensor, targets: Tensor, draw: ResizeMixDraw, **seen: Tensor) -> Mixed:
+        """The small partner inside the box, the image outside."""
+        perm, box = draw.perm, draw.box
+        inside = box_mask(box, images.shape[2], images.shape[3])
+        masks = torch.stack([~inside, inside], dim=1).float()
+        lam = masks.mean(dim=(2, 3))
+        own, small = images[perm[:, 0]], resized_into(images, perm[:, 1], box)
+        # Weights of 0 and 1 are exact; in place the mixes lie in memory as the images do.
+        pasted = own.lerp_(small, masks[:, 1:].to(images.dtype))
+        return Mixed(pasted, weighted_sum(targets, perm, lam[:, :, None]), lam, perm, masks)

@@ -1,0 +1,212 @@
+"""SUMix: the labels of another mix, corrected by what the network sees; a term for its doubts.
+
+Paper: Qin, Jin, Zhu, Zhang, Yao, Yuan, "SUMix: Mixup with Semantic and Uncertain Information",
+ECCV 2024, arXiv 2407.07805. Formulas are those of the authors' code.
+Computes: images and λ are those of another method. With p = softmax(logits) of the clean sources
+and of the mix, held fixed, u = ℓ₂(softmax(W_u f)) from a second head on the pooled features f,
+ℓ₂(v) = v / ‖v‖, and s the number of images in the batch, for source n of N:
+
+    α_n = s · ℓ₂(softmax(p_mix - p_n))  `[K]`, p_n set to 0 at the classes of the other sources
+    λ'_n = λ_n exp(-α_n[y_n]) / Σ_m λ_m exp(-α_m[y_m])
+    β_n = u_n + u_mix
+    loss = CE(mix, Σ_n λ'_n y_n) + γ Σ_n λ_n CE(exp(-(α_n + β_n)), y_n)
+
+The exponentials of the second term stand where logits do. Its gradient goes through β only: to
+the second head and, through clean and mixed features, to the network.
+Needs: the pooled features, clean and mixed. Cost: 6F a step; 9F where the batch is split over
+parts or processes, which then run the partners' features too.
+Defaults: CutMix and γ = 0.5, as in the authors' settings for CIFAR-100, where CutMix's a is 0.2
+(`options: {alpha: 0.2}`).
+Deviations:
+- Each mix has its own λ'; the authors' code multiplies the mean cross-entropy of the batch by the
+  mean of λ'.
+- λ' is computed as a softmax of logarithms: exp(-α) of a batch above a hundred or so images is 0
+  in float32, and the quotient then has no value.
+- Soft labels: p_n is multiplied by 1 - y of the others, and exp(-α_n) is averaged over y_n.
+- s is all of the batch, whatever parts or processes share it; the authors' is what one GPU has.
+  Results depend on it (`scale` fixes it). With K classes α is about s / √K everywhere, so γ's term
+  has a gradient of about exp(-s / √K) only: 5e-5 for 100 images and 100 classes.
+"""
+
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from adautomix.errors import UsageError
+from adautomix.methods.base import (
+    Draw,
+    InputMixing,
+    Method,
+    MethodSettings,
+    Mixed,
+    Shape,
+    Sources,
+    captured_share,
+    weighted_sum,
+)
+from adautomix.models import Classifier
+
+
+class SUMixSettings(MethodSettings):
+    """Settings of SUMix."""
+
+    mix: str = Field("cutmix", description="the method that mixes the images")
+    options: dict[str, Any] = Field({}, description="settings of that method")
+    gamma: float = Field(0.5, ge=0, description="γ, weight of the term of uncertainty")
+    scale: float | None = Field(
+        None, ge=0, description="s; none: the number of images in the batch"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """Settings of the other method are checked with these."""
+        self.wrapped()
+        return self
+
+    def wrapped(self) -> tuple[type[InputMixing], MethodSettings]:
+        """The other method and its settings.
+
+        Raises:
+            UsageError: it is none, or its settings are not right.
+        """
+        # Late: the table of methods is made of modules like this one.
+        from adautomix.config import one_line_errors
+        from adautomix.methods import find_method
+
+        cls = find_method(self.mix)
+        if not issubclass(cls, InputMixing):
+            raise UsageError(
+                f"sumix.mix = {self.mix}: it takes more than images and labels; use one that"
+                " `adautomix.mix` has, say cutmix"
+            )
+        with one_line_errors("sumix.options"):
+            return cls, cls.Settings(**self.options)
+
+
+def semantic_distance(mixed: Tensor, clean: Tensor, labels: Tensor, scale: float) -> Tensor:
+    """α: how far the prediction of the mix is from each source's, class by class, `[M, N, K]`.
+
+    Args:
+        mixed: probabilities of the mixes, `[M, K]`.
+        clean: probabilities of their sources, `[M, N, K]`.
+        labels: soft labels of the sources, `[M, N, K]`.
+        scale: s, the norm of each row.
+    """
+    others = labels.sum(dim=1, keepdim=True) - labels
+    difference = mixed[:, None] - clean * (1 - others).clamp_min(0)
+    return scale * F.normalize(difference.softmax(dim=2), dim=2)
+
+
+def corrected_lam(lam: Tensor, alpha: Tensor, labels: Tensor) -> Tensor:
+    """λ' `[M, N]`: λ weighed by exp(-α) at the class of each source, of sum 1.
+
+    Args:
+        lam: `[M, N]`.
+        alpha: `[M, N, K]`.
+        labels: soft labels of the sources, `[M, N, K]`.
+    """
+    similarity = (labels.log() - alpha).logsumexp(dim=2) - labels.sum(dim=2).log()
+    # A source without any label says nothing of its weight.
+    similarity = similarity.nan_to_num(nan=0.0, neginf=0.0)
+    return (lam.log() + similarity).softmax(dim=1)
+
+
+def clean_sources(images: Tensor, perm: Tensor) -> tuple[Tensor, Tensor]:
+    """The clean images that the mixes are made of, and which of them each source is, `[M, N]`.
+
+    All images once where all are mixed; else those of these mixes, source by source.
+    """
+    if len(perm) == len(images):
+        return images, perm
+    rows = torch.arange(perm.numel(), device=perm.device).view_as(perm)
+    return images[perm.flatten()], rows
+
+
+def pick(values: Tensor, rows: Tensor) -> Tensor:
+    """`values[rows]`, `[M, N, ...]`, with a backward that adds up in a fixed order."""
+    picked: Tensor = values.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    return picked
+
+
+class SUMix(Method):
+    """SUMix (Qin et al., ECCV 2024)."""
+
+    name = "sumix"
+    summary = "another mix with λ corrected by the network, and a term of uncertainty"
+    cost = "6F"
+    needs = "the pooled features of clean and mixed images"
+    Settings = SUMixSettings
+
+    def __init__(self, settings: SUMixSettings, **common: Any) -> None:
+        super().__init__(settings, **common)
+        model: Any = common.get("model")
+        if not hasattr(model, "heads"):
+            raise UsageError("sumix looks inside the network: pass model=build_model(...)")
+        cls, options = settings.wrapped()
+        self.mixing = cls(options, **{**common, "model": None})
+        self.uncertainty = nn.Linear(model.heads["clean"].in_features, self.num_classes)
+        nn.init.normal_(self.uncertainty.weight, std=0.01)
+        nn.init.zeros_(self.uncertainty.bias)
+
+    @property
+    def min_batch(self) -> int:
+        """That of the other method."""
+        return self.mixing.min_batch
+
+    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> Draw:
+        """The draw of the other method."""
+        return self.mixing.draw(shape, generator, step)
+
+    def mix(self, images: Tensor, targets: Tensor, draw: Any, **seen: Tensor) -> Mixed:
+        """The mix of the other method, its λ not yet corrected."""
+        return self.mixing.mix(images, targets, draw)
+
+    def terms(
+        self, sources: Sources, student: Classifier, teacher: Any, draw: Any
+    ) -> dict[str, Tensor]:
+        """Cross-entropy under the corrected λ, and γ times the term of uncertainty."""
+        mixed = self.mix(sources.images, sources.targets, draw)
+        images, rows = clean_sources(sources.images, mixed.perm)
+        clean_logits, clean_doubt = self.predict(student, images)
+        logits, doubt = self.predict(student, mixed.images)
+        labels = pick(sources.targets, mixed.perm)
+        with torch.no_grad():
+            scale = self.settings.scale
+            scale = len(sources.images) if scale is None else scale
+            clean = pick(clean_logits.softmax(dim=1), rows)
+            alpha = semantic_distance(logits.softmax(dim=1), clean, labels, scale)
+            lam = corrected_lam(mixed.lam, alpha, labels)
+            targets = weighted_sum(sources.targets, mixed.perm, lam[:, :, None])
+        cross_entropy = self.cross_entropy(logits, targets)
+        beta = pick(clean_doubt, rows) + doubt[:, None]
+        uncertain = self.uncertain(alpha + beta, labels, mixed.lam)
+        return {
+            "loss": cross_entropy + self.settings.gamma * uncertain,
+            "mixed": cross_entropy.detach(),
+            "uncertainty": uncertain.detach(),
+            "captured": captured_share(logits, targets),
+        }
+
+    def predict(self, student: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and u, both `[B, K]` and float32."""
+        pooled = student.features(images).pooled
+        doubt = self.uncertainty(pooled).float().softmax(dim=1)
+        return student.logits(pooled).float(), F.normalize(doubt, dim=1)
+
+    def uncertain(self, distance: Tensor, labels: Tensor, lam: Tensor) -> Tensor:
+        """Σ_n λ_n CE(exp(-(α_n + β_n)), y_n), mean over the mixes.
+
+        Args:
+            distance: α + β, `[M, N, K]`.
+            labels: of the sources, `[M, N, K]`.
+            lam: not corrected, `[M, N]`.
+        """
+        likeness = (-distance).exp().flatten(0, 1)
+        smoothing = self.label_smoothing
+        each = F.cross_entropy(
+            likeness, labels.flatten(0, 1), reduction="none", label_smoothing=smoothing
+        )
+        return (lam * each.view_as(lam)).sum(dim=1).mean()

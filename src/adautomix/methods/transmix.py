@@ -1,0 +1,90 @@
+"""TransMix: CutMix whose labels are weighed by what the network attends to.
+
+Paper: Chen, Sun, He, Torr, Yuille, Bai, "TransMix: Attend to Mix for Vision Transformers",
+CVPR 2022, arXiv 2111.09833.
+Computes: a CutMix x̃ with box mask m `[H, W]`, 1 where the partner shows. From the forward that
+the loss needs anyway: a `[P]`, the last block's attention of the class token to the patches, mean
+over heads. The partner's share of it is s = Σ a ↓(m) / Σ a, with ↓ nearest-neighbour
+interpolation to the patches, and its weight in the label (1 - r) area + r s, for each mix its own.
+Needs: attention over patches (ViT and DeiT of timm). Cost: 3F a step, as no mixing: the weights
+are read off the step's own forward, for one key projection more.
+Defaults: as released: CutMix with Beta(1, 1) at 0.8 of the steps, Mixup with Beta(0.8, 0.8) at the
+others; r = 0.5. The paper's equation is r = 1.
+Deviations: partners are a random permutation where the released code pairs a batch with itself
+reversed. A network that is not pooled by its class token is asked for the mean over all patches'
+attention. PVT, CaiT and XCiT, which the paper trains too, are not supported.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from adautomix.methods.attention import (
+    AlternatingDraw,
+    AlternatingSettings,
+    RelabellingMethod,
+    draw_turn,
+    relabelled,
+    share_inside,
+    to_patches,
+)
+from adautomix.methods.base import Mixed, Shape, draw_beta, mix_by_lam
+from adautomix.methods.cutmix import box_mask, draw_box, paste
+
+
+@dataclass(frozen=True)
+class TransMixDraw(AlternatingDraw):
+    """With `box` `[B, 4]`, as CutMix has it; `shared` says that all boxes are the same."""
+
+    box: Tensor
+    shared: bool
+
+
+class TransMixSettings(AlternatingSettings):
+    """Settings of TransMix."""
+
+    switch: float = Field(0.8, ge=0, le=1, description="share of steps mixed so; others by Mixup")
+    alpha: float = Field(1.0, gt=0, description="λ₀ ~ Beta(alpha, alpha) of the boxes")
+    attention_weight: float = Field(
+        0.5, ge=0, le=1, description="weight of attention against area in the label"
+    )
+
+
+def draw_transmix(
+    batch: int, height: int, width: int, settings: TransMixSettings, generator: torch.Generator
+) -> TransMixDraw:
+    """Partners, whose turn it is, Mixup's shares and CutMix's boxes."""
+    turn = draw_turn(batch, settings, generator)
+    lam = draw_beta(batch if settings.per_sample else 1, 1, settings.alpha, generator)[:, 0]
+    box = draw_box(lam, height, width, generator).expand(batch, 4).contiguous()
+    return TransMixDraw(*turn, box, shared=not settings.per_sample)
+
+
+class TransMix(RelabellingMethod):
+    """TransMix (Chen et al., CVPR 2022)."""
+
+    name = "transmix"
+    summary = "CutMix with labels weighed by attention to the mix"
+    Settings = TransMixSettings
+
+    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> TransMixDraw:
+        """Partners, whose turn it is, Mixup's shares and CutMix's boxes."""
+        self.grid_of(shape)
+        batch, _, height, width = shape
+        return draw_transmix(batch, height, width, self.settings, generator)
+
+    def mix(self, images: Tensor, targets: Tensor, draw: TransMixDraw, **seen: Tensor) -> Mixed:
+        """CutMix, or Mixup where it has its turn; labels by area."""
+        if draw.plain:
+            return mix_by_lam(images, targets, draw.perm, draw.lam)
+        boxes = draw.box[:1] if draw.shared else draw.box
+        return paste(images, targets, draw.perm, box_mask(boxes, *images.shape[2:]))
+
+    def relabel(self, mixed: Mixed, targets: Tensor, attention: Tensor, logits: Tensor) -> Mixed:
+        """The partner weighs as much as the mean of its area and of the attention it gets."""
+        assert mixed.masks is not None
+        attended = share_inside(attention, to_patches(mixed.masks[:, 1], self.patch))
+        second = torch.lerp(mixed.lam[:, 1], attended, self.settings.attention_weight)
+        return relabelled(mixed, targets, torch.stack([1 - second, second], dim=1))
