@@ -3,11 +3,12 @@
 Everything heavy is imported inside the commands, so that help answers at once.
 """
 
+import dataclasses
 import json
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -344,23 +345,68 @@ def print_figures(figures: list[dict[str, Any]], as_json: bool = False) -> None:
 # ---------------------------------------------------------------------- looking
 
 
-@app.command()
+@app.command(context_settings=TAKES_SETTINGS)
 def evaluate(
-    runs: Runs, which: Which = "last", device: Device = "auto", as_json: Json = False
+    context: typer.Context,
+    subjects: Annotated[
+        list[str], typer.Argument(help="run folders, exported networks, timm models")
+    ],
+    suites: Annotated[str, typer.Option(help="comma-separated, or all")] = "accuracy",
+    weights: Annotated[Path | None, typer.Option(help="safetensors file for a timm model")] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="timm's own weights")] = False,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="at most so many test images; none: all")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="images a forward")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="of every random number")] = 0,
+    which: Which = "last",
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="folder for what is found; none: the run's")
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
 ) -> None:
-    """Top-1, top-5, negative log-likelihood and ECE of student and teacher on the test set."""
-    from adautomix.training.trained import evaluate_run
+    """Evaluate trained networks: calibration, corruption, attack, occlusion and more.
 
-    results = {str(run): evaluate_run(run, which=check_which(which), device=device) for run in runs}
+    Student and teacher of a run, a network of `adautomix export`, or a timm model with --data.
+    Takes the suites' settings (--attack.steps 20; `adautomix suites` lists them) and those of the
+    data set. Stopped, the same command goes on where it was.
+    """
+    from adautomix.config import nest
+    from adautomix.evaluation import evaluate as evaluating
+    from adautomix.evaluation.opening import Asked, open_subject
+    from adautomix.reporting.evaluations import evaluation_tables
+    from adautomix.reporting.page import write_evaluation_page
+    from adautomix.training.display import suite_progress
+
+    loose = take_loose(subjects)  # typer takes the flags it does not know for subjects
+    flags = nest(read_flags([*subjects, *context.args]))
+    groups, data = split_groups(flags, evaluating.SUITES)
+    asked = Asked(
+        data, weights, pretrained, check_which(which), images, batch_size, seed, folder, device
+    )
+    names = names_in(suites)
+    found = {}
+    for name in loose:
+        subject = open_subject(name, asked)
+        with suite_progress(name, quiet=as_json) as progress:
+            found[name] = evaluating.evaluate(subject, names, groups, progress)
+        write_evaluation_page(subject)
     if as_json:
-        print_json(results)
+        print_json({name: record.model_dump(mode="json") for name, record in found.items()})
         return
-    rows = [
-        (run, network, f"{s['top1']:.2%}", f"{s['top5']:.2%}", f"{s['nll']:.4f}", f"{s['ece']:.2%}")
-        for run, result in results.items()
-        for network, s in result["networks"].items()
-    ]
-    print_listing(rows, ("run", "network", "top-1", "top-5", "NLL", "ECE"), as_json=False)
+    for table in evaluation_tables(found):
+        out.print(f"[bold]{table.title}[/bold]")
+        print_listing(table.rows, table.columns, as_json=False)
+
+
+def split_groups(
+    values: dict[str, Any], names: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Nested settings in two: the groups of these names, and the others."""
+    known = set(names)
+    groups = {name: value for name, value in values.items() if name in known}
+    return groups, {name: value for name, value in values.items() if name not in known}
 
 
 def check_which(name: str) -> Any:
@@ -536,8 +582,90 @@ def datasets(as_json: Json = False) -> None:
 
 
 @app.command()
+def suites(as_json: Json = False) -> None:
+    """The suites of `adautomix evaluate`, and their settings."""
+    from adautomix.config import field_rows
+    from adautomix.evaluation.evaluate import SUITES
+
+    rows = [(name, "", suite.summary) for name, suite in SUITES.items()]
+    for name, suite in SUITES.items():
+        rows += field_rows(f"{name}.", suite.Settings)
+    print_listing(rows, ("suite or setting", "default", "meaning"), as_json)
+
+
+@app.command()
 def settings(as_json: Json = False) -> None:
     """Every setting with its default; each is a flag."""
     from adautomix.config import list_settings
 
     print_listing(list_settings(), ("setting", "default", "meaning"), as_json)
+
+
+# ---------------------------------------------------------------------- proving
+
+
+@app.command(name="check-mix", context_settings=TAKES_SETTINGS)
+def check_mix(
+    context: typer.Context,
+    method: Annotated[
+        str | None, typer.Option(help="a method, a comma-separated list, or all (the default)")
+    ] = None,
+    mixers: Annotated[
+        list[str] | None,
+        typer.Option("--object", help="path.py:name or module:name; repeat the flag"),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=4, help="images a batch")] = 8,
+    size: Annotated[int, typer.Option(min=8, help="image side in pixels")] = 32,
+    batches: Annotated[int, typer.Option(min=1, help="batches a mixer")] = 20,
+    recipe: Recipe = None,
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Count pixels: is the label of every mix what is in it? For our methods and your own mixer.
+
+    --object names a timm, torchvision or kornia object, a function (images, labels) -> (images,
+    targets), or a function without arguments that makes either. Takes the methods' settings.
+    """
+    from adautomix.checks import ledger
+    from adautomix.methods import METHODS
+
+    counted = {"batch": batch, "size": size, "batches": batches}
+    rows = [ledger.check_named(address, **counted) for address in mixers or []]
+    if method or not mixers:
+        names = list(METHODS) if method in (None, "all") else names_in(str(method))
+        rows += ledger.check_methods(names, settings_of(context, recipe, config), **counted)
+    if as_json:
+        print_json([dataclasses.asdict(row) for row in rows])
+    else:
+        print_listing([row.cells() for row in rows], ledger.TITLES, as_json=False)
+    if wrong := [row.name for row in rows if not row.ok]:
+        raise RunError(f"labels are not what the pixels say: {', '.join(wrong)}")
+
+
+@app.command()
+def doctor(
+    script: Annotated[str, typer.Argument(help="path.py or path.py:make_loop")],
+    steps: Annotated[int, typer.Option(min=2, help="training batches to look at")] = 6,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="leave out the run in 2 processes")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a few batches of your training loop and look for mistakes with mixing.
+
+    Mixing left on in validation or after its end, one class each for mixed images, the same mixes
+    in every process. make_loop() returns an adautomix.checks.doctor.Loop.
+    """
+    from adautomix.checks.doctor import examine
+    from adautomix.checks.script import load_named
+
+    make_loop = load_named(script, default="make_loop")
+    findings = examine(make_loop, steps=steps, processes=not alone)
+    if as_json:
+        print_json([dataclasses.asdict(finding) for finding in findings])
+    for finding in [] if as_json else findings:
+        out.print(f"- {finding}", soft_wrap=True, markup=False)
+    if findings:
+        raise RunError(f"{script}: {len(findings)} found, and what to do is above")
+    if not as_json:
+        out.print(f"Nothing found in {script}.", soft_wrap=True)

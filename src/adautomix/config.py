@@ -180,19 +180,21 @@ def one_line_errors(group: str = "") -> Iterator[None]:
 
 def list_settings() -> list[tuple[str, str, str]]:
     """Every setting as (dotted name, default, description); methods' groups come last."""
-    rows: list[tuple[str, str, str]] = []
-
-    def add(prefix: str, model: type[BaseModel]) -> None:
-        for name, field in model.model_fields.items():
-            if isinstance(field.default, BaseModel):
-                add(f"{prefix}{name}.", type(field.default))
-            else:
-                default = "none" if field.default is None else str(field.default)
-                rows.append((prefix + name, default, field.description or ""))
-
-    add("", TrainConfig)
+    rows = field_rows("", TrainConfig)
     for name, cls in METHODS.items():
-        add(f"{name}.", cls.Settings)
+        rows += field_rows(f"{name}.", cls.Settings)
+    return rows
+
+
+def field_rows(prefix: str, model: type[BaseModel]) -> list[tuple[str, str, str]]:
+    """The settings of one model as (dotted name, default, description), groups unfolded."""
+    rows: list[tuple[str, str, str]] = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            rows += field_rows(f"{prefix}{name}.", type(field.default))
+        else:
+            default = "none" if field.default is None else str(field.default)
+            rows.append((prefix + name, default, field.description or ""))
     return rows
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adautomix.errors import UsageError
 from adautomix.models import Classifier, timm_plan
@@ -84,6 +84,26 @@ def timm_state_dict(model: Classifier, head: str = "clean") -> dict[str, Tensor]
     for name in (classifier,) if isinstance(classifier, str) else classifier:
         state |= {f"{name}.{key}": value for key, value in model.heads[head].state_dict().items()}
     return {name: _own_copy(value) for name, value in state.items()}
+
+
+def load_exported(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The timm network of an exported folder, and its `config.json`.
+
+    Raises:
+        UsageError: the folder is none, or its weights do not fit its config.
+    """
+    import timm
+    from safetensors.torch import load_file
+
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model: nn.Module = timm.create_model(config["architecture"], **config["arguments"])
+        for path, conv in config["replaced"].items():
+            model.set_submodule(path, nn.Conv2d(**conv) if conv else nn.Identity())
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{folder} is no folder of `adautomix export`: {error}") from None
+    return model, config
 
 
 def _own_copy(value: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
 """
 
 from adautomix.data.load import DATASETS, load_data
-from adautomix.data.pipeline import Batch, CropSetting, TrainBatches, eval_batches
+from adautomix.data.pipeline import Batch, CropSetting, TrainBatches, eval_batches, pixel_batches
 from adautomix.data.sets import ImageData, Split
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "TrainBatches",
     "eval_batches",
     "load_data",
+    "pixel_batches",
 ]

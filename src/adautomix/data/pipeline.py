@@ -124,10 +124,24 @@ def eval_batches(
 
     Pass a split that is on `device` already where it is read more than once.
     """
+    for images, labels in _centred_batches(split, data.image_size, batch_size, device):
+        yield normalize(images, data.mean, data.std), labels
+
+
+def pixel_batches(
+    split: Split, data: ImageData, *, batch_size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Like `eval_batches`, not normalised: float32 pixels in [0, 1]."""
+    for images, labels in _centred_batches(split, data.image_size, batch_size, device):
+        yield (images.float() / 255).clamp(0, 1), labels
+
+
+def _centred_batches(
+    split: Split, size: int, batch_size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
     order = torch.arange(len(split))
     for images, labels in split.to(device).read(torch.split(order, batch_size)):
-        centred = resize(center_crop(images, data.image_size), data.image_size)
-        yield normalize(centred, data.mean, data.std), labels
+        yield resize(center_crop(images, size), size), labels
 
 
 def _check_batches(images: int, batch_size: int, drop_last: bool, world: int) -> None:

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adautomix.evaluation.subject import Subject
+from adautomix.evaluation.suite import Parts, Suite, SuiteResult, SuiteSettings
 from adautomix.models import evaluating
 
 
@@ -66,3 +68,27 @@ def evaluate(
     """Scores of several networks on the same images."""
     logits, labels = collect_logits(networks, batches, head)
     return {name: score(values, labels) for name, values in logits.items()}
+
+
+class AccuracyResult(SuiteResult):
+    """`Scores` of each network, by name."""
+
+    networks: dict[str, dict[str, float]]
+
+
+def run_accuracy(subject: Subject, settings: SuiteSettings, parts: Parts) -> AccuracyResult:
+    """Score each network on the test images."""
+
+    def compute() -> dict[str, dict[str, float]]:
+        logits, labels = subject.logits()
+        return {name: score(values, labels)._asdict() for name, values in logits.items()}
+
+    return AccuracyResult(networks=parts.get("scores", compute))
+
+
+ACCURACY = Suite(
+    name="accuracy",
+    summary="top-1, top-5, negative log-likelihood and ECE on the test images",
+    run=run_accuracy,
+    Result=AccuracyResult,
+)

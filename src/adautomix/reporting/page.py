@@ -8,6 +8,9 @@ from statistics import fmean
 from typing import Any
 
 from adautomix.errors import UsageError
+from adautomix.evaluation.subject import Subject
+from adautomix.reporting.drawing import Chart
+from adautomix.reporting.evaluations import of_runs, write_evaluations
 from adautomix.reporting.figures import (
     MEMORY,
     METRICS,
@@ -31,11 +34,11 @@ from adautomix.reporting.figures import (
     t_interval,
     thin,
 )
-from adautomix.reporting.plots import Chart, curves, time_chart
+from adautomix.reporting.html import render, write_html
+from adautomix.reporting.plots import curves, time_chart
 from adautomix.reporting.runs import Run, number_at, read_runs
 from adautomix.reporting.verdicts import Verdict, difference, how_to_read, span, verdicts
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _MAX_SAMPLES = 4  # pictures of one run
 
 
@@ -61,7 +64,8 @@ def write_page(runs: Sequence[Path], out: Path, *, baseline: str | None = None) 
         raise UsageError(f"{out} is a folder: name the HTML file to write")
     read = read_runs(runs)
     found = verdicts(read, baseline)
-    html = _template().render(
+    html = render(
+        "report.html.j2",
         title=_title(read),
         sentence=summary_sentence(read),
         runs=read,
@@ -78,31 +82,24 @@ def write_page(runs: Sequence[Path], out: Path, *, baseline: str | None = None) 
         time_chart=_drawn(time_chart(read)),
         charts=_drawn(curves(read)),
         pictures=[picture for run in read for picture in _pictures(run)],
+        evaluations=of_runs(read),
         settings=_settings(read),
         making=[(run, run.fact("command"), _making(run)) for run in read],
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(html, encoding="utf-8")
-    return out
+    return write_html(html, out)
+
+
+def write_evaluation_page(subject: Subject) -> Path:
+    """The report of the run anew, or a page of its own for a network from elsewhere."""
+    if subject.run is not None and subject.folder == subject.run:
+        return write_page([subject.run], subject.run / "report.html")
+    return write_evaluations([subject.folder], subject.folder / "report.html")
 
 
 def _drawn(charts: Sequence[Chart]) -> list[tuple[Chart, Any]]:
     from markupsafe import Markup
 
     return [(chart, Markup(chart.svg)) for chart in charts]
-
-
-def _template() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2")
 
 
 def _title(runs: Sequence[Run]) -> str:

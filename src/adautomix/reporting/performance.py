@@ -9,8 +9,8 @@ from adautomix.bench.phases import PHASES, REST
 from adautomix.bench.rows import read
 from adautomix.bench.workload import Row
 from adautomix.errors import UsageError
+from adautomix.reporting.drawing import drawing, look
 from adautomix.reporting.figures import MISSING, NETWORKS, decimals, percent, significant, thin
-from adautomix.reporting.plots import STYLE, look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -199,12 +199,11 @@ def provenance(row: Row) -> str:
 
 def draw_growth(rows: Sequence[Row], path: Path) -> Path:
     """Write the rows of `time_growth` as an SVG with a panel an axis, and return its path."""
-    import matplotlib
     from matplotlib.figure import Figure
 
     axes_there = [axis for axis in AXES if any(row["axis"] == axis for row in rows)]
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": "growth"}):
+    with drawing("growth"):
         figure = Figure(figsize=(9, 3.2), layout="constrained")
         panels = figure.subplots(1, len(axes_there), squeeze=False)[0]
         for panel, axis in zip(panels, axes_there, strict=True):

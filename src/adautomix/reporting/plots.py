@@ -1,19 +1,24 @@
-"""Curves of runs as SVG for the page, each with the numbers behind it.
+"""Curves of runs for the page, each with the numbers behind it."""
 
-Colours are written as CSS variables (`--series-1` … with a fallback) and the ink as
-`currentColor`, so that one picture serves a light page, a dark page and a printer.
-"""
-
-import io
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from math import ceil
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
+from adautomix.reporting.drawing import (
+    DASHED,
+    DOTTED,
+    INK,
+    SOLID,
+    Chart,
+    LineStyle,
+    drawing,
+    inline_svg,
+    look,
+    shorten,
+)
 from adautomix.reporting.figures import NETWORKS, Group, groups, percent, significant, thin
 from adautomix.reporting.runs import Row, Run, number_at
 
@@ -22,38 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-# Eight hues that stay apart under the common kinds of colour blindness (after Okabe and Ito),
-# darkened to at least 3:1 on white; the page lightens them for dark mode.
-PALETTE = ("#0a67a3", "#c4500a", "#0a7d5a", "#a94c86", "#7a6a00", "#2b8fb8", "#8c2f39", "#5d5d72")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_INK = "#123456"  # stands for currentColor while matplotlib, which does not know it, draws
 _MAX_POINTS = 400
 _MAX_TABLE_ROWS = 60
 _AXES = {"epoch": "epoch", "seconds": "training time (s)"}
-
-LineStyle = Literal["-"] | tuple[float, tuple[float, ...]]
-_SOLID: LineStyle = "-"
-_DASHED: LineStyle = (0, (4, 1.6))
-_DOTTED: LineStyle = (0, (1, 1.4))
-
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 9,
-    "legend.fontsize": 8,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 3.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.15,
-    "axes.formatter.useoffset": False,
-    **dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK
-    ),
-    "grid.color": _INK,
-}
-"""Of every figure, as matplotlib's settings."""
 
 
 @dataclass(frozen=True)
@@ -105,23 +81,11 @@ class Plan:
         return number_at(row, self.along)
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A drawn chart: inline SVG, the words around it, and its numbers as a thinned table."""
-
-    slug: str
-    title: str
-    caption: str
-    svg: str
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-
-
 _ACCURACY = Panel(
     "top-1 on test (%)",
     (
-        Line("teacher.top1", "teacher (moving average)", _SOLID, percent, 100),
-        Line("student.top1", "student (trained network)", _DASHED, percent, 100),
+        Line("teacher.top1", "teacher (moving average)", SOLID, percent, 100),
+        Line("student.top1", "student (trained network)", DASHED, percent, 100),
     ),
 )
 
@@ -146,8 +110,8 @@ PLANS = (
             Panel(
                 "student, training (%)",
                 (
-                    Line("probe", "unmixed training images", _DASHED, percent, 100),
-                    Line("captured", "share of mixture captured", _DOTTED, percent, 100),
+                    Line("probe", "unmixed training images", DASHED, percent, 100),
+                    Line("captured", "share of mixture captured", DOTTED, percent, 100),
                 ),
             ),
         ),
@@ -158,7 +122,7 @@ PLANS = (
         "The student's loss as it was minimised. Methods sum different terms on differently "
         "hard images: look at the shape of one line, not at the height of one against another.",
         "train",
-        (Panel("training loss", (Line("loss", "student (trained network)", _DASHED),)),),
+        (Panel("training loss", (Line("loss", "student (trained network)", DASHED),)),),
     ),
     Plan(
         "schedule",
@@ -167,8 +131,8 @@ PLANS = (
         "share of itself that the teacher keeps at each step.",
         "train",
         (
-            Panel("learning rate", (Line("lr", "learning rate (student)", _DASHED),)),
-            Panel("momentum", (Line("teacher_momentum", "momentum (teacher)", _SOLID),)),
+            Panel("learning rate", (Line("lr", "learning rate (student)", DASHED),)),
+            Panel("momentum", (Line("teacher_momentum", "momentum (teacher)", SOLID),)),
         ),
     ),
 )
@@ -220,10 +184,8 @@ def _mean_row(rows: Sequence[Row]) -> Row:
 
 
 def _chart(plan: Plan, runs: Sequence[Run]) -> Chart:
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": plan.slug}):
-        svg = _svg(_draw(plan, runs), plan)
+    with drawing(plan.slug):
+        svg = inline_svg(_draw(plan, runs), plan.slug, plan.title)
     columns = ("run", plan.along, *(line.title for line in plan.lines))
     return Chart(plan.slug, plan.title, plan.caption, svg, columns, _numbers(plan, runs))
 
@@ -288,54 +250,13 @@ def _families(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
     return [(group.label, list(group.runs)) for group in found]
 
 
-def look(index: int) -> dict[str, Any]:
-    """Colour and marker of the line number `index`."""
-    return {"color": PALETTE[index % len(PALETTE)], "marker": _MARKERS[index % len(_MARKERS)]}
-
-
 def _legend(plan: Plan, families: Sequence[str]) -> "list[Line2D]":
     """Handles: a colour and marker for each family, then a line style for each line."""
     from matplotlib.lines import Line2D
 
     colours = [
-        # matplotlib leaves labels that begin with an underscore out of the legend.
-        Line2D([], [], label=_shorten(name.lstrip("_"), 50), linestyle="none", **look(i))
+        Line2D([], [], label=shorten(name), linestyle="none", **look(i))
         for i, name in enumerate(families)
     ]
-    styles = [Line2D([], [], label=s.title, linestyle=s.style, color=_INK) for s in plan.lines]
+    styles = [Line2D([], [], label=s.title, linestyle=s.style, color=INK) for s in plan.lines]
     return colours + styles
-
-
-def _shorten(text: str, limit: int) -> str:
-    """Cut the middle out of a long name: runs tell themselves apart at both ends."""
-    text = " ".join(text.split())
-    if len(text) <= limit:
-        return text
-    half = (limit - 1) // 2
-    return f"{text[:half]}…{text[-half:]}"
-
-
-def _svg(figure: "Figure", plan: Plan) -> str:
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with warnings.catch_warnings():
-        # The reader's browser sets the text, so letters that matplotlib's font lacks are no loss.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    width, height = 72 * figure.get_size_inches()
-    return _inline(buffer.getvalue(), plan, f"0 0 {width:g} {height:g}")
-
-
-def _inline(svg: str, plan: Plan, box: str) -> str:
-    """A file's SVG for use inside a page: titled, free to grow, its ids unique to its slug."""
-    body = svg.partition("<svg")[2].partition(">")[2]
-    for before in (' id="', "url(#", 'href="#'):
-        body = body.replace(before, f"{before}{plan.slug}-")
-    body = body.replace(_INK, "currentColor")
-    for i, colour in enumerate(PALETTE, start=1):
-        body = body.replace(f": {colour}", f": var(--series-{i}, {colour})")
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="{box}" role="img" aria-labelledby="{plan.slug}-title">'
-    )
-    return f'{head}<title id="{plan.slug}-title">{escape(plan.title)}</title>{body}'

@@ -1,7 +1,7 @@
 """What a person sees of a running training: a bar on a terminal, a line an epoch elsewhere."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -94,3 +94,25 @@ class Display:
     def say(self, text: str) -> None:
         """A line for the reader."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def suite_progress(title: str, *, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for the parts of evaluation suites; call it with (part, done, of)."""
+    console = Console(stderr=True, quiet=quiet)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed} of {task.total}"),
+        TimeElapsedColumn(),
+        TextColumn("elapsed,"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
+        task = progress.add_task(title)
+
+        def tell(part: str, done: int, of: int) -> None:
+            progress.update(task, description=f"{title}  {part}", completed=done, total=of)
+
+        yield tell

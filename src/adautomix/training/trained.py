@@ -1,6 +1,5 @@
 """A run that is used and no longer trained: its networks, its classes, its images."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,14 @@ import torch
 from torch import Tensor
 
 from adautomix.config import TrainConfig
-from adautomix.data import eval_batches
 from adautomix.data.pictures import prepare_pictures
 from adautomix.errors import UsageError
-from adautomix.evaluation.accuracy import evaluate
 from adautomix.methods import Method
 from adautomix.models import Classifier, evaluating
 from adautomix.training.checkpoint import load_checkpoint, read_checkpoint
 from adautomix.training.run_folder import RunFolder
-from adautomix.training.runtime import autocast, pick_device
-from adautomix.training.setup import build_networks, load_images
+from adautomix.training.runtime import pick_device
+from adautomix.training.setup import build_networks
 
 Network = Literal["student", "teacher"]
 
@@ -106,33 +103,6 @@ def load_trained(
         network.eval()
     method.load_state_dict(checkpoint.part("method"))
     return TrainedRun(folder.path, config, card, networks, method.eval(), checkpoint.step, where)
-
-
-def evaluate_run(
-    path: Path, *, which: Literal["last", "best"] = "last", device: str = "auto"
-) -> dict[str, Any]:
-    """Scores of student and teacher on the test set of the run's own data.
-
-    Raises:
-        UsageError: no run there, or its data are gone.
-        RunError: the checkpoint is damaged.
-    """
-    trained = load_trained(path, which=which, device=device)
-    data = load_images(trained.config)
-    images = eval_batches(
-        data.test, data, batch_size=trained.config.eval_batch_size, device=trained.device
-    )
-    with autocast(trained.device, trained.config.precision):
-        scores = evaluate(trained.networks, images, trained.method.eval_head)
-    result = {
-        "version": 1,
-        "checkpoint": which,
-        "step": trained.step,
-        "test_images": len(data.test),
-        "networks": {name: s._asdict() for name, s in scores.items()},
-    }
-    (path / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
-    return result
 
 
 def check_network(name: str) -> Network:
