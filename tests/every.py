@@ -71,28 +71,32 @@ def steps_of(trainer: Trainer, steps: int) -> list[dict[str, float]]:
     return rows
 
 
+def student_of(method: str, seed: int = 1) -> Classifier:
+    """A small network that suits the method, with the weights of a seed."""
+    config = make_config({"method": method, **network_for(method)})
+    return build_model(
+        config.model,
+        CLASSES,
+        stem="cifar" if config.model.startswith("resnet") else "standard",
+        width=config.width,
+        image_size=16,
+        heads=METHODS[method].heads,
+        options=config.model_options,
+        generator_seed=seed,
+    )
+
+
 class Bench:
     """A method with networks and a batch of its own."""
 
     def __init__(self, name: str, images: int = BATCH, **settings: Any) -> None:
-        config = make_config({"method": name, **network_for(name), name: settings})
         cls = METHODS[name]
-        self.student: Classifier = build_model(
-            config.model,
-            CLASSES,
-            stem="cifar" if config.model.startswith("resnet") else "standard",
-            width=config.width,
-            image_size=16,
-            heads=cls.heads,
-            options=config.model_options,
-            generator_seed=1,
-        )
+        options = make_config({"method": name, name: settings}).method_settings
+        self.student = student_of(name)
         self.teacher: Any = Teacher(self.student).model
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.method: Method = cls(
-                config.method_settings, num_classes=CLASSES, model=self.student
-            )
+            self.method: Method = cls(options, num_classes=CLASSES, model=self.student)
         data = patches(max(50, images))
         pixels, self.labels = next(data.train.read([torch.arange(images)]))
         self.images = (pixels.float() / 255 - 0.5) / 0.2

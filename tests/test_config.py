@@ -124,6 +124,16 @@ def test_model_options_are_read_as_yaml_reads_them() -> None:
     }
 
 
+def test_a_table_of_settings_is_one_flag_or_several() -> None:
+    for flags in ({"sumix.options": "{alpha: 0.4}"}, {"sumix.options.alpha": "0.4"}):
+        config = load_config(flags={"method": "sumix", **flags})
+        settings: Any = config.method_settings
+        assert settings.wrapped()[1].model_dump() == {"alpha": 0.4, "per_sample": False}
+    assert load_config(flags={"model-options": "{depth: 2}"}).model_options == {"depth": 2}
+    with pytest.raises(UsageError, match=r"sumix\.options = \{alpha: : not YAML"):
+        load_config(flags={"sumix.options": "{alpha: "})
+
+
 # ---------------------------------------------------------------------- what is refused
 
 
@@ -273,6 +283,9 @@ def test_every_setting_is_listed_and_described() -> None:
 
 
 def test_listed_defaults_are_the_defaults() -> None:
-    flags = {name: default for name, default, _ in list_settings() if name != "model_options"}
-    config = load_config(flags=flags)
+    config = load_config(flags={name: default for name, default, _ in list_settings()})
     assert config.resolved() == TrainConfig().resolved()
+    for name, cls in METHODS.items():
+        assert (
+            make_config({**config.model_dump(), "method": name}).method_settings == cls.Settings()
+        )

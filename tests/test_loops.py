@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from every import network_for, student_of
 from tiny import CLASSES, state_of, tiny_classifier, toy_images
 from torch import Tensor, nn
 
 import adautomix
-from adautomix.config import TeacherSettings, TrainConfig
+from adautomix.config import TeacherSettings, TrainConfig, make_config
 from adautomix.data.sets import ImageData, InMemory
 from adautomix.errors import UsageError
 from adautomix.loops import MethodInLoop, create_method
@@ -69,18 +70,9 @@ def data() -> ImageData:
 
 
 def run_of(name: str, folder: Path) -> TrainConfig:
-    return TrainConfig(
-        method=name,
-        stem="cifar",
-        width=0.125,
-        batch_size=10,
-        epochs=2,
-        label_smoothing=0.1,
-        seed=3,
-        channels_last=False,
-        device="cpu",
-        out=folder,
-    )
+    settings = {"label_smoothing": 0.1, "seed": 3, "channels_last": False, "device": "cpu"}
+    schedule = {"batch_size": 10, "epochs": 2, "out": folder}
+    return make_config({"method": name, **network_for(name), **settings, **schedule})
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -151,7 +143,7 @@ def saved(state: Any) -> Any:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_state_goes_on_identically(name: str) -> None:
-    first, second = Loop(name), Loop(name, tiny_classifier(seed=5))
+    first, second = Loop(name, student_of(name)), Loop(name, student_of(name, seed=5))
     first.run(3)
     for part in ("model", "method", "optimizer"):
         getattr(second, part).load_state_dict(saved(getattr(first, part).state_dict()))

@@ -59,7 +59,10 @@ def courses(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[st
 
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_train_as_one(name: str, courses: Callable[[int], dict[str, Any]]) -> None:
-    assert_same(courses(2)[name], course(name))
+    # Where the batch is split, these run every image twice: mean and variance are the same, but
+    # the unbiased estimate of it, n / (n - 1), is that of twice as many.
+    twice = name in ("manifoldmix", "alignmix", "sumix")
+    assert_same(courses(2)[name], course(name), variances=1e-2 if twice else 1e-5)
 
 
 def test_parts_within_processes_train_as_one(courses: Callable[[int], dict[str, Any]]) -> None:
@@ -68,11 +71,12 @@ def test_parts_within_processes_train_as_one(courses: Callable[[int], dict[str, 
     assert_same(courses(2)["accumulated"], course(last, model="convnext_tiny"))
 
 
-def assert_same(several: dict[str, Any], alone: dict[str, Any]) -> None:
+def assert_same(several: dict[str, Any], alone: dict[str, Any], variances: float = 1e-5) -> None:
     for key in ("losses", "scores"):
         for mine, theirs in zip(several[key], alone[key], strict=True):
             assert mine == pytest.approx(theirs, rel=2e-4, abs=2e-5)
     assert several["weights"] == pytest.approx(alone["weights"], rel=1e-5)
+    assert several["variances"] == pytest.approx(alone["variances"], rel=variances)
 
 
 # ---------------------------------------------------------------------- the command

@@ -6,6 +6,7 @@ method declares them itself.
 """
 
 import difflib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
@@ -17,6 +18,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from adautomix.errors import UsageError
 from adautomix.methods import METHODS, MethodSettings, find_method
+from adautomix.models import Stem, suited_stem
+
+ARCHITECTURE = ("model", "stem", "width", "model_options", "image_size")
+"""The settings that say which network weights belong to."""
 
 
 class TeacherSettings(BaseModel):
@@ -71,6 +76,11 @@ class TrainConfig(BaseModel):
     )
     width: float = Field(1.0, gt=0, le=4, description="factor on the channels of the backbone")
     pretrained: bool = Field(False, description="start from timm's weights")
+    init: Path | None = Field(
+        None,
+        description="start from the backbone of this run (its teacher), exported folder or "
+        "safetensors file, and be that network where not told otherwise",
+    )
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate")
     model_options: dict[str, Any] = Field({}, description="passed on to timm.create_model")
 
@@ -101,10 +111,24 @@ class TrainConfig(BaseModel):
     eval_every: int = Field(1, ge=1, description="epochs between evaluations")
     log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
     checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
+    keep_every: int | None = Field(
+        None, ge=1, description="epochs between checkpoints that are kept; none: only last and best"
+    )
     tensorboard: bool = Field(False, description="write TensorBoard events too")
     out: Path | None = Field(None, description="run folder; none: runs/<data>-<method>-s<seed>")
+    label: str | None = Field(None, description="name in tables; none: the method's")
 
     teacher: TeacherSettings = Field(TeacherSettings(), description="the moving average")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_init_says(cls, values: Any) -> Any:
+        """Which network it is: a complete configuration says so itself and needs no `init`."""
+        if not isinstance(values, Mapping) or not values.get("init"):
+            return values
+        if values.keys() >= set(ARCHITECTURE):
+            return values
+        return architecture_of(Path(values["init"])) | dict(values)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -116,6 +140,8 @@ class TrainConfig(BaseModel):
                 f"teacher.buffers = own: {self.method} never runs the teacher, so its statistics "
                 "would stay at their start; use average or copy"
             )
+        if self.init and self.pretrained:
+            raise UsageError("init and pretrained both say where the weights start: leave out one")
         if self.batch_size % self.accumulate:
             raise UsageError(
                 f"accumulate = {self.accumulate} does not divide batch_size = {self.batch_size}"
@@ -127,11 +153,42 @@ class TrainConfig(BaseModel):
         """The settings of this run's method, with its defaults filled in."""
         return find_method(self.method).Settings(**(self.model_extra or {}).get(self.method, {}))
 
+    def stem_for(self, image_size: int) -> Stem:
+        """The stem for images of this side in pixels, "auto" made up."""
+        if self.stem != "auto":
+            return self.stem
+        # Published weights fit only the stem they were trained with.
+        return "standard" if self.pretrained else suited_stem(self.model, image_size)
+
     def resolved(self) -> dict[str, Any]:
         """Every setting with its value, as plain data: what `config.yaml` holds."""
         plain: dict[str, Any] = self.model_dump(mode="json", exclude=set(self.model_extra or {}))
         settings = self.method_settings.model_dump(mode="json")
         return {**plain, self.method: settings} if settings else plain
+
+
+def architecture_of(path: Path) -> dict[str, Any]:
+    """The settings that build the network whose weights lie at `path`; none of a plain file.
+
+    Args:
+        path: a run folder, a folder of `adautomix export`, or a file of weights.
+
+    Raises:
+        UsageError: the folder does not say.
+    """
+    try:
+        if (path / "config.yaml").is_file():
+            run = make_config(read_yaml(path / "config.yaml"))
+            size = json.loads((path / "data.json").read_text())["image_size"]
+            stem = {"image_size": size, "stem": run.stem_for(size)}
+            return {name: getattr(run, name) for name in ARCHITECTURE} | stem
+        if (path / "config.json").is_file():
+            known = json.loads((path / "config.json").read_text(encoding="utf-8"))
+            sizes = {name: known[name] for name in ("stem", "width", "image_size")}
+            return {"model": known["architecture"], **sizes}
+    except (OSError, KeyError, ValueError) as error:
+        raise UsageError(f"{path} does not say which network it holds: {error}") from None
+    return {}
 
 
 def check_group(name: str, options: Any) -> None:
@@ -212,17 +269,35 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nest(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted names, with dashes or underscores, as nested settings; the text `none` is None."""
+    """Dotted names, with dashes or underscores, as nested settings; the text `none` is None.
+
+    Raises:
+        UsageError: a table of settings is not YAML.
+    """
     nested: dict[str, Any] = {}
     for name, value in flags.items():
         *groups, last = name.replace("-", "_").split(".")
         inner: Any = None if value == "none" else value
-        if groups == ["model_options"]:  # timm's own: a number is a number and not text
-            inner = yaml.safe_load(str(inner))
+        # Options of timm's have no types of ours: a number is a number and not text.
+        if groups == ["model_options"] or str(value).startswith("{"):
+            inner = read_value(name, str(inner))
         for group in [last, *reversed(groups)]:
             inner = {group: inner}
         nested = merge(nested, inner)
     return nested
+
+
+def read_value(name: str, text: str) -> Any:
+    """The value of a flag that is written as in a file, such as `{alpha: 0.2}` or `[2, 2]`.
+
+    Raises:
+        UsageError: it is not YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        message = f"{name} = {text}: not YAML; write it as in a file, say {{alpha: 0.2}}"
+        raise UsageError(message) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -15,6 +15,12 @@ from adautomix.training.trained import load_trained
 
 PICTURE_SIZE = 224
 CPU = torch.device("cpu")
+SMALL_TRANSFORMER = {
+    "model": "vit_tiny_patch16_224",
+    "stem": "standard",
+    "width": 1.0,
+    "model_options": {"depth": 4},
+}
 
 
 def preview_rows(
@@ -40,7 +46,10 @@ def preview_rows(
     if run is not None:
         return trained_rows(run, files, count)
     names = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
-    configs = [make_config(merge(lively(name), values) | {"method": name}) for name in names]
+    configs = [
+        make_config(merge(lively(name), values) | {"method": name} | suited(name, values))
+        for name in names
+    ]
     data = None if files else load_images(configs[0])
     batch = data_batch(data, configs[0].seed, CPU) if data else picture_batch(files, PICTURE_SIZE)
     rows: list[MixRow] = []
@@ -53,6 +62,12 @@ def preview_rows(
         )
         rows += mix_rows(method, batch, count=count, student=student, teacher=teacher.model)
     return rows
+
+
+def suited(method: str, values: dict[str, Any]) -> dict[str, Any]:
+    """A small vision transformer for a method that reads attention, where none was asked for."""
+    plain = str(values.get("model", "")).startswith(("vit", "deit"))
+    return {} if plain or "attention" not in find_method(method).needs else SMALL_TRANSFORMER
 
 
 def lively(method: str) -> dict[str, Any]:
