@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from every import BATCH, Bench, steps_of, trainer_of
+from every import BATCH, TRANSFORMER, Bench, steps_of, trainer_of
 from torch import Tensor
 
 from adautomix.methods import METHODS
@@ -24,6 +24,16 @@ def test_it_trains(name: str, tmp_path: Path) -> None:
     rows = steps_of(trainer, 48)
     assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in rows)
     assert trainer.judge.probe() > 0.5, "on training images, unmixed"
+
+
+@EVERY
+def test_it_trains_a_transformer(name: str, tmp_path: Path) -> None:
+    trainer = trainer_of(name, tmp_path, **TRANSFORMER)
+    before = {key: value.clone() for key, value in trainer.weights().items()}
+    rows = steps_of(trainer, 3)
+    assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in rows)
+    moved = [key for key, value in trainer.weights().items() if not torch.equal(value, before[key])]
+    assert any("attn" in key for key in moved)
 
 
 @EVERY

@@ -144,12 +144,17 @@ class Classifier(nn.Module):
         Raises:
             UsageError: it is no plain vision transformer.
         """
-        if not _is_plain_transformer(self.backbone):
+        if not self.plain_transformer:
             raise UsageError(
                 f"model {self.spec.name} has no attention of all patches to all: use a plain vision"
                 " transformer (ViT or DeiT families), say deit_small_patch16_224"
             )
         return Blocks(self.backbone)
+
+    @property
+    def plain_transformer(self) -> bool:
+        """Whether it can be taken apart at its blocks."""
+        return _is_plain_transformer(self.backbone)
 
     def default_tap(self) -> int:
         """The last stage but one (third of four); for a plain transformer the middle block."""

@@ -86,6 +86,14 @@ def find_method(name: str) -> type[Method]:
     raise UsageError(f"unknown method {name!r}: {hint}`adautomix methods` lists them all")
 
 
+def suits(method: str, model: str) -> bool:
+    """Whether a timm network of that name has what a method looks for.
+
+    Some read the attention of all patches to all, which plain vision transformers have.
+    """
+    return "attention" not in find_method(method).needs or model.startswith(("vit", "deit"))
+
+
 def build_method(name: str, options: dict[str, Any] | None = None, **common: Any) -> Method:
     """A method from its name, its own settings and what all methods share (see `Method`)."""
     cls = find_method(name)
@@ -102,4 +110,5 @@ __all__ = [
     "Sources",
     "build_method",
     "find_method",
+    "suits",
 ]

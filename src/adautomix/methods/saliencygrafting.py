@@ -92,11 +92,29 @@ def feature_saliency(
         `[B, h, w]`, float32, sums to 1; uniform where there is no gradient.
     """
     with torch.enable_grad(), looking(student):
-        seen = student.features(images.detach().requires_grad_(), tap)
-        logits = student.logits(seen.pooled, head)
-        loss = F.cross_entropy(logits.float(), targets, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, seen.tap)
-    return shares((seen.tap.detach().float() * gradient.float()).sum(dim=1).abs())
+        inner, pooled = inner_and_pooled(student, images.detach().requires_grad_(), tap)
+        loss = F.cross_entropy(student.logits(pooled, head).float(), targets, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, inner)
+    weighted = inner.detach().float() * gradient.float()
+    if weighted.ndim == 4:
+        return shares(weighted.sum(dim=1).abs())
+    patches = weighted.sum(dim=2).abs()[:, student.blocks().prefix :]
+    return shares(patches.unflatten(1, student.tap_shape(tap)[1:]))
+
+
+def inner_and_pooled(student: Classifier, images: Tensor, tap: int) -> tuple[Tensor, Tensor]:
+    """What a stage puts out, and the pooled features that are computed from it.
+
+    Of a plain transformer it is the tokens `[B, T, D]`: the map of its tap is a copy of them that
+    the rest of the network does not see.
+    """
+    if getattr(student, "plain_transformer", False):
+        blocks = student.blocks()
+        tokens = blocks.enter(images, tap + 1)
+        return tokens, blocks.leave(tokens, tap + 1)[0]
+    seen = student.features(images, tap)
+    assert seen.tap is not None
+    return seen.tap, seen.pooled
 
 
 def salient_cells(saliency: Tensor, temperature: float) -> Tensor:

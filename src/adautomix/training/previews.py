@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from adautomix.config import make_config, merge
-from adautomix.methods import METHODS, find_method
+from adautomix.methods import METHODS, find_method, suits
 from adautomix.reporting.grid import MixRow
 from adautomix.reporting.preview import data_batch, mix_rows, picture_batch
 from adautomix.training.setup import build_networks, load_images
@@ -66,8 +66,7 @@ def preview_rows(
 
 def suited(method: str, values: dict[str, Any]) -> dict[str, Any]:
     """A small vision transformer for a method that reads attention, where none was asked for."""
-    plain = str(values.get("model", "")).startswith(("vit", "deit"))
-    return {} if plain or "attention" not in find_method(method).needs else SMALL_TRANSFORMER
+    return {} if suits(method, str(values.get("model", ""))) else SMALL_TRANSFORMER
 
 
 def lively(method: str) -> dict[str, Any]:
