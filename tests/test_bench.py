@@ -113,7 +113,7 @@ def test_figures_of_a_timing() -> None:
     timings = [Timing("vanilla", 10, [4.0, 1.0, 2.0, 3.0]), Timing("mixup", 10, [5.0, 5.0], 7.0)]
     first, second = step_rows(timings)
     assert first["seconds"] == 2.5
-    assert first["quartiles"] == (1.25, 3.75)
+    assert first["quartiles"] == (1.75, 3.25)
     assert (first["times"], second["times"]) == (1.0, 2.0)
     assert first["images_per_second"] == 4.0
     assert (first["peak_memory_mib"], second["peak_memory_mib"]) == (None, 7.0)

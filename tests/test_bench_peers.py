@@ -76,7 +76,7 @@ def test_without_names_all_that_is_installed_is_timed(monkeypatch: pytest.Monkey
 def test_median_and_quartiles() -> None:
     timing = MixTiming("timm", "mixup", "batch", 2, 4, [4.0, 1.0, 2.0, 3.0, 5.0])
     assert timing.median == 3
-    assert timing.quartiles == (1.5, 4.5)
+    assert timing.quartiles == (2.0, 4.0)
 
 
 @pytest.mark.parametrize(
