@@ -21,7 +21,7 @@ CNN = {"model": "resnet18", "width": 0.125}
 TRANSFORMER = {
     "model": "vit_tiny_patch16_224",
     "width": 0.25,
-    "model_options": {"patch_size": 4, "depth": 2},
+    "model_options": {"patch_size": 4, "depth": 3},  # the last two say nothing of saliency
 }
 
 

@@ -114,6 +114,24 @@ def healthy_unseeded() -> Loop:
     return Plain(mixer(generator=generator)).loop()
 
 
+def healthy_two_classes() -> Loop:
+    images, labels = toy_images(BATCH)
+    return Loop(Plain().train_step, [(images, (labels == 4).long())])
+
+
+def healthy_weak_mixup() -> Loop:
+    """Where λ is within 0.02 of 0 or 1 at every second step."""
+    generator = process_generator()
+
+    def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        mixed = adautomix.mix.mixup(
+            images, labels, num_classes=CLASSES, alpha=0.15, generator=generator
+        )
+        return mixed.images, mixed.targets
+
+    return Plain(mix).loop()
+
+
 # ---------------------------------------------------------------------- with one
 
 
@@ -134,6 +152,13 @@ def forgets_the_targets() -> Loop:
     return plain.loop()
 
 
+def two_classes() -> Loop:
+    """One of the mistakes again, where the batch begins with a row of images of one class."""
+    plain = forgets_the_targets()
+    images, labels = toy_images(BATCH)
+    return Loop(plain.train_step, [(images, (labels == 4).long())])
+
+
 def rounds_the_targets() -> Loop:
     return Plain(loss=lambda logits, targets: F.cross_entropy(logits, targets.argmax(1))).loop()
 
@@ -148,6 +173,19 @@ def rounds_to_smoothed_one_hot() -> Loop:
 
 def same_seed_everywhere() -> Loop:
     return Plain(mixer(generator=torch.Generator().manual_seed(0))).loop()
+
+
+def same_lam_everywhere() -> Loop:
+    """Partners of its own for each process, and one λ for all."""
+    lam, order = torch.Generator().manual_seed(0), process_generator()
+
+    def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        targets, share = F.one_hot(labels, CLASSES), torch.rand((), generator=lam) / 2
+        partner = torch.randperm(len(labels), generator=order)
+        mixed = (torch.lerp(both, both[partner], share) for both in (images, targets.float()))
+        return next(mixed), next(mixed)
+
+    return Plain(mix).loop()
 
 
 def same_rank_everywhere() -> Loop:
@@ -191,6 +229,15 @@ def without_a_network() -> Loop:
 
 def wrong_batches() -> Loop:
     return Loop(Plain().train_step, [{"images": 1}])
+
+
+def one_class() -> Loop:
+    images, labels = toy_images(BATCH)
+    return Loop(Plain().train_step, [(images, 0 * labels)])
+
+
+def not_a_loop() -> Any:
+    return Plain()
 
 
 def far_end() -> Loop:

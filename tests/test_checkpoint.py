@@ -14,16 +14,22 @@ import pytest
 import torch
 from conftest import SMALL_NET, Command, assert_same_run, steps_in, tensors
 
-from adautomix.config import load_config
+from adautomix.config import TrainConfig, load_config
 from adautomix.errors import RunError, UsageError
 from adautomix.training.checkpoint import (
     Checkpoint,
+    checkpoint_names,
     file_hash,
+    kept_epochs,
+    kept_name,
     load_checkpoint,
     read_checkpoint,
     save_checkpoint,
 )
-from adautomix.training.run import open_run, train
+from adautomix.training.loop import Trainer
+from adautomix.training.run import open_run, resume, train
+from adautomix.training.run_folder import RunFolder
+from adautomix.training.setup import data_card, load_images
 from adautomix.training.trained import load_trained
 
 FILES = ("weights.safetensors", "state.pt", "manifest.json")
@@ -93,6 +99,18 @@ def test_the_last_two_and_the_best_are_kept(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint(4), best=True)
     steps = {path.name: read_checkpoint(path).step for path in folder.iterdir()}
     assert steps == {"last": 4, "previous": 3, "best": 4}
+
+
+def test_kept_checkpoints_stay_and_hold_weights_alone(tmp_path: Path) -> None:
+    for epoch in (2, 10, 11):
+        save_checkpoint(tmp_path, checkpoint(epoch), kept=kept_name(epoch) if epoch < 11 else None)
+    assert kept_epochs(tmp_path) == [2, 10]
+    assert checkpoint_names(tmp_path) == ["epoch-0002", "epoch-0010", "last"]
+    kept = read_checkpoint(tmp_path / "checkpoints/epoch-0002")
+    assert (kept.step, kept.state) == (2, {})
+    assert kept.weights.keys() == checkpoint(2).weights.keys()
+    assert all(torch.equal(kept.weights[n], w) for n, w in checkpoint(2).weights.items())
+    assert_equal(load_checkpoint(tmp_path)[0], checkpoint(11))
 
 
 def test_no_checkpoint_is_wrong_usage(tmp_path: Path) -> None:
@@ -279,7 +297,7 @@ def moves_of_a_save(run: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int) -
         patch.setattr(Path, "rename", counted(Path.rename))
         patch.setattr(shutil, "rmtree", counted(shutil.rmtree))
         try:
-            save_checkpoint(run, checkpoint(3), best=True)
+            save_checkpoint(run, checkpoint(3), best=True, kept="epoch-0003")
         except Crash:
             return True
     return False
@@ -299,6 +317,8 @@ def test_a_crash_at_any_moment_leaves_a_loadable_run(
             assert problem == ""
             assert_equal(found, checkpoint(found.step))
             found_steps.append(found.step)
+        for epoch in kept_epochs(run):
+            assert read_checkpoint(run / "checkpoints" / kept_name(epoch)).step == epoch
         save_checkpoint(run, checkpoint(4), best=True)  # and the run goes on
         assert load_checkpoint(run)[0].step == read_checkpoint(run / "checkpoints/best").step == 4
         if not crashed:
@@ -312,15 +332,28 @@ def test_a_crash_at_any_moment_leaves_a_loadable_run(
 # --- whole runs ------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two epochs of four steps: checkpoints at steps 4 and 8."""
-    run = tmp_path_factory.mktemp("checkpoints") / "run"
+def settings(photos: Path, run: Path, **flags: Any) -> TrainConfig:
+    """Two epochs of four steps."""
     words = [str(word).removeprefix("--") for word in SMALL_NET]
     net = dict(zip(words[::2], words[1::2], strict=True))
-    flags = {"data": str(photos), "out": run, "method": "mixup", "epochs": 2, "batch_size": 6}
-    train(load_config(flags=net | flags), quiet=True)
+    usual = {"data": str(photos), "out": run, "method": "mixup", "epochs": 2, "batch_size": 6}
+    return load_config(flags=net | usual | flags)
+
+
+@pytest.fixture(scope="module")
+def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints at steps 4 and 8."""
+    run = tmp_path_factory.mktemp("checkpoints") / "run"
+    train(settings(photos, run), quiet=True)
     return run
+
+
+def begin(config: TrainConfig) -> Trainer:
+    """A trainer at the start of a new run, as `train` makes it."""
+    folder = RunFolder.create(config)
+    data = load_images(config, progress=False)
+    folder.write_data_card(data_card(data))
+    return Trainer(config, data, folder, quiet=True)
 
 
 @pytest.fixture
@@ -353,6 +386,52 @@ def test_a_damaged_checkpoint_is_not_predicted_with(run: Path, command: Command)
     flip_byte(run / "checkpoints/best/weights.safetensors", 100)
     with pytest.raises(RunError, match=r"best/weights\.safetensors is not what was written"):
         load_trained(run, which="best")
+
+
+def test_a_run_that_keeps_checkpoints_is_the_same_run(
+    photos: Path, finished: Path, tmp_path: Path
+) -> None:
+    """Stopped where one was just kept, it goes on exactly; each is the run as it was then."""
+    run = tmp_path / "stopped"
+    begin(settings(photos, run, keep_every=1)).fit(until=4)
+    kept = tensors(run, "epoch-0001")
+    resume(run, quiet=True)
+    assert_same_run(run, finished)
+    assert kept_epochs(run) == [1, 2]
+    for name, at in {"epoch-0001": "previous", "epoch-0002": "last"}.items():
+        mine, theirs = tensors(run, name), tensors(finished, at)
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[tensor], theirs[tensor]) for tensor in mine)
+    assert all(torch.equal(kept[n], value) for n, value in tensors(run, "epoch-0001").items())
+
+
+def test_a_kept_checkpoint_is_saved_between_the_others(photos: Path, tmp_path: Path) -> None:
+    flags = {"epochs": 4, "keep_every": 3, "checkpoint_every": 4, "eval_every": 4}
+    trainer = begin(settings(photos, tmp_path / "run", **flags))
+    trainer.fit(until=12)
+    assert checkpoint_names(tmp_path / "run") == ["epoch-0003", "last"]
+    assert steps_in(tmp_path / "run") == 12
+
+
+def test_a_kept_checkpoint_is_loaded_by_its_name(
+    photos: Path, tmp_path: Path, command: Command
+) -> None:
+    run = tmp_path / "run"
+    train(settings(photos, run, keep_every=1), quiet=True)
+    for epoch in (1, 2):
+        trained = load_trained(run, which=kept_name(epoch))
+        weights = tensors(run, kept_name(epoch))
+        assert trained.step == 4 * epoch
+        for network, model in trained.networks.items():
+            for name, value in model.state_dict().items():
+                assert torch.equal(value, weights[f"{network}.{name}"])
+    photo = next(photos.rglob("*.png"))
+    assert command("predict", run, photo, "--which", "epoch-0001").status == 0
+    with pytest.raises(UsageError) as failure:
+        load_trained(run, which="../checkpoints/last")
+    assert str(failure.value) == (
+        f"{run} has no checkpoint '../checkpoints/last'; it has epoch-0001, epoch-0002, best, last"
+    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -235,7 +235,7 @@ def test_a_run_without_a_checkpoint(words: tuple[str, ...], started: Path, fails
 
 def test_names_of_networks_and_checkpoints(started: Path, fails: Fails) -> None:
     assert fails("evaluate", started, "--which", "newest") == (
-        "unknown checkpoint 'newest': last or best"
+        f"{started} has no checkpoint 'newest'; it has none yet"
     )
 
 

@@ -484,7 +484,7 @@ def test_page_is_accessible(compared: list[Path], tmp_path: Path) -> None:
     assert len(ids) == len(set(ids))
     assert page.all("img")
     assert all(image.get("alt") for image in page.all("img"))
-    assert len(page.all("svg")) == 5
+    assert len(page.all("svg")) == 6
     for svg in page.all("svg"):
         assert svg["role"] == "img"
         assert svg["aria-labelledby"] in {title.get("id") for title in page.all("title")}

@@ -40,10 +40,11 @@ Run = Annotated[Path, typer.Argument(help="run folder")]
 Runs = Annotated[list[Path], typer.Argument(help="run folders")]
 Pictures = Annotated[list[Path], typer.Argument(help="image files")]
 NetworkName = Annotated[str, typer.Option("--network", help="teacher (moving average) or student")]
-Which = Annotated[str, typer.Option(help="checkpoint: last or best")]
+Which = Annotated[str, typer.Option(help="checkpoint: last, best, or a kept one: epoch-0005")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto")]
 Baseline = Annotated[
-    str | None, typer.Option(help="method to hold the others against; none: vanilla, or the first")
+    str | None,
+    typer.Option(help="method or variant to hold the others against; none: vanilla, or the first"),
 ]
 
 
@@ -205,7 +206,12 @@ def finish_run(folder: Path, as_json: bool) -> None:
 @app.command(context_settings=TAKES_SETTINGS)
 def compare(
     context: typer.Context,
-    methods: Annotated[str, typer.Option(help="comma-separated")] = "vanilla,adautomix",
+    methods: Annotated[
+        str | None, typer.Option(help="comma-separated; none: vanilla,adautomix")
+    ] = None,
+    sweep: Annotated[
+        str | None, typer.Option(help="variants in their place: one of `adautomix sweeps`, or YAML")
+    ] = None,
     seeds: Annotated[str, typer.Option(help="comma-separated numbers")] = "0,1,2",
     folder: Annotated[Path, typer.Option("--out", help="folder of the runs")] = Path(
         "runs/compare"
@@ -218,7 +224,7 @@ def compare(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Train several methods with several seeds; one table, verdicts and one page.
+    """Train several methods, or variants of one, with several seeds: one table, verdicts, one page.
 
     Takes every setting of train. Runs that are already there are finished, not repeated.
     """
@@ -228,12 +234,12 @@ def compare(
     from adautomix.reporting.verdicts import pick_baseline
     from adautomix.training import compare as comparing
 
-    names = names_in(methods)
+    variants = variants_of(methods, sweep)
     if baseline:
-        pick_baseline(names, baseline)  # a wrong one is better named before the training
+        pick_baseline(list(variants), baseline)  # a wrong one is better named before the training
     runs = comparing.compare(
         settings_of(context, recipe, config),
-        methods=names,
+        variants=variants,
         seeds=[read_seed(seed) for seed in names_in(seeds)],
         out=folder,
         jobs=jobs,
@@ -248,6 +254,22 @@ def compare(
     for line in verdict_lines(read_runs(runs), baseline):
         out.print(line, markup=False, highlight=False)
     out.print(f"Page: {page.resolve()}", soft_wrap=True)
+
+
+def variants_of(methods: str | None, sweep: str | None) -> dict[str, dict[str, Any]]:
+    """What is compared, by name: methods, or the variants of a sweep.
+
+    Raises:
+        UsageError: both were named, or there is no such sweep.
+    """
+    from adautomix.training.compare import of_methods
+    from adautomix.training.sweeps import read_sweep
+
+    if sweep is None:
+        return of_methods(names_in("vanilla,adautomix" if methods is None else methods))
+    if methods is not None:
+        raise UsageError("--methods and --sweep both say what to compare: leave out one")
+    return read_sweep(sweep)
 
 
 def read_seed(text: str) -> int:
@@ -304,14 +326,21 @@ def bench(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Time the real training step of several methods, taking turns. Takes train's settings."""
+    """Time the real training step of several methods, taking turns. Takes train's settings.
+
+    `all` are those that the network suits: a plain vision transformer has what each needs.
+    """
     from adautomix.bench.rows import append
     from adautomix.bench.suite import run_suite
     from adautomix.bench.workload import Workload
-    from adautomix.methods import METHODS
+    from adautomix.config import make_config
+    from adautomix.methods import METHODS, suits
 
-    names = list(METHODS) if methods == "all" else names_in(methods)
-    asked = Workload(settings_of(context, recipe, config), names, steps, classes, size)
+    values = settings_of(context, recipe, config)
+    names = names_in(methods)
+    if methods == "all":
+        names = [name for name in METHODS if suits(name, make_config(values).model)]
+    asked = Workload(values, names, steps, classes, size)
     with out.status("timing", spinner="dots") as status:
         results = run_suite(
             asked,
@@ -382,9 +411,7 @@ def evaluate(
     loose = take_loose(subjects)  # typer takes the flags it does not know for subjects
     flags = nest(read_flags([*subjects, *context.args]))
     groups, data = split_groups(flags, evaluating.SUITES)
-    asked = Asked(
-        data, weights, pretrained, check_which(which), images, batch_size, seed, folder, device
-    )
+    asked = Asked(data, weights, pretrained, which, images, batch_size, seed, folder, device)
     names = names_in(suites)
     found = {}
     for name in loose:
@@ -409,17 +436,6 @@ def split_groups(
     return groups, {name: value for name, value in values.items() if name not in known}
 
 
-def check_which(name: str) -> Any:
-    """The name of a checkpoint, checked.
-
-    Raises:
-        UsageError: it is neither last nor best.
-    """
-    if name not in ("last", "best"):
-        raise UsageError(f"unknown checkpoint {name!r}: last or best")
-    return name
-
-
 @app.command()
 def predict(
     run: Run,
@@ -433,7 +449,7 @@ def predict(
     """Class names and probabilities for image files."""
     from adautomix.training.trained import check_network, load_trained
 
-    trained = load_trained(run, which=check_which(which), device=device)
+    trained = load_trained(run, which=which, device=device)
     probabilities = trained.predict(images, check_network(network))
     values, indices = probabilities.topk(min(top, len(trained.classes)), dim=1)
     best = [
@@ -463,7 +479,9 @@ def preview(
         Path | None, typer.Option(help="mix as the generator of this run has learned to")
     ] = None,
     picture: Annotated[Path, typer.Option("--out", help="the PNG to write")] = Path("preview.png"),
-    rows: Annotated[int, typer.Option(min=1, help="mixes a method")] = 3,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="mixes a method; none: 3, or 1 of each of many")
+    ] = None,
     recipe: Recipe = None,
     config: ConfigFile = None,
 ) -> None:
@@ -534,7 +552,7 @@ def export(
     from adautomix.export import export_model
     from adautomix.training.trained import check_network, load_trained
 
-    trained = load_trained(run, which=check_which(which), device="cpu")
+    trained = load_trained(run, which=which, device="cpu")
     source = {
         "run": run.name,
         "network": check_network(network),
@@ -574,6 +592,14 @@ def recipes(as_json: Json = False) -> None:
 
 
 @app.command()
+def sweeps(as_json: Json = False) -> None:
+    """The packaged sweeps, for `adautomix compare --sweep`."""
+    from adautomix.training.sweeps import list_sweeps
+
+    print_listing(list_sweeps(), ("sweep", "what is varied", "variants"), as_json)
+
+
+@app.command()
 def datasets(as_json: Json = False) -> None:
     """What --data takes."""
     from adautomix.data import DATASETS
@@ -610,7 +636,7 @@ def check_mix(
     method: Annotated[
         str | None, typer.Option(help="a method, a comma-separated list, or all (the default)")
     ] = None,
-    mixers: Annotated[
+    objects: Annotated[
         list[str] | None,
         typer.Option("--object", help="path.py:name or module:name; repeat the flag"),
     ] = None,
@@ -626,14 +652,14 @@ def check_mix(
     --object names a timm, torchvision or kornia object, a function (images, labels) -> (images,
     targets), or a function without arguments that makes either. Takes the methods' settings.
     """
-    from adautomix.checks import ledger
+    from adautomix.checks import ledger, mixers
     from adautomix.methods import METHODS
 
-    counted = {"batch": batch, "size": size, "batches": batches}
-    rows = [ledger.check_named(address, **counted) for address in mixers or []]
-    if method or not mixers:
+    trial = ledger.Trial(batch, size, batches)
+    rows = [mixers.check_named(address, trial) for address in objects or []]
+    if method or not objects:
         names = list(METHODS) if method in (None, "all") else names_in(str(method))
-        rows += ledger.check_methods(names, settings_of(context, recipe, config), **counted)
+        rows += ledger.check_methods(names, settings_of(context, recipe, config), trial)
     if as_json:
         print_json([dataclasses.asdict(row) for row in rows])
     else:

@@ -317,17 +317,36 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def list_recipes() -> dict[str, str]:
-    """Packaged recipes: name -> the first comment line of the file."""
-    folder = resources.files("adautomix") / "recipes"
-    recipes = {}
+def list_packaged(kind: str) -> dict[str, str]:
+    """The packaged "recipes" or "sweeps": name -> the first comment line of the file."""
+    folder = resources.files("adautomix") / kind
+    found = {}
     for group in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if group.is_dir():
             for file in sorted(group.iterdir(), key=lambda entry: entry.name):
                 if file.name.endswith(".yaml"):
                     first = file.read_text(encoding="utf-8").splitlines()[0]
-                    recipes[f"{group.name}/{file.name[:-5]}"] = first.lstrip("# ")
-    return recipes
+                    found[f"{group.name}/{file.name[:-5]}"] = first.lstrip("# ")
+    return found
+
+
+def read_packaged(kind: str, name: str) -> dict[str, Any]:
+    """What one of the packaged "recipes" or "sweeps" holds.
+
+    Raises:
+        UsageError: there is none of that name; the nearest is named.
+    """
+    if name not in (known := list_packaged(kind)):
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"`adautomix {kind}` lists them all"
+        raise UsageError(f"unknown {kind.removesuffix('s')} {name}: {hint}")
+    with resources.as_file(resources.files("adautomix") / kind / f"{name}.yaml") as path:
+        return read_yaml(path)
+
+
+def list_recipes() -> dict[str, str]:
+    """Packaged recipes: name -> the first comment line of the file."""
+    return list_packaged("recipes")
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -336,12 +355,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     Raises:
         UsageError: no recipe of that name; the nearest is named.
     """
-    if name not in (known := list_recipes()):
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "`adautomix recipes` lists them all"
-        raise UsageError(f"unknown recipe {name}: {hint}")
-    with resources.as_file(resources.files("adautomix") / "recipes" / f"{name}.yaml") as path:
-        return read_yaml(path)
+    return read_packaged("recipes", name)
 
 
 def load_config(

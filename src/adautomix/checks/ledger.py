@@ -1,34 +1,67 @@
 """The ledger of labels: whether a mix's labels are what its pixels say.
 
-The batch is made so that shares can be counted instead of estimated. Image b is 1 in channel b and
-0 in all others, at every pixel: whatever a mixer does, channel b of its outcome is the weight of
-image b at each pixel, and the mean over the pixels its share. Image b is also the only one of class
-b, so a soft label is a claim about the same shares. Where the two differ, the label is wrong.
+Shares are counted, not estimated. Image b of a batch is 1 in channel b and 0 in all others, at
+every pixel: whatever a mixer does, channel b of a mix is the weight of image b at each pixel, and
+its mean over the pixels the share of that image. Image b is also the only one of class b, so that
+a soft label is a claim about the same shares. Where the two differ, the label is wrong.
 
-A method that looks for salient parts is shown noise in three channels and then mixes the planes.
-
-Not seen: shares of mixed features (such methods say `label_by = "features"`), and mixers that take
-three channels and no others: leave normalisation and the like out of what is checked.
+Our own methods may look for salient parts: they are given noise in three more channels, which are
+all that a network sees. Some label by something else than pixels, by design (`BY_DESIGN`); there
+the pairing alone is judged. Others mix nothing that a pixel could show (`NOT_COUNTED`).
 """
 
-import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from adautomix.checks.script import load_named
 from adautomix.checks.seeded import seeded
 from adautomix.config import make_config, merge
 from adautomix.errors import UsageError
 from adautomix.methods import Method, Mixed, find_method
+from adautomix.rng import generator_at
 from adautomix.training.setup import build_networks
 
 MATCH = "labels match pixels"
+WRONG_PAIRING = "wrong pairing: labels name images that were not mixed in"
+
+BY_DESIGN = {
+    "cutout": "a hole takes nothing from the label",
+    "recursivemix": "a mix keeps its label when it is made small",
+    "snapmix": "labels by class activation, their sum need not be 1",
+    "saliencygrafting": "labels by saliency",
+    "sumix": "the loss corrects these λ by what the network predicts",
+    "transmix": "labels by attention and area",
+    "tokenmix": "labels by attention",
+    "mixpro": "labels by attention and area",
+    "automix": "λ is drawn, masks are learned",
+    "samix": "λ is drawn, masks are learned",
+    "adautomix": "λ is drawn, masks are learned",
+}
+NOT_COUNTED = {
+    "manifoldmix": "hidden states are mixed, not pixels",
+    "alignmix": "feature maps are mixed, not pixels",
+    "tokenmixup": "tokens inside the network are mixed, not pixels",
+    "dada": "images are made, none is mixed in",
+    "meada": "an image is changed, none is mixed in",
+}
+
+TITLES = (
+    "mixer",
+    "|label - pixels|",
+    "λ in pixels",
+    "images a mix",
+    "pairings",
+    "smoothing",
+    "verdict",
+)
+
 ROUNDING = 1e-5
+COLOURS = 3  # channels that networks see, ahead of those that are counted
 SMALL_CNN = {"model": "resnet18", "width": 0.125}
 SMALL_TRANSFORMER = {
     "model": "vit_tiny_patch16_224",
@@ -36,9 +69,35 @@ SMALL_TRANSFORMER = {
     "model_options": {"patch_size": 4, "depth": 2},
 }
 
-TITLES = ("mixer", "|label - pixels|", "λ", "images", "pairings", "smoothing", "verdict")
 
-Mixer = Callable[[Tensor, Tensor], Any]
+@dataclass(frozen=True)
+class Trial:
+    """What a mixer is tried on.
+
+    Attributes:
+        batch: B, images a batch, and classes.
+        size: S, image side in pixels.
+        batches: how many.
+    """
+
+    batch: int = 8
+    size: int = 32
+    batches: int = 20
+
+    @property
+    def tolerance(self) -> float:
+        """A difference that is none: one pixel, by which masks of zeros and ones may round λ."""
+        return 1 / self.size**2 + ROUNDING
+
+    def planes(self) -> Tensor:
+        """Images that are known by their channel, `[B, B, S, S]`."""
+        planes = torch.eye(self.batch)[:, :, None, None]
+        return planes.expand(-1, -1, self.size, self.size).clone()
+
+    def pictures(self, generator: torch.Generator) -> Tensor:
+        """Coloured clouds, `[B, 3, S, S]`: each has its salient parts somewhere else."""
+        coarse = torch.randn(self.batch, COLOURS, 4, 4, generator=generator)
+        return F.interpolate(coarse, size=(self.size, self.size), mode="bicubic")
 
 
 @dataclass(frozen=True)
@@ -69,11 +128,10 @@ class LedgerRow:
         """The row as text, under `TITLES`."""
         if self.difference is None or self.lam is None:
             return self.name, "-", "-", "-", "-", "-", self.verdict
-        low, high = self.lam
         return (
             self.name,
-            f"{self.difference:.1e}",
-            f"{low:.3f} to {high:.3f}",
+            f"{self.difference:.4f}",
+            "{:.3f} to {:.3f}".format(*self.lam),
             str(self.images),
             str(self.pairings),
             f"{self.smoothing:.2g}",
@@ -83,156 +141,186 @@ class LedgerRow:
 
 @dataclass
 class Count:
-    """Shares of the images in each mix, by pixels and by labels, `[B]` a row.
+    """Shares of the images in each mix, by pixels and by labels, `[M, B + 1]` a batch.
+
+    The last column is for classes of which there is no image.
 
     Attributes:
-        tolerance: difference that is none: one pixel of the mix, beside rounding.
+        tolerance: difference that is none.
+        smoothing: the most that was found in the labels of a batch.
     """
 
     tolerance: float
+    smoothing: float = 0.0
     pixels: list[Tensor] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
-    smoothing: float = 0.0
 
     def add(self, images: Tensor, targets: Tensor) -> None:
-        """Count one batch: planes mixed `[M, B, H, W]`, and their labels `[M, K]` with K >= B.
+        """Count one batch: mixed planes `[M, B, H, W]` and their labels `[M, K]`, K >= B.
 
         Raises:
             UsageError: the shapes do not fit.
         """
         known = images.shape[1]
-        if len(targets) != len(images) or targets.shape[1] < known:
+        if targets.ndim != 2 or len(targets) != len(images) or targets.shape[1] < known:
             raise UsageError(
                 f"labels {list(targets.shape)} for {len(images)} mixes of {known} classes: "
                 f"give the mixer {known} classes or more, or check a smaller batch"
             )
-        targets, self.smoothing = without_smoothing(targets.double())
-        shares = images.double().mean(dim=(2, 3))
-        self.pixels.append(F.pad(shares, (0, targets.shape[1] - known)))
-        self.labels.append(targets)
+        pixels = F.pad(images.double().mean(dim=(2, 3)), (0, targets.shape[1] - known))
+        labels, smoothing = without_smoothing(targets.double(), pixels)
+        self.smoothing = max(self.smoothing, smoothing)
+        for shares, counted in ((pixels, self.pixels), (labels, self.labels)):
+            others = shares[:, known:].sum(dim=1, keepdim=True)
+            counted.append(torch.cat([shares[:, :known], others], dim=1))
 
-    def row(self, name: str, label_by: str = "pixels", note: str = "") -> LedgerRow:
-        """The figures of all batches and what they mean."""
+    def row(self, name: str, note: str = "") -> LedgerRow:
+        """The figures of all batches and what they mean; `note` is added to the verdict."""
         pixels, labels = torch.cat(self.pixels), torch.cat(self.labels)
-        difference = float((pixels - labels).abs().max())
-        verdict = MATCH
-        if not difference <= self.tolerance:  # NaN is no match
-            verdict = self._verdict(pixels, labels, difference, label_by)
+        found = verdict(pixels, labels, self.tolerance)
         there = pixels > ROUNDING
-        sets = {tuple(row.nonzero().flatten().tolist()) for row in there}
+        sets = {tuple(mix.nonzero().flatten().tolist()) for mix in there}
+        pairings = sum(len(images) > 1 for images in sets)
         return LedgerRow(
             name=name,
-            verdict=verdict + note,
-            ok=verdict == MATCH or label_by != "pixels",
-            difference=difference,
+            verdict=found + (note if pairings else ", nothing was mixed"),
+            ok=found == MATCH,
+            difference=float((pixels - labels).abs().max()),
             lam=(float(pixels[there].min()), float(pixels[there].max())) if there.any() else None,
             images=int(there.sum(dim=1).max()),
-            pairings=sum(len(images) > 1 for images in sets),
+            pairings=pairings,
             smoothing=self.smoothing,
         )
 
-    def _verdict(self, pixels: Tensor, labels: Tensor, difference: float, label_by: str) -> str:
-        if label_by != "pixels":
-            return f"label by {label_by}, pixels say up to {difference:.3f} else"
-        absent = (labels > self.tolerance) & (pixels <= ROUNDING)
-        unnamed = (pixels > self.tolerance) & (labels <= ROUNDING)
-        if (absent.any(dim=1) & unnamed.any(dim=1)).any():
-            return f"wrong pairing: labels name images that were not mixed in ({difference:.3f})"
-        return f"labels differ from pixels by up to {difference:.3f}"
 
-
-def planes(batch: int, size: int) -> Tensor:
-    """Images that are known by their channel, `[B, B, S, S]`."""
-    return torch.eye(batch)[:, :, None, None].expand(batch, batch, size, size).clone()
-
-
-def pictures(batch: int, size: int, generator: torch.Generator) -> Tensor:
-    """Coloured clouds, `[B, 3, S, S]`: each has its salient parts somewhere else."""
-    coarse = torch.randn(batch, 3, 4, 4, generator=generator)
-    return F.interpolate(coarse, size=(size, size), mode="bicubic")
-
-
-def one_pixel(size: int) -> float:
-    """The share of one pixel: what a mask of zeros and ones may have to round λ by."""
-    return 1 / size**2 + ROUNDING
-
-
-def without_smoothing(targets: Tensor) -> tuple[Tensor, float]:
+def without_smoothing(targets: Tensor, shares: Tensor) -> tuple[Tensor, float]:
     """Labels `[M, K]` with their smoothing taken out, and how much it was.
 
-    Smoothing by ε leaves ε/K in every entry, also of classes that were not mixed.
+    Smoothing by ε leaves ε/K in every entry, also of classes that were not mixed in.
+
+    Args:
+        targets: `[M, K]`.
+        shares: of the pixels, `[M, K]`.
     """
-    floor = float(targets.min())
+    absent = targets[shares <= ROUNDING]
+    floor = float(absent.min()) if len(absent) else 0.0
     smoothing = floor * targets.shape[1]
     sums_to_one = bool((targets.sum(dim=1) - 1).abs().max() < ROUNDING)
-    if not (sums_to_one and 0 < smoothing < 1):
+    if not (sums_to_one and floor > ROUNDING and smoothing < 1):
         return targets, 0.0
     return (targets - floor) / (1 - smoothing), smoothing
+
+
+def verdict(pixels: Tensor, labels: Tensor, tolerance: float) -> str:
+    """What the labels of all mixes are, in words; both are `[M, B + 1]`."""
+    excess = labels - pixels
+    off = ~(excess.abs() <= tolerance).all(dim=1)  # NaN is no match
+    if not off.any():
+        return MATCH
+    pixels, labels, excess = pixels[off], labels[off], excess[off]
+    there = pixels > ROUNDING
+    two = there.sum(dim=1) == 2
+    other_way = torch.where(there, 1 - pixels, 0)
+    if two.any() and ((other_way - labels)[two].abs() <= tolerance).all():
+        return "swapped λ: each image has the weight of the other"
+    absent = (labels > tolerance) & ~there
+    unnamed = (pixels > tolerance) & (labels <= ROUNDING)
+    if (absent.any(dim=1) & unnamed.any(dim=1)).any():
+        return WRONG_PAIRING
+    if unnamed.any():
+        return "incomplete: labels leave out images that were mixed in"
+    if ((labels.sum(dim=1) - 1).abs() > tolerance).any():
+        return "labels do not sum to 1"
+    own = off.nonzero() % (pixels.shape[1] - 1)
+    if (there.gather(1, own) & (excess.gather(1, own) < 0)).all():
+        return "unclipped λ: labels give the pasted image more than its pixels"
+    return "labels differ from pixels"
 
 
 # ---------------------------------------------------------------------- our methods
 
 
-def check_method(
-    method: Method,
-    *,
-    student: Any = None,
-    teacher: Any = None,
-    batch: int = 8,
-    size: int = 32,
-    batches: int = 20,
-) -> LedgerRow:
-    """Count the mixes of one of our methods, at steps 0, 1, 2, …
+@contextmanager
+def seeing_colours(*networks: nn.Module | None) -> Iterator[None]:
+    """Within it networks see the first three channels of images that have more."""
 
-    A method whose label is by design something else than the share of the pixels names it in a
-    class attribute `label_by` ("attention", "saliency", "λ"); "features" are not in the pixels.
+    def colours(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0][:, :COLOURS], *args[1:])
+
+    with ExitStack() as hooks:
+        for network in filter(None, networks):
+            for module in network.modules():
+                if isinstance(module, nn.Conv2d) and module.in_channels == COLOURS:
+                    hooks.enter_context(module.register_forward_pre_hook(colours))
+        yield
+
+
+def mixes_of(
+    method: Method, trial: Trial, *, student: Any = None, teacher: Any = None
+) -> Iterator[Mixed]:
+    """Mixed planes of a method at steps 0, 1, 2, …, as the student would learn from them.
 
     Args:
         method: any method.
+        trial: what it is tried on.
         student: the network that it may look into, built for such images and B classes.
         teacher: its moving average.
-        batch: B, images and classes.
-        size: S, image side in pixels.
-        batches: steps counted.
 
     Raises:
         UsageError: the batch is smaller than a mix.
     """
-    label_by = getattr(method, "label_by", "pixels")
-    if label_by == "features":
-        return LedgerRow(method.name, "not in pixels: features are mixed", ok=True)
-    count = Count(one_pixel(size))
-    shown = pictures(batch, size, torch.Generator().manual_seed(method.seed))
-    targets = torch.eye(batch)
-    with torch.no_grad():
-        for step in range(batches):
-            draw = method.draw_at(shown.shape, step)
-            seen = method.look(shown, targets, student, teacher, draw)
-            mixed = method.mix(planes(batch, size), targets, draw, **seen)
-            count.add(mixed.images, mixed.targets)
-    return count.row(method.name, label_by)
+    pictures = trial.pictures(generator_at(method.seed, 0, "ledger"))
+    images = torch.cat([pictures, trial.planes()], dim=1)
+    targets = torch.eye(trial.batch)
+    with torch.no_grad(), seeing_colours(student, teacher, method):
+        for step in range(trial.batches):
+            draw = method.draw_at(images.shape, step)
+            mixed = method.sample(images, targets, student, teacher, draw)
+            yield replace(mixed, images=mixed.images[:, COLOURS:])
+            # Some keep their mixes, for other images to meet at the next step.
+            method.losses(images, targets, student, teacher, step)
+            images, targets = images.roll(1, dims=0), targets.roll(1, dims=0)
+
+
+def realised_lam(mixed: Mixed) -> Tensor:
+    """The share of the pixels that each source has, `[M, N]`, as the method says itself."""
+    return mixed.lam if mixed.masks is None else mixed.masks.float().mean(dim=(2, 3))
+
+
+def check_method(
+    method: Method, trial: Trial | None = None, *, student: Any = None, teacher: Any = None
+) -> LedgerRow:
+    """Count the mixes of one of our methods; for the arguments see `mixes_of`.
+
+    Raises:
+        UsageError: the batch is smaller than a mix.
+    """
+    if method.name in NOT_COUNTED:
+        return LedgerRow(method.name, f"not counted: {NOT_COUNTED[method.name]}", ok=True)
+    trial = trial or Trial()
+    count = Count(trial.tolerance)
+    for mixed in mixes_of(method, trial, student=student, teacher=teacher):
+        count.add(mixed.images, mixed.targets)
+    row = count.row(method.name)
+    if method.name in BY_DESIGN and row.verdict != WRONG_PAIRING:
+        return replace(row, verdict=f"by design: {BY_DESIGN[method.name]}", ok=True)
+    return row
 
 
 def check_methods(
-    names: Sequence[str],
-    values: dict[str, Any] | None = None,
-    *,
-    batch: int = 8,
-    size: int = 32,
-    batches: int = 20,
+    names: Sequence[str], values: dict[str, Any] | None = None, trial: Trial | None = None
 ) -> list[LedgerRow]:
     """Count the mixes of several of our methods, with small networks where they need any.
 
     Args:
         names: of `adautomix methods`.
         values: nested settings that are not the defaults.
-        batch: B, images and classes.
-        size: S, image side in pixels.
-        batches: steps counted.
+        trial: what they are tried on.
 
     Raises:
         UsageError: unknown method or setting.
     """
+    trial = trial or Trial()
     rows = []
     for name in names:
         needs_attention = "attention" in find_method(name).needs
@@ -240,129 +328,10 @@ def check_methods(
         config = make_config(merge(network, values or {}) | {"method": name})
         with seeded(config.seed):
             student, method, teacher = build_networks(
-                config, num_classes=batch, image_size=size, device=torch.device("cpu")
+                config,
+                num_classes=trial.batch,
+                image_size=trial.size,
+                device=torch.device("cpu"),
             )
-            rows.append(
-                check_method(
-                    method,
-                    student=student,
-                    teacher=teacher.model,
-                    batch=batch,
-                    size=size,
-                    batches=batches,
-                )
-            )
+            rows.append(check_method(method, trial, student=student, teacher=teacher.model))
     return rows
-
-
-# ---------------------------------------------------------------------- anybody's mixers
-
-
-def check_object(
-    mixer: Mixer,
-    *,
-    name: str | None = None,
-    batch: int = 8,
-    size: int = 32,
-    batches: int = 20,
-    seed: int = 0,
-) -> LedgerRow:
-    """Count the mixes of a mixer from anywhere: timm, torchvision, kornia, a function.
-
-    Called with float images `[B, B, S, S]` and labels 0 … B-1, it may return
-
-    - images and soft labels `[M, K]`, as timm's and torchvision's do, or a `Mixed`;
-    - images, labels, partners' labels and λ, the weight of the first, as in many a script;
-    - images and rows of (label, partner's label, λ), `[M, 3]` or several of these, as kornia's do.
-      Its mixers do not agree on whose weight λ is: the verdict says which reading fits.
-
-    Args:
-        mixer: called afresh for every batch; it may work in place.
-        name: how the row calls it.
-        batch: B, images and classes.
-        size: S, image side in pixels.
-        batches: calls counted.
-        seed: of PyTorch's, NumPy's and Python's random numbers meanwhile.
-
-    Raises:
-        UsageError: it fails on such a batch, or returns something else.
-    """
-    name = name or str(getattr(mixer, "__name__", type(mixer).__name__))
-    counts: dict[str, Count] = {}
-    with seeded(seed), torch.no_grad():
-        for _ in range(batches):
-            images, readings = call_mixer(mixer, name, planes(batch, size))
-            for reading, targets in readings.items():
-                counts.setdefault(reading, Count(one_pixel(size))).add(images, targets)
-    rows = [count.row(name, note=reading) for reading, count in counts.items()]
-    return min(rows, key=lambda row: row.difference or 0.0)
-
-
-def check_named(address: str, **counted: int) -> LedgerRow:
-    """Count the mixes of an object by its address, see `load_named` and `check_object`.
-
-    A class, and a function without arguments, makes the mixer.
-
-    Raises:
-        UsageError: there is no such object, or it cannot be checked.
-    """
-    mixer = load_named(address)
-    if inspect.isclass(mixer) or (inspect.isfunction(mixer) and not takes_arguments(mixer)):
-        mixer = mixer()
-    if not callable(mixer):
-        raise UsageError(f"{address} cannot be called: name a mixer or a function that makes one")
-    return check_object(mixer, name=address, **counted)
-
-
-def takes_arguments(function: Callable[..., Any]) -> bool:
-    """Whether a function cannot be called without any."""
-    parameters = inspect.signature(function).parameters.values()
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return any(p.default is p.empty and p.kind not in kinds for p in parameters)
-
-
-def call_mixer(mixer: Mixer, name: str, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The mixes of one batch and their soft labels, by each way that they can be read."""
-    batch = len(images)
-    try:
-        result = mixer(images, torch.arange(batch))
-    except Exception as error:
-        raise UsageError(
-            f"{name} failed on images {list(images.shape)} with labels 0 to {batch - 1} "
-            f"({type(error).__name__}: {error}): it should take any number of channels and know "
-            f"{batch} classes"
-        ) from error
-    if isinstance(result, Mixed):
-        return result.images, {"": result.targets}
-    if isinstance(result, tuple | list) and len(result) == 4:
-        mixed, first, second, lam = result
-        return mixed, {"": two_labels(first, second, lam, batch)}
-    if isinstance(result, tuple | list) and len(result) == 2:
-        mixed, targets = result
-        return mixed, label_readings(targets, batch)
-    raise UsageError(f"{name} returned no (images, targets): wrap it in a function that does")
-
-
-def label_readings(targets: Tensor, batch: int) -> dict[str, Tensor]:
-    """Soft labels as they are; rows of (label, partner's label, λ) with λ the weight of either."""
-    if targets.ndim == 1:
-        return {"": F.one_hot(targets.long(), batch).float()}
-    if targets.shape[-1] != 3:
-        return {"": targets}
-    rounds = [triples.unbind(dim=1) for triples in targets.reshape(-1, batch, 3)]
-    of_first = [two_labels(first, second, lam, batch) for first, second, lam in rounds]
-    of_second = [two_labels(second, first, lam, batch) for first, second, lam in rounds]
-    return {
-        ", λ is the weight of the first label": torch.stack(of_first).mean(dim=0),
-        ", λ is the weight of the second label": torch.stack(of_second).mean(dim=0),
-    }
-
-
-def two_labels(first: Tensor, second: Tensor, lam: Tensor | float, classes: int) -> Tensor:
-    """`λ · first + (1 - λ) · second` as soft labels `[B, K]`; both are class indices or soft."""
-    first, second = (
-        F.one_hot(labels.long(), classes) if labels.ndim == 1 else labels
-        for labels in (first, second)
-    )
-    share = torch.as_tensor(lam).reshape(-1, 1)
-    return share * first + (1 - share) * second

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +16,11 @@ from adautomix.checks.watch import lit_batches, watch
 from adautomix.errors import RunError
 
 Mixes = list[list[list[float]]]
-"""For each step and each mixed input of the network, the brightness of its images."""
+"""For each step and each mixed input of the network, the share of what shines in each image."""
 
 PROCESSES = 2
 PATIENCE = 300  # seconds
+ALONE = "--alone leaves them out"
 
 
 @contextmanager
@@ -30,20 +32,18 @@ def two_processes(address: str, steps: int) -> Iterator[Callable[[], list[Mixes]
         steps: training steps.
     """
     with TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{rank}.json" for rank in range(PROCESSES)]
         port = free_port()
-        started = [start(address, steps, file, rank, port) for rank, file in enumerate(files)]
+        files = [Path(folder) / f"{rank}.json" for rank in range(PROCESSES)]
+        started = {file: start(address, steps, file, rank, port) for rank, file in enumerate(files)}
         try:
-            yield lambda: [
-                mixes_of(process, file) for process, file in zip(started, files, strict=True)
-            ]
+            yield lambda: wait_for(started)
         finally:
-            for process in started:
+            for process in started.values():
                 process.kill()
-                process.communicate()
+                process.wait()
 
 
-def start(address: str, steps: int, file: Path, rank: int, port: int) -> "subprocess.Popen[str]":
+def start(address: str, steps: int, file: Path, rank: int, port: int) -> "subprocess.Popen[bytes]":
     """One process, in the environment that its launcher would give it."""
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": PROCESSES}
     place |= {"LOCAL_WORLD_SIZE": PROCESSES, "MASTER_PORT": port}
@@ -52,31 +52,28 @@ def start(address: str, steps: int, file: Path, rank: int, port: int) -> "subpro
         [sys.executable, "-m", __name__, address, str(steps), str(file)],
         env=os.environ | surroundings | {"MASTER_ADDR": "127.0.0.1"},
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+        stderr=subprocess.DEVNULL,
     )
 
 
-def mixes_of(process: "subprocess.Popen[str]", file: Path) -> Mixes:
-    """What a process has seen, once it has ended.
+def wait_for(processes: dict[Path, "subprocess.Popen[bytes]"]) -> list[Mixes]:
+    """What the processes wrote into their files, in the end.
+
+    Where one fails, the others are not awaited: they may wait for it.
 
     Raises:
-        RunError: it failed or did not end.
+        RunError: one failed or did not end.
     """
-    try:
-        _, errors = process.communicate(timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        raise RunError(
-            f"the loop did not end within {PATIENCE} s in {PROCESSES} processes: --alone leaves "
-            "them out"
-        ) from None
-    if process.returncode:
-        last = (errors.strip().splitlines() or ["no word"])[-1]
-        raise RunError(
-            f"the loop failed in {PROCESSES} processes ({last}): --alone leaves them out"
-        )
-    mixes: Mixes = json.loads(file.read_text())
-    return mixes
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        codes = {file: process.poll() for file, process in processes.items()}
+        if failed := [file for file, code in codes.items() if code]:
+            told = failed[0].read_text() if failed[0].exists() else f"exit {codes[failed[0]]}"
+            raise RunError(f"the loop failed in {PROCESSES} processes ({told}): {ALONE}")
+        if None not in codes.values():
+            return [json.loads(file.read_text()) for file in codes]
+        time.sleep(0.05)
+    raise RunError(f"the loop did not end within {PATIENCE} s in {PROCESSES} processes: {ALONE}")
 
 
 def free_port() -> int:
@@ -87,10 +84,15 @@ def free_port() -> int:
 
 
 def main(address: str, steps: str, file: str) -> None:
-    """The work of one process: train on the lit batches and write down the mixes."""
-    loop = load_named(address)()
-    seen = watch(loop.train_step, lit_batches(loop, int(steps)))
-    Path(file).write_text(json.dumps([[rows.tolist() for rows in step.mixed] for step in seen]))
+    """The work of one process: train on the lit batches, write down the mixes or what failed."""
+    try:
+        loop = load_named(address)()
+        seen = watch(loop.train_step, lit_batches(loop, int(steps)))
+        told = json.dumps([[rows.tolist() for rows in step.mixed] for step in seen])
+    except Exception as error:
+        Path(file).write_text(f"{type(error).__name__}: {error}")
+        raise
+    Path(file).write_text(told)
 
 
 if __name__ == "__main__":

@@ -76,4 +76,6 @@ def address_of(function: Callable[..., Any]) -> str:
         file = None
     if file is None or not name.isidentifier():
         raise UsageError(f"{name} is not at the top of a file: other processes cannot find it")
-    return f"{file}:{name}"
+    # A file in a package may import from beside it, which only its module name allows.
+    module = function.__module__
+    return f"{module if '.' in module else file}:{name}"

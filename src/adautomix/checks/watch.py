@@ -23,8 +23,8 @@ ENTRANCES = (F.conv2d, F.linear)
 LOSSES = (F.cross_entropy, F.nll_loss, F.kl_div, F.binary_cross_entropy_with_logits)
 NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
-DIM = 0.02  # of the brightest image's brightness: less is not seen
-NONE = 1e-3  # brightness of rounding errors
+DIM = 0.002  # of all that shines in a batch: less is not seen
+ROUNDING = 1e-4  # of brightness and of labels
 FEWEST = 6  # images a batch, so that most stay black when one is mixed into others
 
 Batch = tuple[Tensor, Tensor]
@@ -32,13 +32,21 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Loop:
-    """A training loop, as far as the doctor calls it; what it builds should be new each time.
+    """A training loop, as far as the doctor calls it.
+
+    A file that has `make_loop()`, which builds everything anew and returns a `Loop`, can be looked
+    at: `adautomix doctor my_training.py`. In the simplest case
+
+        def make_loop() -> Loop:
+            training = Training(...)
+            return Loop(training.train_step, training.loader, training.validate)
 
     Attributes:
-        train_step: takes images and labels as the loader gives them, and does all that is done in
-            training with a batch: mixing, forward, loss, backward, optimiser.
-        batches: (images, labels) of the loader; only the shapes and labels of the first count.
-        validate: takes images and labels, and does what is done with a batch in validation.
+        train_step: takes images `[B, C, H, W]` and labels as the loader gives them, and does all
+            that is done in training with a batch: mixing, forward, loss, backward, optimiser.
+        batches: (images, labels) of the loader, B at least 6. Only the first is read, for its
+            shape and its classes: the doctor makes batches of its own after it.
+        validate: takes images and labels too, and does what is done with a batch in validation.
         off_after: how many training steps mix, where mixing is to end before training does. The
             doctor takes them all: have it end after a few here.
     """
@@ -80,11 +88,14 @@ class Seen:
 
     @property
     def mixed(self) -> list[Tensor]:
-        """The inputs in which more images shine than were lit, `[M]` each.
+        """The inputs in which more images shine than were lit, as `shares_of_light`, `[M]` each.
 
         A batch may be there several times over, in one tensor: clean and mixed, or two views.
         """
-        return [rows for rows in self.inputs if shining(rows) > max(1, len(rows) // self.batch)]
+        shares = [shares_of_light(rows) for rows in self.inputs]
+        return [
+            rows for rows in shares if int((rows > DIM).sum()) > max(1, len(rows) // self.batch)
+        ]
 
 
 class Watch(TorchFunctionMode):
@@ -136,10 +147,12 @@ def watch(call: Callable[[Tensor, Tensor], Any], batches: Iterable[Batch]) -> li
 
 
 def lit_batches(loop: Loop, count: int) -> Iterator[Batch]:
-    """Batches like the loop's, all black but for one image each, and its labels.
+    """Batches like the loop's first, all black but for one image each.
+
+    Class indices are its classes in turn, so that few pairs of images are of one class.
 
     Raises:
-        UsageError: the loop's batches are no images with labels, or too small.
+        UsageError: the loop's batches are no images with labels, too small, or of one class.
     """
     first = next(iter(loop.batches), None)
     if not (isinstance(first, tuple | list) and len(first) == 2):
@@ -150,6 +163,11 @@ def lit_batches(loop: Loop, count: int) -> Iterator[Batch]:
             f"Loop.batches gives images {list(images.shape)}: use [B, C, H, W] with B of {FEWEST} "
             "or more"
         )
+    if labels.ndim == 1:
+        classes = labels.unique()
+        if len(classes) == 1:
+            raise UsageError("Loop.batches begins with images of one class: shuffle them")
+        labels = classes[torch.arange(len(labels)) % len(classes)]
     for step in range(count):
         yield lit(images, step % len(images)), labels.clone()
 
@@ -163,10 +181,13 @@ def lit(images: Tensor, row: int) -> Tensor:
     return black
 
 
-def shining(brightness: Tensor) -> int:
-    """How many images differ from what most of them are, by their brightness `[M]`."""
+def shares_of_light(brightness: Tensor) -> Tensor:
+    """How far each image is from what most are, by their brightness, as shares of the sum, `[M]`.
+
+    Nothing but rounding errors is no light at all.
+    """
     contrast = (brightness - brightness.median()).abs()
-    return int((contrast > max(DIM * float(contrast.max()), NONE)).sum())
+    return contrast / contrast.sum() if contrast.max() > ROUNDING else torch.zeros_like(contrast)
 
 
 def single_classes(targets: Tensor) -> Tensor | None:
@@ -175,7 +196,7 @@ def single_classes(targets: Tensor) -> Tensor | None:
         return targets.flatten().cpu()
     if targets.ndim != 2:
         return None
-    named = targets > targets.min(dim=1, keepdim=True).values + NONE
+    named = targets > targets.min(dim=1, keepdim=True).values + ROUNDING
     return targets.argmax(dim=1).cpu() if bool((named.sum(dim=1) <= 1).all()) else None
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,20 +65,51 @@ def store_entry(
     """
     moments: list[Moments] = []
     bad: BadRows = {}
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+
+    def measured() -> Iterator[Pixels]:
+        for pixels, unreadable in chunks:
+            moments.append(image_moments(pixels))
+            bad.update(unreadable)
+            yield pixels
+
     with closing(chunks), _writing(folder) as beside:
-        with (beside / "pixels.npy").open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for pixels, unreadable in chunks:
-                file.write(pixels.data)
-                moments.append(image_moments(pixels))
-                bad |= unreadable
+        _write_array(beside / "pixels.npy", shape, measured())
         np.save(beside / "moments.npy", np.concatenate(moments))
         (beside / "meta.json").write_text(json.dumps({"bad": bad}))
     entry = load_entry(folder, shape[0])
     if entry is None:
         raise RunError(f"the image cache in {folder} cannot be read back: delete it and try again")
     return entry
+
+
+def load_pixels(folder: Path, shape: tuple[int, ...]) -> Pixels | None:
+    """Kept images of this shape, mapped rather than read; None if absent or damaged."""
+    try:
+        pixels = np.load(folder / "pixels.npy", mmap_mode="c")
+    except (OSError, ValueError, EOFError):
+        return None
+    return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
+
+
+def store_pixels(folder: Path, shape: tuple[int, ...], chunks: Iterable[Pixels]) -> Pixels:
+    """Write chunks of images `[k, S, S, 3]` as they come, in a folder of their own; load them.
+
+    Raises RunError, naming the folder, where the disk is full or not writable.
+    """
+    with _writing(folder) as beside:
+        _write_array(beside / "pixels.npy", shape, chunks)
+    pixels = load_pixels(folder, shape)
+    if pixels is None:
+        raise RunError(f"the image cache in {folder} cannot be read back: delete it and try again")
+    return pixels
+
+
+def _write_array(path: Path, shape: tuple[int, ...], chunks: Iterable[Pixels]) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for pixels in chunks:
+            file.write(pixels.data)
 
 
 def remembered(folder: Path, compute: Callable[[], Any]) -> Any:

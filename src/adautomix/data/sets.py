@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from adautomix.data.color import Color as Color
-from adautomix.data.decoders import BadRows, Decoders, ahead
+from adautomix.data.decoders import BadRows, Decoders
+from adautomix.data.helpers import ahead
 from adautomix.errors import RunError
 
 _CHUNK = 16  # images of a batch that one decoding process takes

@@ -10,10 +10,28 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from adautomix.config import one_line_errors
 from adautomix.errors import UsageError
 from adautomix.evaluation.accuracy import ACCURACY
+from adautomix.evaluation.attacks import ATTACK
+from adautomix.evaluation.attention_maps import MAPS
+from adautomix.evaluation.calibration import CALIBRATION
+from adautomix.evaluation.corruption import CORRUPTION
+from adautomix.evaluation.diversity import DIVERSITY
+from adautomix.evaluation.occlusion import OCCLUSION
 from adautomix.evaluation.subject import Subject
-from adautomix.evaluation.suite import Parts, Progress, Suite, SuiteResult, name_of, silent
+from adautomix.evaluation.suite import (
+    NotApplicableError,
+    Parts,
+    Progress,
+    Suite,
+    SuiteResult,
+    name_of,
+    silent,
+)
+from adautomix.evaluation.transfer import TRANSFER
 
-SUITES: dict[str, Suite] = {suite.name: suite for suite in (ACCURACY,)}
+SUITES: dict[str, Suite] = {
+    suite.name: suite
+    for suite in (ACCURACY, CALIBRATION, CORRUPTION, ATTACK, OCCLUSION, TRANSFER, MAPS, DIVERSITY)
+}
 FILE = "evaluation.json"
 
 
@@ -31,6 +49,7 @@ class Evaluation(BaseModel):
         versions: of the libraries that did.
         settings: of each suite.
         suites: what each suite found, its `Result`.
+        not_applicable: why a suite has nothing to say, where all were asked for.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -45,6 +64,7 @@ class Evaluation(BaseModel):
     versions: dict[str, str]
     settings: dict[str, dict[str, Any]] = {}
     suites: dict[str, dict[str, Any]] = {}
+    not_applicable: dict[str, str] = {}
 
     def result(self, name: str) -> SuiteResult | None:
         """What one suite found, typed; None where it was not run."""
@@ -68,6 +88,7 @@ def evaluate(
 
     Raises:
         UsageError: an unknown suite or setting; both are named before anything is computed.
+        NotApplicableError: a suite that was asked for by its name cannot be run here.
     """
     checked = {name: suite_settings(name, settings.get(name, {})) for name in suites_in(names)}
     for name in settings:
@@ -82,9 +103,16 @@ def evaluate(
             subject.folder / "evaluation" / name,
             progress,
         )
-        result: SuiteResult = suite.run(subject, options, parts)
-        evaluation.settings[name] = options.model_dump(mode="json")
-        evaluation.suites[name] = result.model_dump(mode="json")
+        try:
+            result: SuiteResult = suite.run(subject, options, parts)
+        except NotApplicableError as reason:
+            if "all" not in names:
+                raise
+            evaluation.not_applicable[name] = str(reason)
+        else:
+            evaluation.not_applicable.pop(name, None)
+            evaluation.settings[name] = options.model_dump(mode="json")
+            evaluation.suites[name] = result.model_dump(mode="json")
         write(evaluation, subject.folder / FILE)
     return evaluation
 

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from adautomix.config import TrainConfig, make_config
+from adautomix.config import TrainConfig, architecture_of, make_config
 from adautomix.data import ImageData
 from adautomix.data.color import Color
 from adautomix.errors import UsageError
@@ -38,7 +38,7 @@ class Asked:
     data: Mapping[str, Any]
     weights: Path | None = None
     pretrained: bool = False
-    which: Literal["last", "best"] = "last"
+    which: str = "last"
     images: int | None = None
     batch_size: int = 500
     seed: int = 0
@@ -85,7 +85,8 @@ def of_run(path: Path, asked: Asked) -> Subject:
         "training_seed": trained.config.seed,
     }
     data = replace(data, image_size=trained.card["image_size"])
-    return subject(path.name, networks, data, asked, source, folder=path, run=path)
+    built = architecture_of(path)
+    return subject(path.name, networks, data, asked, source, built, folder=path, run=path)
 
 
 def of_export(folder: Path, asked: Asked) -> Subject:
@@ -96,7 +97,8 @@ def of_export(folder: Path, asked: Asked) -> Subject:
     data = load_images(data_settings(asked, {"image_size": config["image_size"]}))
     check_classes(config["classes"], data, folder.name)
     network = PixelNetwork(model, tuple(config["mean"]), tuple(config["std"]))
-    return subject(folder.name, {"network": network}, data, asked, config["source"])
+    built = architecture_of(folder)
+    return subject(folder.name, {"network": network}, data, asked, config["source"], built)
 
 
 def of_timm(name: str, asked: Asked) -> Subject:
@@ -109,7 +111,9 @@ def of_timm(name: str, asked: Asked) -> Subject:
     mean, std = timm_colors(model) if trained else (data.mean, data.std)
     weights = str(asked.weights or ("published" if asked.pretrained else "random"))
     source = {"model": name, "weights": Path(weights).name}
-    return subject(name, {"network": PixelNetwork(model, mean, std)}, data, asked, source)
+    network = PixelNetwork(model, mean, std)
+    built = {"model": name, "stem": "standard", "image_size": data.image_size}
+    return subject(name, {"network": network}, data, asked, source, built)
 
 
 def subject(
@@ -118,6 +122,7 @@ def subject(
     data: ImageData,
     asked: Asked,
     source: dict[str, Any],
+    architecture: dict[str, Any],
     *,
     folder: Path | None = None,
     run: Path | None = None,
@@ -134,6 +139,7 @@ def subject(
         batch_size=asked.batch_size,
         seed=asked.seed,
         source=source,
+        architecture=architecture,
         run=run,
     )
 

@@ -1,7 +1,7 @@
 """What is evaluated: networks that take pixels, and the images they are tried on."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, cast
@@ -74,6 +74,7 @@ class Subject:
         batch_size: images a forward.
         seed: of every random number in the suites.
         source: where the weights come from (run, checkpoint, step, …), for the record.
+        architecture: settings of a `TrainConfig` that build these networks anew.
         run: the run folder's own path; None for a network from elsewhere.
     """
 
@@ -85,6 +86,7 @@ class Subject:
     batch_size: int
     seed: int
     source: dict[str, Any]
+    architecture: dict[str, Any] = field(default_factory=dict)
     run: Path | None = None
 
     @property

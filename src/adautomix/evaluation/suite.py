@@ -9,7 +9,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from adautomix.errors import UsageError
 from adautomix.evaluation.subject import Subject
+
+
+class NotApplicableError(UsageError):
+    """A suite has nothing to say of this subject, or cannot here; the text says why.
+
+    Where all suites were asked for, that is put on record and the others go on.
+    """
 
 
 class SuiteSettings(BaseModel):

@@ -174,6 +174,26 @@ def mix_by_masks(
     )
 
 
+def to_pixels(cells: Tensor, height: int, width: int) -> Tensor:
+    """Cells `[..., h, w]` laid over an image: each pixel `[..., H, W]` is the cell it lies in."""
+    rows, columns = (
+        torch.arange(size, device=cells.device) * count // size
+        for size, count in ((height, cells.shape[-2]), (width, cells.shape[-1]))
+    )
+    return cells.index_select(-2, rows).index_select(-1, columns)
+
+
+def inside(model: Any, method: str, part: str) -> Any:
+    """The network that a method looks inside of, for a part of it.
+
+    Raises:
+        UsageError: it has no such part, as it is none of `build_model`.
+    """
+    if not hasattr(model, part):
+        raise UsageError(f"{method} looks inside the network: pass model=build_model(...)")
+    return model
+
+
 def captured_share(logits: Tensor, targets: Tensor) -> Tensor:
     """Share of the true mixture among as many top predictions as the mixture has classes.
 
@@ -256,11 +276,7 @@ class Method(nn.Module, ABC):
     def terms(self, sources: Sources, student: Any, teacher: Any, draw: Any) -> dict[str, Tensor]:
         """The loss under a given draw; see `losses`. Here: mix, predict, soft cross-entropy."""
         mixed = self.mix(sources.images, sources.targets, draw, **sources.seen)
-        logits = student(mixed.images)
-        return {
-            "loss": self.cross_entropy(logits, mixed.targets),
-            "captured": captured_share(logits, mixed.targets),
-        }
+        return self.scored(student(mixed.images), mixed.targets)
 
     def sample(
         self, images: Tensor, targets: Tensor, student: Any, teacher: Any, draw: Any
@@ -319,6 +335,13 @@ class Method(nn.Module, ABC):
     def learning_rates(self, lr: float, min_lr: float) -> tuple[float, float]:
         """First and last learning rate of what the method learns; the student's unless set."""
         return lr, min_lr
+
+    def scored(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The loss of predictions `[B, K]` under soft labels `[B, K]`, and what they captured."""
+        return {
+            "loss": self.cross_entropy(logits, targets),
+            "captured": captured_share(logits, targets),
+        }
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Soft cross-entropy in float32 with the run's label smoothing; mean over the batch."""

@@ -145,24 +145,34 @@ class MEADA(Method):
     ) -> dict[str, Tensor]:
         """The cross-entropy of clean images and copies, which go through the student together."""
         bounds = self.pixel_range.widen(sources.images)
-        batches = [(sources.images[sources.own], sources.targets[sources.own])]
+        images, targets = sources.images[sources.own], sources.targets[sources.own]
+        some = self.copied(sources, draw)
+        hard = self.copies(sources.images, sources.targets, student, some, bounds)
+        logits = student(torch.cat([images, hard.images]))
+        clean, copied = logits.split([len(images), len(hard.images)])
+        loss = self.cross_entropy(clean, targets)
+        parts = {"captured": captured_share(clean, targets), "clean": loss.detach()}
         if draw.copies:
-            some = draw.rows(slice(None, None, self.settings.every))
-            hard = self.copies(sources.images, sources.targets, student, some, bounds)
-            batches.append((hard.images, hard.targets))
-        images, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
-        logits = student(images)
-        clean, *copied = logits.split([len(labels) for _, labels in batches])
-        parts = {"clean": self.cross_entropy(clean, batches[0][1]).detach()}
-        if draw.copies:
-            parts["adversarial"] = self.cross_entropy(copied[0], hard.targets).detach()
-        captured = captured_share(clean, batches[0][1])
-        return {"loss": self.cross_entropy(logits, targets), "captured": captured, **parts}
+            batch, count = len(sources.images), -(-len(sources.images) // self.settings.every)
+            # A part of the batch can have more of its copies, or fewer, than of its images.
+            share = len(copied) / count * batch / len(images)
+            adversarial = share * self.cross_entropy(copied, hard.targets) if share else 0 * loss
+            loss = (batch * loss + count * adversarial) / (batch + count)
+            parts["adversarial"] = adversarial.detach()
+        return {"loss": loss, **parts}
+
+    def copied(self, sources: Sources, draw: MEADADraw) -> MEADADraw:
+        """Those of these mixes that are made: one row in `every` of the batch, however split."""
+        every = self.settings.every
+        first = -(sources.own.start or 0) % every
+        return draw.rows(slice(first, None, every) if draw.copies else slice(0))
 
     def ascend(
         self, student: Classifier, images: Tensor, targets: Tensor, bounds: Bounds
     ) -> Tensor:
         """K steps up the objective from `images`, clipped to `bounds`; nothing else moves."""
+        if len(images) == 0:  # a part of the batch without a copy, or a step
+            return images
         s = self.settings
         with evaluating(student):
             anchor = student.features(images).pooled.float()

@@ -23,7 +23,7 @@ and columns swapped; here it averages over the box that was pasted. For the netw
 stage is followed by a norm, the map is taken before it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ from adautomix.methods.resizemix import resized_into
 from adautomix.models import Classifier
 from adautomix.processes import all_rows
 
+History = tuple[Tensor, Tensor, Tensor]
 HISTORY = ("kept_images", "kept_targets", "kept_logits", "kept")  # of each row of the batch
 
 
@@ -157,8 +158,30 @@ class RecursiveMix(Method):
 
         The second source is the row of the history, not one of the batch.
         """
+        return self.mix_with(self.history(images, targets), images, targets, draw)
+
+    def sample(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        student: Any,
+        teacher: Any,
+        draw: RecursiveMixDraw,
+    ) -> Mixed:
+        """The mixes; where no batch came before, the image ahead of each in this one stands in."""
+        if self.fits(images):
+            return self.mix(images, targets, draw)
+        first = draw.perm[:, 0]
+        ahead = replace(draw, perm=torch.stack([first, (first - 1) % len(images)], dim=1))
+        clean = images, targets, torch.ones(len(images), device=images.device)
+        return self.mix_with(clean, images, targets, ahead)
+
+    def mix_with(
+        self, past: History, images: Tensor, targets: Tensor, draw: RecursiveMixDraw
+    ) -> Mixed:
+        """The mix with a history `past`; see `history`."""
         first, second = draw.perm.unbind(dim=1)
-        past_images, past_targets, kept = self.history(images, targets)
+        past_images, past_targets, kept = past
         inside = box_mask(draw.box, images.shape[2], images.shape[3])
         inside = inside & (kept[second] > 0)[:, None, None]
         masks = torch.stack([~inside, inside], dim=1).float()
@@ -174,14 +197,14 @@ class RecursiveMix(Method):
     ) -> dict[str, Tensor]:
         """Cross-entropy of the mix, and of its box with what was predicted for it before."""
         images, targets = sources.images, sources.targets
+        if not self.fits(images):
+            self.make_room(len(images), images.shape[1:])
         mixed = self.mix(images, targets, draw)
         features = student.features(mixed.images, self.tap)
         assert features.tap is not None
         logits = student.logits(features.pooled)
         loss = self.cross_entropy(logits, mixed.targets)
-        consistency = torch.zeros_like(loss)
-        if self.fits(images):
-            consistency = self.consistency(features.tap, mixed, draw)
+        consistency = self.consistency(features.tap, mixed, draw)
         self.keep(len(images), mixed, logits.detach())
         return {
             "loss": loss + self.settings.omega * consistency,
@@ -201,7 +224,7 @@ class RecursiveMix(Method):
         """Whether there is a row of the history for each of these images."""
         return len(self.kept) >= len(images) and self.kept_images.shape[1:] == images.shape[1:]
 
-    def history(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def history(self, images: Tensor, targets: Tensor) -> History:
         """What was kept for these images: mixes, labels, and 1 for every row that holds some.
 
         Where nothing was, the images themselves stand in, and none counts.
@@ -219,8 +242,6 @@ class RecursiveMix(Method):
         new = [mixed.perm[:, 0], mixed.images, mixed.targets, logits]
         if len(logits) < count:
             new = [all_rows(part) for part in new]
-        if len(self.kept) < count or self.kept_images.shape[1:] != mixed.images.shape[1:]:
-            self.make_room(count, mixed.images.shape[1:])
         rows, *parts = new
         for name, part in zip(HISTORY, [*parts, torch.ones_like(rows)], strict=True):
             kept: Tensor = getattr(self, name)

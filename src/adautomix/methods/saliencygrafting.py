@@ -16,6 +16,10 @@ saliency count by the root of their number.
 Needs: a feature map of an inner stage and the gradient of the loss with respect to it.
 Cost: 4F a step and a little: one more forward, and a backward down to the feature map only.
 Defaults: T = 0.2 and a = 2, the third of four stages, g = 8.
+Networks: where a layer norm is all that reads f, Σ_c f_c ∂CE/∂f_c is 0 but for rounding, as that
+norm forgets how long f is: in every stage of ConvNeXt but the last, which is then the default, in
+the last of Swin, in the last two blocks of a transformer pooled by its class token. Such taps are
+refused.
 
 Verification: the authors published no code, and the text of the method was not at hand; this
 follows secondary descriptions of it. Of these, the scale of S before the softmax (its maximum is
@@ -42,8 +46,12 @@ from adautomix.methods.base import (
     draw_partners,
     mix_by_masks,
 )
+from adautomix.methods.manifoldmix import altered
 from adautomix.methods.saliency import looking, scaled, shares
 from adautomix.models import Classifier
+from adautomix.rng import generator_at
+
+ROUNDING = 1e-4  # of |f| |∂CE/∂f|
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ def feature_saliency(
     Nothing moves in the student and no parameter gets a gradient.
 
     Args:
-        student: gives `features(images, tap)` and `logits(pooled, head)`.
+        student: a network with stages.
         images: normalised, `[B, C, H, W]`.
         targets: soft labels, `[B, K]`.
         tap: the stage whose feature map f it is.
@@ -91,30 +99,68 @@ def feature_saliency(
     Returns:
         `[B, h, w]`, float32, sums to 1; uniform where there is no gradient.
     """
-    with torch.enable_grad(), looking(student):
-        inner, pooled = inner_and_pooled(student, images.detach().requires_grad_(), tap)
-        loss = F.cross_entropy(student.logits(pooled, head).float(), targets, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, inner)
-    weighted = inner.detach().float() * gradient.float()
-    if weighted.ndim == 4:
-        return shares(weighted.sum(dim=1).abs())
-    patches = weighted.sum(dim=2).abs()[:, student.blocks().prefix :]
-    return shares(patches.unflatten(1, student.tap_shape(tap)[1:]))
+    features, gradient = stage_gradient(student, images, targets, tap, head)
+    return shares((features * gradient).sum(dim=1).abs())
 
 
-def inner_and_pooled(student: Classifier, images: Tensor, tap: int) -> tuple[Tensor, Tensor]:
-    """What a stage puts out, and the pooled features that are computed from it.
+def stage_gradient(
+    student: Any, images: Tensor, targets: Tensor, tap: int, head: str = "clean"
+) -> tuple[Tensor, Tensor]:
+    """A stage's map and the gradient of the cross-entropy in it, both float32 `[B, C, h, w]`."""
+    kept: list[Tensor] = []
 
-    Of a plain transformer it is the tokens `[B, T, D]`: the map of its tap is a copy of them that
-    the rest of the network does not see.
+    def keep(output: Tensor) -> Tensor:
+        kept.append(output)
+        return output
+
+    # What the stage hands on, and not the tap: of a transformer that is a copy beside the way.
+    watched = altered(student, student.stages[tap - 1], keep)
+    with torch.enable_grad(), looking(student), watched:
+        seen = student.features(images.detach().requires_grad_(), tap)
+        logits = student.logits(seen.pooled, head)
+        loss = F.cross_entropy(logits.float(), targets, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, kept)
+    return as_map(kept[0].detach().float(), seen.tap), as_map(gradient.float(), seen.tap)
+
+
+def as_map(values: Tensor, tap: Tensor) -> Tensor:
+    """What a stage hands on, be it with channels last or as tokens, as its tap `[B, C, h, w]`."""
+    if values.shape == tap.shape:
+        return values
+    height, width = tap.shape[2:]
+    places = values.flatten(1, -2)[:, -height * width :]  # the tokens ahead are no patches
+    return places.mT.unflatten(2, (height, width))
+
+
+def telling_tap(student: Classifier, asked: int | None) -> int:
+    """The stage asked for; else the default, or the last where the default says nothing.
+
+    Raises:
+        UsageError: the sum over channels is 0 by construction, whatever the image.
     """
-    if getattr(student, "plain_transformer", False):
-        blocks = student.blocks()
-        tokens = blocks.enter(images, tap + 1)
-        return tokens, blocks.leave(tokens, tap + 1)[0]
-    seen = student.features(images, tap)
-    assert seen.tap is not None
-    return seen.tap, seen.pooled
+    taps = [asked] if asked else [student.default_tap(), len(student.stages)]
+    for tap in taps:
+        if tells(student, tap):
+            return tap
+    raise UsageError(
+        f"saliencygrafting.tap = {taps[0]}: {student.spec.name} normalises what that stage gives, "
+        "so that no place of it is salient; choose another tap or network"
+    )
+
+
+def tells(student: Classifier, tap: int) -> bool:
+    """Whether `Σ_c f_c ∂CE/∂f_c` is more than rounding.
+
+    It is not where all that reads f forgets its length, as a layer norm does.
+    """
+    size = student.spec.image_size
+    noise = torch.randn(2, 3, size, size, generator=generator_at(0, 0, "probe"))
+    images = noise.to(next(student.parameters()))
+    targets = torch.full((2, student.num_classes), 1 / student.num_classes, device=images.device)
+    targets[:, 0] += 1
+    features, gradient = stage_gradient(student, images, targets, tap, next(iter(student.heads)))
+    longest = features.norm(dim=1) * gradient.norm(dim=1)
+    return bool((features * gradient).sum(dim=1).abs().sum() > ROUNDING * longest.sum())
 
 
 def salient_cells(saliency: Tensor, temperature: float) -> Tensor:
@@ -155,11 +201,11 @@ class SaliencyGrafting(Method):
     def __init__(self, settings: SaliencyGraftingSettings, **common: Any) -> None:
         super().__init__(settings, **common)
         model: Any = common.get("model")
-        if not hasattr(model, "default_tap"):
+        if not hasattr(model, "stages"):
             raise UsageError(
                 "saliencygrafting looks inside the network: pass model=build_model(...)"
             )
-        self.tap = settings.tap or model.default_tap()
+        self.tap = telling_tap(model, settings.tap)
 
     def draw(self, shape: Shape, generator: torch.Generator, step: int) -> SaliencyGraftingDraw:
         """A partner for each image and the cells that may be grafted from it."""

@@ -44,7 +44,19 @@ def sections_of(found: Sequence[Found]) -> list[Section]:
         having = [(one, result) for one in found if (result := one.evaluation.result(name))]
         if having:
             sections.append(section(having))
-    return sections
+    return sections + not_applicable(found)
+
+
+def not_applicable(found: Sequence[Found]) -> list[Section]:
+    """Why suites were left out where all were asked for; nothing where none was."""
+    rows = [
+        (f"{one.label}: {name}", reason)
+        for one in found
+        for name, reason in one.evaluation.not_applicable.items()
+    ]
+    table = Table("Not applicable", ("suite", "reason"), rows)
+    note = "All suites were asked for; these had nothing to say of what was evaluated."
+    return [Section("not-applicable", "Suites left out", note, [table])] if rows else []
 
 
 def evaluation_tables(found: Mapping[str, Evaluation]) -> list[Table]:

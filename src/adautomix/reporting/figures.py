@@ -43,7 +43,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one method that differ in nothing but the seed (and the place they ran)."""
+    """Runs of one method, or variant, that differ in nothing but seed (and the place they ran)."""
 
     label: str
     runs: tuple[Run, ...]
@@ -118,20 +118,22 @@ def groups(runs: Sequence[Run]) -> list[Group]:
 
 def _substance(run: Run) -> dict[str, str]:
     settings = flatten(run.config)
-    kept = {k: repr(v) for k, v in settings.items() if k not in _PLACES and k != "seed"}
+    # An older run does not have a setting that came later; where it is none, that is the same.
+    known = {k: v for k, v in settings.items() if v is not None}
+    kept = {k: repr(v) for k, v in known.items() if k not in _PLACES and k != "seed"}
     return kept | {"method": run.method}
 
 
 def _label(own: list[Run], members: list[list[Run]]) -> str:
-    """The method, with the settings that tell this group from others of the same method."""
-    method = own[0].method
-    rivals = [runs[0] for runs in members if runs[0].method == method]
-    apart = [name for name in differing(rivals) if name != "seed"]
+    """Its name, with the settings that tell this group from others of the same name."""
+    label = own[0].label
+    rivals = [runs[0] for runs in members if runs[0].label == label]
+    apart = [name for name in differing(rivals) if name not in ("seed", "label")]
     settings = flatten(own[0].config)
     told = [f"{name} {settings.get(name, MISSING)}" for name in apart[:_MOST_TOLD]]
     if len(apart) > _MOST_TOLD:
         told.append(f"{len(apart) - _MOST_TOLD} more")
-    return f"{method} ({', '.join(told)})" if told else method
+    return f"{label} ({', '.join(told)})" if told else label
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -209,6 +211,12 @@ def at_best(network: str, *path: str) -> Reader:
 def last_epoch(key: str) -> Reader:
     """A reader of a figure of the last tested epoch, such as "seconds" when it had ended."""
     return lambda run: number_at(run.evaluated[-1], key) if run.evaluated else None
+
+
+def seconds_an_epoch(run: Run) -> float | None:
+    """Seconds of an epoch with its evaluation and checkpoint, None before the first was tested."""
+    seconds, epochs = last_epoch("seconds")(run), last_epoch("epoch")(run)
+    return seconds / epochs if seconds is not None and epochs else None
 
 
 def peak_memory(run: Run) -> float | None:

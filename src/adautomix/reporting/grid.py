@@ -3,6 +3,7 @@
 Drawn pixel by pixel rather than plotted, so that a small image shows its own pixels, enlarged.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,7 +27,7 @@ HEADER = 44
 LINE = 22
 _NAME_WIDTH, _TEXT_WIDTH = 152, 250
 _MAP = "viridis"
-_INK, _MUTED, _PAPER, _RULE = "#1f2328", "#5b6470", "#ffffff", "#d9d9d4"
+INK, MUTED, PAPER, RULE = "#1f2328", "#5b6470", "#ffffff", "#d9d9d4"
 _SIZE = 15
 
 
@@ -41,6 +42,7 @@ class MixRow:
         mixed: the mix, uint8 `[3, H, W]`.
         lam: the N mixing ratios.
         labels: the names of the N originals' classes.
+        note: a word below the method's name.
     """
 
     method: str
@@ -49,19 +51,40 @@ class MixRow:
     mixed: "Tensor"
     lam: tuple[float, ...]
     labels: tuple[str, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things lie, in pixels, in a grid of `rows` rows of at most `ways` images."""
+    """Where things lie, in pixels: rows of at most `ways` images, in columns of rows.
+
+    Edges are those of the first column, until `x` of a row is added.
+    """
 
     ways: int
     rows: int
+    columns: int = 1
+
+    @classmethod
+    def of(cls, ways: int, rows: int) -> "Layout":
+        """As many columns as make the picture about square."""
+        width, height = cls(ways, rows).size
+        return cls(ways, rows, max(1, round(math.sqrt(height / width))))
+
+    @property
+    def depth(self) -> int:
+        """Rows of a column."""
+        return -(-self.rows // self.columns)
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the whole picture."""
-        return self.text_x + _TEXT_WIDTH + GAP, self.y(self.rows)
+        return self.columns * self.width, self._top(self.depth)
+
+    @property
+    def width(self) -> int:
+        """Of a column."""
+        return self.text_x + _TEXT_WIDTH + GAP
 
     @property
     def text_x(self) -> int:
@@ -81,30 +104,39 @@ class Layout:
         """Left edge of the mask of original `n`."""
         return self.source_x(self.ways + n) + GAP
 
+    def x(self, row: int) -> int:
+        """Left edge of the column of a row."""
+        return row // self.depth * self.width
+
     def y(self, row: int) -> int:
         """Top edge of the pictures of a row."""
-        return HEADER + GAP + row * (TILE + LINE + GAP)
+        return self._top(row % self.depth)
+
+    def _top(self, place: int) -> int:
+        return HEADER + GAP + place * (TILE + LINE + GAP)
 
 
 def mix_grid(rows: Sequence[MixRow], path: Path) -> Path:
     """Write one PNG with a row a mix, and return its path.
 
-    Rows may mix different numbers of images of different sizes. Raises UsageError where there is
-    no row, or a row's ratios, labels, masks and originals are not equally many.
+    Rows may mix different numbers of images of different sizes. Many rows make several columns.
+    Raises UsageError where there is no row, or a row's ratios, labels, masks and originals are not
+    equally many.
     """
     if not rows:
         raise UsageError("no mix to draw: give at least one row")
     for row in rows:
         _check(row)
-    layout = Layout(max(len(row.labels) for row in rows), len(rows))
-    picture = Image.new("RGB", layout.size, _PAPER)
+    layout = Layout.of(max(len(row.labels) for row in rows), len(rows))
+    picture = Image.new("RGB", layout.size, PAPER)
     pen = ImageDraw.Draw(picture)
-    _draw_header(picture, pen, layout)
+    for column in range(layout.columns):
+        _draw_header(picture, pen, layout, column * layout.width)
     for index, row in enumerate(rows):
         _draw_row(picture, pen, layout, row, index)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    picture.save(path, optimize=True)
     return path
 
 
@@ -120,7 +152,9 @@ def _check(row: MixRow) -> None:
         raise UsageError(f"a mix of {row.method} does not add up: {told}; give one of each a way")
 
 
-def _draw_header(picture: Image.Image, pen: ImageDraw.ImageDraw, layout: Layout) -> None:
+def _draw_header(
+    picture: Image.Image, pen: ImageDraw.ImageDraw, layout: Layout, left: int
+) -> None:
     y = HEADER - LINE
     titles = {
         GAP: "method",
@@ -130,51 +164,54 @@ def _draw_header(picture: Image.Image, pen: ImageDraw.ImageDraw, layout: Layout)
         layout.text_x: "label of the mix",
     }
     for x, title in titles.items():
-        pen.text((x, y), title, _MUTED, _font())
-    pen.line((GAP, HEADER, layout.size[0] - GAP, HEADER), _RULE)
-    _draw_colour_bar(picture, pen, layout.mask_x(0) + int(pen.textlength("masks", _font())), y)
+        pen.text((left + x, y), title, MUTED, font())
+    pen.line((left + GAP, HEADER, left + layout.width - GAP, HEADER), RULE)
+    bar = left + layout.mask_x(0) + int(pen.textlength("masks", font()))
+    _draw_colour_bar(picture, pen, bar, y)
 
 
 def _draw_colour_bar(
     picture: Image.Image, pen: ImageDraw.ImageDraw, x: int, y: int, width: int = 40
 ) -> None:
     ramp = np.broadcast_to(np.linspace(0, 1, width, dtype=np.float32), (12, width))
-    pen.text((x + GAP, y), "0", _MUTED, _font())
+    pen.text((x + GAP, y), "0", MUTED, font())
     picture.paste(Image.fromarray(heat(ramp)), (x + 2 * GAP + 2, y + 4))
-    pen.text((x + 2 * GAP + width + 6, y), "1", _MUTED, _font())
+    pen.text((x + 2 * GAP + width + 6, y), "1", MUTED, font())
 
 
 def _draw_row(
     picture: Image.Image, pen: ImageDraw.ImageDraw, layout: Layout, row: MixRow, index: int
 ) -> None:
-    y = layout.y(index)
-    name = _fit(pen, row.method, _NAME_WIDTH - GAP, bold=True)
-    pen.text((GAP, y), name, _INK, _font(bold=True))
+    left, y = layout.x(index), layout.y(index)
+    name = fit(pen, row.method, _NAME_WIDTH - GAP, bold=True)
+    pen.text((left + GAP, y), name, INK, font(bold=True))
+    pen.text((left + GAP, y + LINE), fit(pen, row.note, _NAME_WIDTH - GAP), MUTED, font())
     for n, (source, label) in enumerate(zip(row.sources, row.labels, strict=True)):
-        x = layout.source_x(n)
-        below = _paste(picture, _channels_last(source), x, y)
-        pen.text((x, below), _fit(pen, label, TILE), _INK, _font())
+        x = left + layout.source_x(n)
+        below = paste(picture, channels_last(source), x, y)
+        pen.text((x, below), fit(pen, label, TILE), INK, font())
     if row.masks is None:
-        pen.text((layout.mask_x(0), y), "no mask", _MUTED, _font())
+        pen.text((left + layout.mask_x(0), y), "no mask", MUTED, font())
     else:
         for n, mask in enumerate(row.masks.detach().cpu().float().numpy()):
-            below = _paste(picture, heat(mask), layout.mask_x(n), y)
-            pen.text((layout.mask_x(n), below), f"mean {mask.mean():.2f}", _MUTED, _font())
-    _paste(picture, _channels_last(row.mixed), layout.mix_x, y)
-    _draw_label(pen, row, layout.text_x, y)
+            x = left + layout.mask_x(n)
+            below = paste(picture, heat(mask), x, y)
+            pen.text((x, below), f"mean {mask.mean():.2f}", MUTED, font())
+    paste(picture, channels_last(row.mixed), left + layout.mix_x, y)
+    _draw_label(pen, row, left + layout.text_x, y)
 
 
 def _draw_label(pen: ImageDraw.ImageDraw, row: MixRow, x: int, y: int) -> None:
     """λ, then the weight of each class in the soft label, equal classes added up."""
-    pen.text((x, y), "λ = " + ", ".join(f"{lam:.2f}" for lam in row.lam), _INK, _font())
+    pen.text((x, y), "λ = " + ", ".join(f"{lam:.2f}" for lam in row.lam), INK, font())
     weights: dict[str, float] = {}
     for label, lam in zip(row.labels, row.lam, strict=True):
         weights[label] = weights.get(label, 0.0) + lam
-    figure = int(pen.textlength("0.00  ", _font()))
+    figure = int(pen.textlength("0.00  ", font()))
     for line, (label, weight) in enumerate(weights.items(), start=1):
         top = y + line * LINE + 4
-        pen.text((x, top), f"{weight:.2f}", _INK, _font(bold=True))
-        pen.text((x + figure + 4, top), _fit(pen, label, _TEXT_WIDTH - figure - 4), _INK, _font())
+        pen.text((x, top), f"{weight:.2f}", INK, font(bold=True))
+        pen.text((x + figure + 4, top), fit(pen, label, _TEXT_WIDTH - figure - 4), INK, font())
 
 
 def heat(values: npt.NDArray[np.float32]) -> Pixels:
@@ -187,13 +224,13 @@ def heat(values: npt.NDArray[np.float32]) -> Pixels:
     return colours
 
 
-def _channels_last(image: "Tensor") -> Pixels:
+def channels_last(image: "Tensor") -> Pixels:
     """Uint8 `[H, W, 3]` of an image `[C, H, W]`; one grey channel becomes three."""
     pixels: Pixels = image.detach().cpu().numpy().transpose(1, 2, 0)
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
 
-def _paste(picture: Image.Image, pixels: Pixels, x: int, y: int) -> int:
+def paste(picture: Image.Image, pixels: Pixels, x: int, y: int) -> int:
     """Put an image into its tile, and return where a caption goes.
 
     It is enlarged by whole pixels, so that each is seen as a square, or shrunk if it must be.
@@ -208,19 +245,19 @@ def _paste(picture: Image.Image, pixels: Pixels, x: int, y: int) -> int:
     return y + image.height + 2
 
 
-def _fit(pen: ImageDraw.ImageDraw, text: str, width: int, *, bold: bool = False) -> str:
+def fit(pen: ImageDraw.ImageDraw, text: str, width: int, *, bold: bool = False) -> str:
     """`text` on one line, its end replaced by an ellipsis where it is wider than `width` pixels."""
     text = " ".join(text.split())
-    font = _font(bold=bold)
-    if pen.textlength(text, font) <= width:
+    face = font(bold=bold)
+    if pen.textlength(text, face) <= width:
         return text
-    while text and pen.textlength(text + "…", font) > width:
+    while text and pen.textlength(text + "…", face) > width:
         text = text[:-1]
     return text.rstrip() + "…"
 
 
 @cache
-def _font(*, bold: bool = False) -> ImageFont.FreeTypeFont:
+def font(*, bold: bool = False) -> ImageFont.FreeTypeFont:
     """The typeface that comes with matplotlib: there on every machine, with Greek letters."""
     import matplotlib
 

@@ -35,7 +35,7 @@ from adautomix.reporting.figures import (
     thin,
 )
 from adautomix.reporting.html import render, write_html
-from adautomix.reporting.plots import curves, time_chart
+from adautomix.reporting.plots import curves, efficiency_chart, time_chart
 from adautomix.reporting.runs import Run, number_at, read_runs
 from adautomix.reporting.verdicts import Verdict, difference, how_to_read, span, verdicts
 
@@ -79,7 +79,7 @@ def write_page(runs: Sequence[Path], out: Path, *, baseline: str | None = None) 
         verdicts=[(verdict, _verdict(verdict)) for verdict in found],
         how_to_read=how_to_read(found),
         moments=_moments(read),
-        time_chart=_drawn(time_chart(read)),
+        time_chart=_drawn([*time_chart(read), *efficiency_chart(read)]),
         charts=_drawn(curves(read)),
         pictures=[picture for run in read for picture in _pictures(run)],
         evaluations=of_runs(read),

@@ -11,12 +11,14 @@ from torch import Tensor
 from adautomix.data.pictures import prepare_pictures
 from adautomix.data.pipeline import eval_batches
 from adautomix.data.sets import Color, ImageData
-from adautomix.methods import Method
+from adautomix.methods import Method, Mixed
 from adautomix.methods.base import soft_targets
 from adautomix.reporting.grid import MixRow
 from adautomix.rng import generator_at
 
 GREY = (0.5, 0.5, 0.5)
+MOST = 0.8  # of a telling mix that one picture has
+FLAT = 0.05
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ def mix_rows(
     student: Any = None,
     teacher: Any = None,
     step: int = 0,
+    choose_from: int = 0,
+    note: str = "",
 ) -> list[MixRow]:
     """The first mixes that a method makes of a batch.
 
@@ -80,21 +84,63 @@ def mix_rows(
         student: needed by methods that look inside the network.
         teacher: its moving average.
         step: names the draw.
+        choose_from: make so many mixes and leave out those that hardly show a second picture.
+        note: a word below the method's name.
     """
-    batch = batch.filled(max(count, method.min_batch))
+    pictures = len(batch.images)
+    batch = batch.filled(max(count, method.min_batch, choose_from))
     draw = method.draw_at(batch.images.shape, step).to(batch.images.device)
     targets = soft_targets(batch.labels, len(batch.classes))
-    mixed = method.sample(batch.images, targets, student, teacher, draw)
-    sources = to_pixels(batch.images, batch.mean, batch.std)
+    with torch.no_grad():
+        mixed = method.sample(batch.images, targets, student, teacher, draw)
+    chosen = telling(mixed, pictures, count) if choose_from else list(range(count))
+    sources = to_pixels(batch.images[:pictures], batch.mean, batch.std)
     mixes = to_pixels(mixed.images, batch.mean, batch.std)
     rows = []
-    for b in range(count):
-        perm = mixed.perm[b].cpu()
-        names = [batch.classes[k] for k in batch.labels.cpu()[perm].tolist()]
-        masks = None if mixed.masks is None else mixed.masks[b].float().cpu()
-        lam = tuple(mixed.lam[b].tolist())
-        rows.append(MixRow(method.name, sources[perm], masks, mixes[b], lam, tuple(names)))
+    for b in chosen:
+        lam, masks = of_pictures(mixed, b, pictures)
+        shown = list(lam)
+        names = tuple(batch.classes[k] for k in batch.labels[shown].tolist())
+        weights = tuple(lam.values())
+        rows.append(MixRow(method.name, sources[shown], masks, mixes[b], weights, names, note))
     return rows
+
+
+def of_pictures(mixed: Mixed, b: int, pictures: int) -> tuple[dict[int, float], Tensor | None]:
+    """Weight in the label of each picture that mix `b` holds, and its mask `[N, H, W]` if any.
+
+    Sources that are the same picture count as one.
+    """
+    perm, lam = (mixed.perm[b] % pictures).tolist(), mixed.lam[b].tolist()
+    weights = dict.fromkeys(perm, 0.0)
+    for picture, weight in zip(perm, lam, strict=True):
+        weights[picture] += weight
+    masks = dict.fromkeys(perm, torch.zeros(()))
+    for picture, mask in zip(perm, [] if mixed.masks is None else mixed.masks[b].float().cpu()):
+        masks[picture] = masks[picture] + mask
+    held = [k for k in weights if weights[k] > 0 or masks[k].any()]
+    stacked = None if mixed.masks is None else torch.stack([masks[k] for k in held])
+    return {k: weights[k] for k in held}, stacked
+
+
+def telling(mixed: Mixed, pictures: int, count: int) -> list[int]:
+    """The mixes that show most: some whose masks differ from place to place, if there are any.
+
+    Among these the first in which no picture has more than `MOST` of the label, else the most even.
+
+    Args:
+        mixed: of a batch that repeats so many pictures.
+        pictures: how many there are.
+        count: mixes to choose.
+    """
+    shares = mixed.lam.new_zeros(len(mixed.lam), pictures)
+    largest = shares.scatter_add(1, mixed.perm % pictures, mixed.lam).amax(dim=1)
+    flat = torch.zeros_like(largest)
+    if mixed.masks is not None:
+        low, high = mixed.masks.flatten(2).aminmax(dim=2)
+        flat = ((high - low).amax(dim=1) < FLAT).float()
+    order = (flat + largest.clamp_min(MOST)).argsort(stable=True)
+    return sorted(order[:count].tolist())
 
 
 def to_pixels(images: Tensor, mean: Color, std: Color) -> Tensor:

@@ -41,6 +41,11 @@ class Run:
         """The name of the mixing method, "–" where the settings do not say."""
         return str(self.fact("method") or "–")
 
+    @property
+    def label(self) -> str:
+        """What tables call it: the name of its variant in a sweep, else that of its method."""
+        return str(self.config.get("label") or self.method)
+
     def fact(self, name: str) -> Any:
         """What the summary says of `name`, else what the settings say, else None."""
         value = (self.summary or {}).get(name)

@@ -106,12 +106,12 @@ def verdicts(runs: Sequence[Run], baseline: str | None = None) -> list[Verdict]:
     """Every group of finished runs against the baseline's, student and teacher apart.
 
     Raises:
-        UsageError: no finished run has the method `baseline`.
+        UsageError: no finished run has the name `baseline`.
     """
     found = [group for group in groups(runs) if group.seeds]
     if not found:
         return []
-    name = pick_baseline([group.runs[0].method for group in found], baseline)
+    name = pick_baseline([group.runs[0].label for group in found], baseline)
     clock = equal_time(found)
     pairs = [(group, rival_of(group, found, name)) for group in found]
     return [
@@ -133,10 +133,10 @@ def how_to_read(found: Sequence[Verdict]) -> list[str]:
 
 
 def pick_baseline(methods: Sequence[str], asked: str | None = None) -> str:
-    """The baseline asked for, else vanilla where it is there, else the first method.
+    """The baseline asked for, else vanilla where it is there, else the first method or variant.
 
     Raises:
-        UsageError: it is not among the methods.
+        UsageError: it is not among them.
     """
     if asked is None:
         return DEFAULT_BASELINE if DEFAULT_BASELINE in methods else methods[0]
@@ -148,7 +148,7 @@ def pick_baseline(methods: Sequence[str], asked: str | None = None) -> str:
 
 def rival_of(group: Group, found: Sequence[Group], baseline: str) -> Group | None:
     """The group of the baseline whose settings are nearest, the first where only it was run."""
-    rivals = [rival for rival in found if rival.runs[0].method == baseline]
+    rivals = [rival for rival in found if rival.runs[0].label == baseline]
     if len(rivals) == len(found):
         return rivals[0]
     if group in rivals:
@@ -161,7 +161,7 @@ def set_apart(group: Group, rival: Group) -> tuple[str, ...]:
     one, other = group.runs[0], rival.runs[0]
     if one.method == other.method:
         return ()  # their labels say it
-    own = {"method", "seed", one.method, other.method}
+    own = {"method", "label", "seed", one.method, other.method}
     return tuple(name for name in differing([one, other]) if name.partition(".")[0] not in own)
 
 

@@ -1,8 +1,9 @@
 """Checkpoints: written beside and renamed, checked by hash, read without running code in them.
 
 `checkpoints/last` is the newest, `checkpoints/previous` the one before, `checkpoints/best` that of
-the best evaluation. Each folder holds `weights.safetensors` (student, teacher, method),
-`state.pt` (optimiser, counters, meters) and `manifest.json` (hashes and step).
+the best evaluation, `checkpoints/epoch-0005` one that was asked for (`--keep-every`). Each folder
+holds `weights.safetensors` (student, teacher, method), `state.pt` (optimiser, counters, meters;
+nothing in one that is kept for its weights) and `manifest.json` (hashes and step).
 """
 
 import errno
@@ -12,7 +13,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,16 @@ def naming_full_disk(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def save_checkpoint(run: Path, checkpoint: Checkpoint, *, best: bool = False) -> None:
-    """Write `last`, keeping the one before as `previous`, and `best` too where asked.
+def save_checkpoint(
+    run: Path, checkpoint: Checkpoint, *, best: bool = False, kept: str | None = None
+) -> None:
+    """Write `last`, keeping the one before as `previous`, and others too where asked.
+
+    Args:
+        run: the run folder.
+        checkpoint: what to write.
+        best: write `best` too.
+        kept: name under which the weights are kept for good, see `kept_name`; None: they are not.
 
     Raises:
         RunError: the disk is full; older checkpoints are as they were.
@@ -76,6 +85,8 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, *, best: bool = False) ->
             write_files(fresh, checkpoint)
             if best:
                 replace_folder(folder / "best", copy_of=fresh)
+            if kept is not None:
+                keep_weights(folder / kept, checkpoint)
     except RunError:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
@@ -106,6 +117,32 @@ def replace_folder(folder: Path, *, copy_of: Path) -> None:
     shutil.copytree(copy_of, fresh)
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
+
+
+def keep_weights(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint without its state: it can be looked at, and not gone on from."""
+    fresh = folder.with_name(folder.name + "-writing")
+    write_files(fresh, replace(checkpoint, state={}))
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+
+
+def kept_name(epoch: int) -> str:
+    """What the checkpoint kept after so many epochs is called."""
+    return f"epoch-{epoch:04d}"
+
+
+def kept_epochs(run: Path) -> list[int]:
+    """After which epochs a checkpoint was kept, ascending."""
+    names = [path.name for path in (run / "checkpoints").glob("epoch-*")]
+    return sorted(int(name[6:]) for name in names if name[6:].isdigit())
+
+
+def checkpoint_names(run: Path) -> list[str]:
+    """The checkpoints of a run that can be looked at, the kept ones first."""
+    folder = run / "checkpoints"
+    kept = [kept_name(epoch) for epoch in kept_epochs(run)]
+    return kept + [name for name in ("best", "last") if (folder / name).is_dir()]
 
 
 def file_hash(path: Path) -> str:

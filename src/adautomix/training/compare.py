@@ -1,10 +1,13 @@
-"""Methods × seeds on the same data, network and schedule: one folder of runs."""
+"""Methods × seeds on the same data, network and schedule: one folder of runs.
+
+In the place of methods there may be the variants of a sweep, see `training/sweeps.py`.
+"""
 
 import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -24,39 +27,37 @@ from adautomix.training.setup import load_images
 def compare(
     values: dict[str, Any],
     *,
-    methods: Sequence[str],
+    variants: Mapping[str, Mapping[str, Any]],
     seeds: Sequence[int],
     out: Path,
     jobs: int | None = None,
     quiet: bool = False,
     command: str = "",
 ) -> list[Path]:
-    """Train every method with every seed; runs that are there are finished, not repeated.
+    """Train every variant with every seed; runs that are there are finished, not repeated.
 
     A small network does not keep many cores busy, so on the CPU as many runs as there are cores
     go side by side, each in a process with its share of the threads. On a GPU they take turns.
 
     Args:
         values: nested settings common to all runs.
-        methods: names of methods.
-        seeds: a run each; seed s splits and shuffles the data alike for all methods.
-        out: folder of the run folders `<method>-s<seed>`.
+        variants: by name, the settings of each that win over `values`: see `of_methods`.
+        seeds: a run each; seed s splits and shuffles the data alike for all variants.
+        out: folder of the run folders `<variant>-s<seed>`.
         jobs: runs side by side; none: what suits the device.
         quiet: show no progress.
         command: the command line, for the summaries.
 
     Returns:
-        The run folders, methods in the order given.
+        The run folders, variants in the order given.
 
     Raises:
         UsageError: nothing to run, or a run there has other settings.
     """
     configs = [
-        make_config(
-            merge(values, {"method": method, "seed": seed, "out": str(out / f"{method}-s{seed}")})
-        )
+        make_config(merge(merge(values, own), {"seed": seed, "out": str(out / f"{name}-s{seed}")}))
         for seed in seeds
-        for method in methods
+        for name, own in variants.items()
     ]
     if not configs:
         raise UsageError("no run to compare: name at least one method and one seed")
@@ -66,7 +67,12 @@ def compare(
             run_once(config, quiet=quiet, command=command)
     else:
         run_side_by_side(configs, jobs, quiet=quiet, command=command)
-    return [out / f"{method}-s{seed}" for method in methods for seed in seeds]
+    return [out / f"{name}-s{seed}" for name in variants for seed in seeds]
+
+
+def of_methods(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Variants that differ in the method, each called by its name."""
+    return {name: {"method": name} for name in names}
 
 
 def suited_jobs(config: TrainConfig) -> int:
@@ -110,7 +116,8 @@ def progress_line(config: TrainConfig, done: int, runs: int, passed: float) -> s
     assert summary is not None
     scores = "  ".join(f"{name} {s['top1']:.2%}" for name, s in summary["final"].items())
     left = passed / done * (runs - done)
-    return f"{config.method} s{config.seed}: {scores}  ({done} of {runs} runs, {left:.0f} s left)"
+    name = config.label or config.method
+    return f"{name} s{config.seed}: {scores}  ({done} of {runs} runs, {left:.0f} s left)"
 
 
 def give_up(runs: Sequence[Future[None]]) -> None:

@@ -10,7 +10,7 @@ from adautomix.config import TrainConfig
 from adautomix.data import Batch, ImageData
 from adautomix.errors import RunError
 from adautomix.processes import any_process, is_main, mean_of, smallest, world
-from adautomix.training.checkpoint import Checkpoint, save_checkpoint
+from adautomix.training.checkpoint import Checkpoint, kept_name, save_checkpoint
 from adautomix.training.display import Display
 from adautomix.training.events import EventWriter
 from adautomix.training.graphs import GraphedStep
@@ -169,8 +169,10 @@ class Trainer:
         self.display.epoch(row, self.config.epochs)
         if epoch in (1, (self.config.epochs + 1) // 2, self.config.epochs):
             self.judge.draw_samples(self.folder.samples / f"epoch-{epoch:04d}.png", self.step)
-        if epoch % self.config.checkpoint_every == 0 or last or better:
-            self.save(best=better is not None)
+        every = self.config.keep_every
+        kept = kept_name(epoch) if every and epoch % every == 0 else None
+        if epoch % self.config.checkpoint_every == 0 or last or better or kept:
+            self.save(best=better is not None, kept=kept)
 
     def save_and_stop(self) -> NoReturn:
         """Answer a request to stop.
@@ -263,11 +265,11 @@ class Trainer:
         }
         return Checkpoint(self.step, self.weights(), state)
 
-    def save(self, *, best: bool = False) -> None:
+    def save(self, *, best: bool = False, kept: str | None = None) -> None:
         """Write a checkpoint; never one whose loss was not finite."""
         self.check_finite()
         if is_main():
-            save_checkpoint(self.folder.path, self.checkpoint(), best=best)
+            save_checkpoint(self.folder.path, self.checkpoint(), best=best, kept=kept)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Stand where a checkpoint was written."""

@@ -13,7 +13,12 @@ from adautomix.data.pictures import prepare_pictures
 from adautomix.errors import UsageError
 from adautomix.methods import Method
 from adautomix.models import Classifier, evaluating
-from adautomix.training.checkpoint import load_checkpoint, read_checkpoint
+from adautomix.training.checkpoint import (
+    Checkpoint,
+    checkpoint_names,
+    load_checkpoint,
+    read_checkpoint,
+)
 from adautomix.training.run_folder import RunFolder
 from adautomix.training.runtime import pick_device
 from adautomix.training.setup import build_networks
@@ -66,30 +71,23 @@ class TrainedRun:
         return logits.float().softmax(dim=1).cpu()
 
 
-def load_trained(
-    path: Path | str, *, which: Literal["last", "best"] = "last", device: str = "auto"
-) -> TrainedRun:
+def load_trained(path: Path | str, *, which: str = "last", device: str = "auto") -> TrainedRun:
     """The networks of a run, finished or not.
 
     Args:
         path: the run folder.
-        which: the newest checkpoint, or that of the best evaluation.
+        which: "last", the newest checkpoint that is whole; "best", that of the best evaluation;
+            or the name of one that was kept, such as "epoch-0005".
         device: where to put them.
 
     Raises:
-        UsageError: no run there, or nothing saved yet.
+        UsageError: no run there, nothing saved yet, or no checkpoint of that name.
         RunError: the checkpoint is damaged.
     """
     folder = RunFolder.open(Path(path))
+    checkpoint = find_checkpoint(folder.path, which)
     config, card = folder.config(), folder.data_card()
     where = pick_device(device)
-    if which == "best":
-        best = folder.path / "checkpoints" / "best"
-        if not best.exists():
-            raise UsageError(f"{path} has no best checkpoint yet: use --which last")
-        checkpoint = read_checkpoint(best)
-    else:
-        checkpoint, _ = load_checkpoint(folder.path)
     student, method, teacher = build_networks(
         config,
         num_classes=len(card["classes"]),
@@ -103,6 +101,21 @@ def load_trained(
         network.eval()
     method.load_state_dict(checkpoint.part("method"))
     return TrainedRun(folder.path, config, card, networks, method.eval(), checkpoint.step, where)
+
+
+def find_checkpoint(run: Path, which: str) -> Checkpoint:
+    """One checkpoint of a run by its name.
+
+    Raises:
+        UsageError: there is none of that name; those that there are are named.
+        RunError: it is damaged.
+    """
+    if which == "last":
+        return load_checkpoint(run)[0]
+    if which not in (names := checkpoint_names(run)):
+        there = ", ".join(names) or "none yet"
+        raise UsageError(f"{run} has no checkpoint {which!r}; it has {there}")
+    return read_checkpoint(run / "checkpoints" / which)
 
 
 def check_network(name: str) -> Network:
