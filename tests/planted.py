@@ -213,12 +213,6 @@ def never_mixes() -> Loop:
 # ---------------------------------------------------------------------- that cannot be seen
 
 
-def fails_in_others() -> Loop:
-    if "RANK" in os.environ:
-        raise RuntimeError("no such device here")
-    return Plain().loop()
-
-
 def small_batches() -> Loop:
     return Loop(Plain().train_step, [toy_images(4)])
 

@@ -27,6 +27,7 @@ from adautomix.evaluation.calibration import (
 )
 from adautomix.evaluation.evaluate import evaluate
 from adautomix.evaluation.subject import Subject, accuracy
+from adautomix.evaluation.suite import NotApplicableError
 from adautomix.reporting.evaluations import write_evaluations
 from adautomix.reporting.sections import Found
 from adautomix.reporting.suites.calibration import section
@@ -246,7 +247,9 @@ def test_without_a_temperature_every_test_image_is_scored(tmp_path: Path) -> Non
 
 def test_one_test_image_cannot_be_halved(tmp_path: Path) -> None:
     subject = tried_on(images_of(1, size=6), tmp_path)
-    with pytest.raises(UsageError, match="hold some out with val_fraction, or switch it off"):
+    with pytest.raises(
+        NotApplicableError, match="hold some out with val_fraction, or switch it off"
+    ):
         measured(subject)
     assert measured(subject, temperature=False).scored_images == 1
 

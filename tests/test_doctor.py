@@ -2,8 +2,10 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import planted
 import pytest
@@ -12,7 +14,9 @@ import torch.nn.functional as F
 from conftest import Command
 from torch import Tensor, nn
 
+from adautomix.checks import ranks
 from adautomix.checks.doctor import Finding, examine, same_mixes
+from adautomix.checks.ranks import wait_for
 from adautomix.checks.script import address_of, load_file, load_named
 from adautomix.checks.watch import Loop, Watch, lit_batches, shares_of_light, single_classes, watch
 from adautomix.errors import RunError, UsageError
@@ -25,13 +29,6 @@ EXAMPLES = ("plain_pytorch", "timm_pieces", "lightning_callback", "hf_trainer", 
 def found(make_loop: MakeLoop, **options: bool) -> list[Finding]:
     torch.manual_seed(0)
     return examine(make_loop, **{"processes": False, **options})
-
-
-@pytest.fixture
-def _anywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Other processes find what lies beside the tests."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
-    return
 
 
 # ---------------------------------------------------------------------- mistakes
@@ -90,24 +87,71 @@ def test_examples_are_without_a_mistake(name: str) -> None:
 # ---------------------------------------------------------------------- several processes
 
 
-@pytest.mark.usefixtures("_anywhere")
-def test_two_processes_that_mix_alike_are_found() -> None:
-    (finding,) = found(planted.same_seed_everywhere, processes=True)
+IN_RANKS = """
+import os, torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from adautomix.checks.watch import Loop
+
+model = torch.nn.Conv2d(3, 2, 4)
+
+def loop_with(generator):
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+
+    def train_step(images, labels):
+        share = torch.rand((), generator=generator)
+        mixed = torch.lerp(images, images.roll(1, 0), share)
+        classes = F.one_hot(labels, 2).float()
+        F.cross_entropy(model(mixed)[..., 0, 0], torch.lerp(classes, classes.roll(1, 0), share))
+        if "RANK" in os.environ:
+            dist.barrier()
+
+    return Loop(train_step, [(torch.zeros(6, 3, 4, 4), torch.arange(6) % 2)])
+
+def own_seed():
+    return loop_with(torch.Generator().manual_seed(int(os.environ.get("RANK", 0))))
+
+def one_seed():
+    return loop_with(torch.Generator().manual_seed(3))
+"""
+
+
+@pytest.fixture(scope="module")
+def in_ranks(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    script = tmp_path_factory.mktemp("ranks") / "in_ranks.py"
+    script.write_text(IN_RANKS)
+    return load_file(script)
+
+
+def test_two_processes_that_mix_alike_are_found(in_ranks: ModuleType) -> None:
+    (finding,) = found(in_ranks.one_seed, processes=True)
     assert finding.mistake == "the same λ on every process"
     assert finding.seen == "6 training batches were mixed alike in 2 processes"
 
 
-@pytest.mark.usefixtures("_anywhere")
-def test_two_processes_that_mix_their_own_way_are_left_alone() -> None:
-    assert found(planted.healthy, processes=True) == []
+def test_two_processes_that_mix_their_own_way_are_left_alone(in_ranks: ModuleType) -> None:
+    assert found(in_ranks.own_seed, processes=True) == []
 
 
-@pytest.mark.usefixtures("_anywhere")
-def test_a_loop_that_fails_in_two_processes() -> None:
-    with pytest.raises(
-        RunError, match=r"2 processes \(RuntimeError: no such device here\): --alon"
-    ):
-        found(planted.fails_in_others, processes=True)
+def test_one_that_fails_is_told_and_the_other_not_awaited(tmp_path: Path) -> None:
+    files = [tmp_path / "0.json", tmp_path / "1.json"]
+    files[1].write_text("RuntimeError: no such device here")
+    started = {
+        file: subprocess.Popen(command)
+        for file, command in zip(files, (["sleep", "1000"], ["false"]), strict=True)
+    }
+    with pytest.raises(RunError, match=r"2 processes \(RuntimeError: no such device here\): --al"):
+        wait_for(started)
+    assert started[files[0]].poll() is None
+    started[files[0]].kill()
+    started[files[0]].wait()
+
+
+def test_a_process_writes_what_failed(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        ranks.main(f"{planted.__file__}:small_batches", "6", str(tmp_path / "told"))
+    assert (tmp_path / "told").read_text().startswith("UsageError: Loop.batches gives images [4,")
 
 
 def mixes_of_ranks(make_loop: MakeLoop, monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
@@ -190,7 +234,10 @@ def test_inputs_and_losses_are_seen_as_they_are() -> None:
         (torch.tensor([[0.0, 1, 0], [1, 0, 0]]), [1, 0]),
         (torch.tensor([[0.05, 0.9, 0.05]]), [1]),
         (torch.tensor([[0.3, 0.7, 0], [1, 0, 0]]), None),
-        (torch.tensor([0.5]), None),
+        (torch.tensor([[0.0, 1], [1, 0]]), [1, 0]),
+        (torch.tensor([[0.3, 0.7], [0.7, 0.3]]), None),
+        (torch.tensor([1.0, 0]), [1, 0]),
+        (torch.tensor([0.5, 0]), None),
     ],
 )
 def test_targets_that_name_one_class(targets: Tensor, classes: list[int] | None) -> None:
@@ -263,20 +310,34 @@ def example_of_the_page() -> str:
     return str(code)
 
 
-def test_the_example_of_the_page(command: Command, tmp_path: Path) -> None:
-    script = tmp_path / "my_training.py"
-    script.write_text(example_of_the_page())
-    outcome = command("doctor", script)
-    assert outcome.status == 1
-    shown = re.search(r"    - (the same λ.*?)\n    adautomix: (.*?)\n\n", doctor_page(), re.DOTALL)
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """The example of the page, in a file."""
+    file = tmp_path / "my_training.py"
+    file.write_text(example_of_the_page())
+    return file
+
+
+def test_the_example_of_the_page(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (finding,) = mixes_of_ranks(load_file(script).make_loop, monkeypatch)
+    shown = re.search(r"    - (the same λ.*?)\n    adautomix: ", doctor_page(), re.DOTALL)
     assert shown
-    assert outcome.out == f"- {' '.join(shown[1].split())}\n"
-    assert outcome.err == f"adautomix: {script}: 1 found, and what to do is above\n"
+    assert str(finding) == " ".join(shown[1].split())
+    cured = script.with_name("cured.py")
+    cured.write_text(example_of_the_page().replace("    torch.manual_seed(0)\n", ""))
+    assert mixes_of_ranks(load_file(cured).make_loop, monkeypatch) == []
 
 
-def test_the_command_without_findings(command: Command, tmp_path: Path) -> None:
-    script = tmp_path / "my_training.py"
-    script.write_text(example_of_the_page().replace("    torch.manual_seed(0)\n", ""))
+def test_the_command_with_findings(command: Command) -> None:
+    place = f"{planted.__file__}:never_stops"
+    outcome = command("doctor", place, "--alone")
+    assert outcome.status == 1
+    assert outcome.out.startswith("- mixing not switched off: ")
+    assert outcome.out.endswith("; ask for the step or epoch before mixing\n")
+    assert outcome.err == f"adautomix: {place}: 1 found, and what to do is above\n"
+
+
+def test_the_command_without_findings(command: Command, script: Path) -> None:
     outcome = command("doctor", script, "--alone")
     assert (outcome.status, outcome.err) == (0, "")
     assert outcome.out == f"Nothing found in {script}.\n"

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from every import BATCH, TRANSFORMER, Bench, steps_of, trainer_of
+from every import BATCH, CLASSES, TRANSFORMER, Bench, steps_of, trainer_of
 from torch import Tensor
 
+from adautomix.errors import UsageError
 from adautomix.methods import METHODS
 from adautomix.methods.base import Draw
 
@@ -57,15 +58,55 @@ def test_hard_labels_are_soft_ones(name: str) -> None:
 
 
 @EVERY
-@pytest.mark.parametrize("images", [7, 3])
+def test_labels_of_several_classes(name: str) -> None:
+    """Shares of all classes, and two classes that are there at once: each is mixed as it is."""
+    bench = Bench(name)
+    shares = torch.rand(BATCH, CLASSES, generator=torch.Generator().manual_seed(2)).softmax(dim=1)
+    for targets in (shares, bench.targets + bench.targets.roll(1, dims=1)):
+        bench.targets = targets
+        losses, mixed = bench.losses(targets), bench.sample()
+        assert torch.isfinite(losses["loss"])
+        assert 0 <= losses["captured"].item() <= 1
+        followed = torch.einsum("bn,bnk->bk", mixed.lam, targets[mixed.perm])
+        torch.testing.assert_close(mixed.targets, followed, atol=1e-5, rtol=0)
+    others = Bench(name).losses(shares)["loss"].item()
+    assert others != pytest.approx(Bench(name).losses(shares.roll(1, dims=1))["loss"].item())
+
+
+@EVERY
+@pytest.mark.parametrize("images", [7, 3, 1])
 def test_odd_batches(name: str, images: int) -> None:
     bench = Bench(name, images)
+    if images < bench.method.min_batch:
+        with pytest.raises(UsageError, match=rf"{name} mixes \d images and the batch holds"):
+            bench.losses(bench.labels)
+        return
     losses = bench.losses(bench.labels)
     losses["loss"].backward()
     assert torch.isfinite(losses["loss"])
     weights = [p.grad for p in bench.student.parameters() if p.grad is not None]
     assert weights
     assert all(torch.isfinite(gradient).all() for gradient in weights)
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(name: str, dtype: torch.dtype) -> None:
+    """Images of two bytes under autocast: mixes as they came, labels and losses in float32."""
+    bench, whole = Bench(name), Bench(name)
+    bench.images = bench.images.to(dtype)
+    whole.images = bench.images.float()
+    with torch.autocast("cpu", dtype):
+        mixed, losses = bench.sample(), bench.losses(bench.labels)
+    assert mixed.images.dtype == dtype
+    assert mixed.targets.dtype == losses["loss"].dtype == torch.float32
+    low, high = whole.images.aminmax()
+    assert torch.isfinite(mixed.images).all()
+    assert low - 0.1 <= mixed.images.min()
+    assert mixed.images.max() <= high + 0.1
+    losses["loss"].backward()
+    for part, value in whole.losses(whole.labels).items():
+        assert losses[part].item() == pytest.approx(value.item(), rel=0.1, abs=0.1), part
 
 
 @EVERY

@@ -48,7 +48,8 @@ from adautomix.methods.gridmix import (
     draw_cells,
     draw_lattice,
 )
-from adautomix.methods.manifoldmix import ManifoldMix, ManifoldMixDraw, altered, with_partners
+from adautomix.methods.hidden import altered, with_partners
+from adautomix.methods.manifoldmix import ManifoldMix, ManifoldMixDraw
 from adautomix.methods.mixup import Mixup, MixupDraw
 from adautomix.methods.mixup_cutmix import (
     MixupCutMix,

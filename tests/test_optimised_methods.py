@@ -25,7 +25,14 @@ from adautomix.methods.alignmix import (
     mix_aligned,
     transport_plan,
 )
-from adautomix.methods.base import Method, Mixed, Sources, draw_partners, soft_targets
+from adautomix.methods.base import (
+    Method,
+    Mixed,
+    Sources,
+    cells_to_pixels,
+    draw_partners,
+    soft_targets,
+)
 from adautomix.methods.comixup import CoMixup, CoMixupSettings, Problem
 from adautomix.methods.puzzlemix import (
     PuzzleMix,
@@ -35,7 +42,6 @@ from adautomix.methods.puzzlemix import (
     distances,
     mask_energy,
     seam_costs,
-    to_pixels,
     transport,
 )
 from adautomix.methods.saliencygrafting import (
@@ -381,7 +387,7 @@ def test_gap_of_the_transport(cells: int, noise: bool, mean: float, worst: float
     mask = cut_levels(slopes, weights, 32) > 0
     if noise:
         mask = torch.rand(mask.shape, generator=rng(2)) < 0.5
-    seen = to_pixels(mask, cells, cells).flatten(1)[:, None]
+    seen = cells_to_pixels(mask, cells, cells).flatten(1)[:, None]
     saliency = cell_sums(blobs(24), cells)[draw.perm[:, 0]].flatten(1)
     costs = seen * (0.8 * distances(cells, torch.device("cpu")) - saliency[:, :, None])
     exact = place_cost(costs, cheapest_places(costs))
@@ -511,7 +517,7 @@ def test_puzzlemix_block_by_block(blocks: int, moving: bool) -> None:
     mixed = puzzle(method, images, targets, draw, maps)
     cells = blocks * method.pieces(images, draw)
     saliency = cell_sums(maps, cells)[draw.perm]
-    mask = to_pixels(method.mask(images, saliency, draw), cells, cells)
+    mask = cells_to_pixels(method.mask(images, saliency, draw), cells, cells)
     shares = torch.stack([mask, 1 - mask], dim=1)
     shown = transport(saliency, shares, 0.1)
     if not moving:

@@ -3,11 +3,8 @@
 import io
 import json
 import re
-import shutil
-import subprocess
 from collections import Counter
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pages import CHROMIUM, Page, assert_accessible, assert_asks_nothing, assert_fits
 from PIL import Image
 from rich.console import Console
 
@@ -30,9 +28,6 @@ from adautomix.rng import generator_at
 SCRIPT = "<script>alert(1)</script>"
 # s² = (9 + 1 + 16) / 2 = 13 over three seeds, and t(0.975, 2) = 4.30265 from a printed table.
 MEAN_OF_70_72_77 = f"73.00 ±\N{NO-BREAK SPACE}{4.30265 * (13 / 3) ** 0.5:.2f}"
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 
 
 def measures(top1: float) -> dict[str, float]:
@@ -87,26 +82,6 @@ def make_run(
         }
         (folder / "summary.json").write_text(json.dumps(summary))
     return folder
-
-
-class Page(HTMLParser):
-    """Every tag of a page with its attributes, and its visible text."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.html = path.read_text(encoding="utf-8")
-        self.feed(self.html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture
@@ -460,37 +435,14 @@ def test_page_escapes_what_runs_bring(tmp_path: Path) -> None:
 
 
 def test_page_asks_nothing_of_the_network(compared: list[Path], tmp_path: Path) -> None:
-    page = Page(write_page(compared, tmp_path / "page.html"))
-    bare = re.sub(r"xmlns(:\w+)?=([\"'])http://www\.w3\.org/[\w/]+\2", "", page.html)
-    assert not re.search(r"https?:|//[a-z]+\.|@import", bare)
-    addresses = [
-        value
-        for _, attributes in page.tags
-        for name, value in attributes.items()
-        if name in ("src", "href", "xlink:href", "srcset", "action", "poster", "data")
-    ]
-    assert addresses
-    assert all(value and value.startswith(("data:", "#")) for value in addresses)
-    assert all(address.startswith("#") for address in re.findall(r"url\(['\"]?([^)]+)", bare))
-    assert page.all("script") == page.all("iframe") == []
+    assert_asks_nothing(Page(write_page(compared, tmp_path / "page.html")))
 
 
 def test_page_is_accessible(compared: list[Path], tmp_path: Path) -> None:
     page = Page(write_page(compared, tmp_path / "page.html"))
-    assert page.html.lstrip().startswith("<!doctype html>")
-    assert page.all("html") == [{"lang": "en"}]
-    assert any(meta.get("name") == "viewport" for meta in page.all("meta"))
-    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
-    assert len(ids) == len(set(ids))
+    assert_accessible(page)
     assert page.all("img")
-    assert all(image.get("alt") for image in page.all("img"))
     assert len(page.all("svg")) == 6
-    for svg in page.all("svg"):
-        assert svg["role"] == "img"
-        assert svg["aria-labelledby"] in {title.get("id") for title in page.all("title")}
-    assert all(cell.get("scope") for cell in page.all("th"))
-    targets = [link["href"] for link in page.all("a")]
-    assert all(target is not None and target[1:] in ids for target in targets)
 
 
 def cells_of(page: Page, run: str) -> list[str]:
@@ -549,35 +501,7 @@ def test_page_refuses_a_folder_as_its_file(tmp_path: Path) -> None:
 def test_page_never_scrolls_sideways(compared: list[Path], tmp_path: Path) -> None:
     long = make_run(tmp_path / ("a-very-long-run-name" * 6), method="m" * 70, note="n" * 300)
     write_page([*compared, long], tmp_path / "page.html")
-    html = (tmp_path / "page.html").read_text(encoding="utf-8")
-    (tmp_path / "open.html").write_text(html.replace("<details", "<details open"))
-    # A window has a least width of its own; a frame may be as narrow as a phone.
-    (tmp_path / "frames.html").write_text(
-        """<iframe src="open.html" width="390" height="800" frameborder="0"></iframe>
-        <iframe src="open.html" width="1280" height="800" frameborder="0"></iframe>
-        <script>onload = () => { document.title = [...document.querySelectorAll("iframe")].map(
-            frame => { const root = frame.contentDocument.documentElement;
-                       return root.scrollWidth + "/" + root.clientWidth; }).join(" "); };
-        </script>"""
-    )
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
-    more = "--disable-background-networking --disable-component-update --dump-dom"
-    profile = ["--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}"]
-    address = (tmp_path / "frames.html").as_uri()
-    dumped = subprocess.run(
-        [str(CHROMIUM), *flags.split(), *more.split(), *profile, address],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    ).stdout
-    widths = re.search(r"<title>(\d+)/(\d+) (\d+)/(\d+)</title>", dumped)
-    assert widths is not None, dumped[:500]
-    phone, phone_window, desk, desk_window = map(int, widths.groups())
-    assert 370 <= phone_window <= 390
-    assert 1260 <= desk_window <= 1280
-    assert phone == phone_window
-    assert desk == desk_window
+    assert_fits(tmp_path / "page.html", tmp_path)
 
 
 def test_markdown_table_has_a_row_a_method_with_several_seeds(tmp_path: Path) -> None:

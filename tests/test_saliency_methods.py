@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from adautomix.errors import UsageError
 from adautomix.methods import attentivecutmix as attentivecutmix_module
 from adautomix.methods.adautomix import AdAutoMix
-from adautomix.methods.attentivecutmix import (
-    AttentiveCutMix,
-    AttentiveCutMixDraw,
+from adautomix.methods.attentivecutmix import AttentiveCutMix, AttentiveCutMixDraw, largest
+from adautomix.methods.base import (
+    Method,
+    Mixed,
+    Sources,
     cells_to_pixels,
-    largest,
+    draw_partners,
+    soft_targets,
 )
-from adautomix.methods.base import Method, Mixed, Sources, draw_partners, soft_targets
-from adautomix.methods.cutmix import CutMix
+from adautomix.methods.cutmix import CutMix, boxes_around
 from adautomix.methods.guidedmixup import (
     GuidedMixup,
     GuidedMixupDraw,
@@ -40,7 +42,7 @@ from adautomix.methods.saliency import (
     spectral_residual,
     to_gray,
 )
-from adautomix.methods.saliencymix import SaliencyMix, SaliencyMixDraw, boxes_around
+from adautomix.methods.saliencymix import SaliencyMix, SaliencyMixDraw
 from adautomix.methods.snapmix import (
     SnapMix,
     SnapMixDraw,

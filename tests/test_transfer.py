@@ -117,7 +117,8 @@ def test_the_probe_is_sklearns_on_the_same_features(run: Path, tmp_path: Path) -
         assert found.probe.c == c
         assert found.probe.top1 == model.score(standardised(x, test_x), test_y)
         assert found.probe.top1 > 0.15, "no better than one in ten"
-        assert found.knn is found.finetuned is None
+        assert found.knn is None
+        assert found.finetuned is None
 
 
 def test_of_equal_c_the_smallest_is_taken() -> None:

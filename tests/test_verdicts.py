@@ -13,9 +13,10 @@ import pytest
 import torch
 from conftest import SMALL_NET, Command
 from numpy.typing import ArrayLike
+from pages import Page
 from rich.console import Console
 from safetensors.numpy import save_file
-from test_reporting import SCRIPT, Page, make_run, measures
+from test_reporting import SCRIPT, make_run, measures
 
 from adautomix.data import load_data
 from adautomix.data.sets import OnDisk

@@ -256,7 +256,7 @@ def seeing_colours(*networks: nn.Module | None) -> Iterator[None]:
 
 
 def mixes_of(
-    method: Method, trial: Trial, *, student: Any = None, teacher: Any = None
+    method: Method, trial: Trial, student: Any = None, teacher: Any = None
 ) -> Iterator[Mixed]:
     """Mixed planes of a method at steps 0, 1, 2, …, as the student would learn from them.
 
@@ -299,7 +299,7 @@ def check_method(
         return LedgerRow(method.name, f"not counted: {NOT_COUNTED[method.name]}", ok=True)
     trial = trial or Trial()
     count = Count(trial.tolerance)
-    for mixed in mixes_of(method, trial, student=student, teacher=teacher):
+    for mixed in mixes_of(method, trial, student, teacher):
         count.add(mixed.images, mixed.targets)
     row = count.row(method.name)
     if method.name in BY_DESIGN and row.verdict != WRONG_PAIRING:

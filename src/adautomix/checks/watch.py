@@ -191,13 +191,19 @@ def shares_of_light(brightness: Tensor) -> Tensor:
 
 
 def single_classes(targets: Tensor) -> Tensor | None:
-    """The classes `[M]` of targets that name one each: indices, or one-hot and smoothed rows."""
+    """The classes `[M]` of targets that name one each: indices, or one-hot and smoothed rows.
+
+    Smoothed rows of two classes look like mixes, and are taken for these.
+    """
     if not targets.is_floating_point():
         return targets.flatten().cpu()
-    if targets.ndim != 2:
-        return None
-    named = targets > targets.min(dim=1, keepdim=True).values + ROUNDING
-    return targets.argmax(dim=1).cpu() if bool((named.sum(dim=1) <= 1).all()) else None
+    rows = targets.float().reshape(len(targets), -1)
+    if rows.shape[1] <= 2:
+        is_one, classes = (rows <= ROUNDING) | (rows >= 1 - ROUNDING), rows[:, -1] > 0.5
+    else:
+        others = rows.sort(dim=1).values[:, :-1]
+        is_one, classes = others[:, -1] - others[:, 0] <= ROUNDING, rows.argmax(dim=1)
+    return classes.long().cpu() if bool(is_one.all()) else None
 
 
 def users_line() -> str:

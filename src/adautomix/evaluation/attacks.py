@@ -148,7 +148,8 @@ def project(change: Tensor, epsilon: float, norm: Norm) -> Tensor:
 
 def lengths(change: Tensor) -> Tensor:
     """The L2 length of each image's change, `[B, 1, 1, 1]`."""
-    return torch.linalg.vector_norm(change, dim=(1, 2, 3), keepdim=True)
+    found: Tensor = torch.linalg.vector_norm(change, dim=(1, 2, 3), keepdim=True)
+    return found
 
 
 def random_starts(
@@ -314,12 +315,13 @@ def attacks_of(settings: AttackSettings) -> list[Attack]:
     of_fgsm = tuple(epsilon / 255 for epsilon in settings.epsilons)
     of_pgd = tuple(epsilon / 255 for epsilon in settings.pgd_epsilons) if settings.steps else ()
     of_l2 = settings.l2_epsilons if settings.steps else ()
+    all_steps = sorted(set(settings.steps))
     wanted = [
         control("linf", of_fgsm + of_pgd),
         Attack("fgsm", "linf", ascending(of_fgsm), lambda n, x, y, e, _: fgsm(n, x, y, e)),
-        *(iterated(settings, steps, "linf", of_pgd) for steps in settings.steps),
+        *(iterated(settings, steps, "linf", of_pgd) for steps in all_steps),
         control("l2", of_l2),
-        *(iterated(settings, steps, "l2", of_l2) for steps in settings.steps),
+        *(iterated(settings, steps, "l2", of_l2) for steps in all_steps),
     ]
     return [attack for attack in wanted if attack.epsilons]
 
@@ -428,7 +430,7 @@ def signs_of_masking(sweeps: Sequence[Sweep], images: int) -> list[str]:
     of shares of so many images.
     """
     known = {(one.attack, one.norm): one for one in sweeps}
-    warnings = []
+    warnings: list[str] = []
     for one in sweeps:
         if one.attack == "random":
             continue

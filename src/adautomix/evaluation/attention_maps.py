@@ -215,7 +215,8 @@ def largest(masks: Tensor) -> Tensor:
     if masks.shape[1] == 1:
         return torch.ones_like(masks, dtype=torch.bool)
     first, second = masks.topk(2, dim=1).values.split(1, dim=1)
-    return (masks == first) & (first > second)
+    alone: Tensor = (masks == first) & (first > second)
+    return alone
 
 
 def unit(maps: Tensor) -> Tensor:

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from adautomix.errors import UsageError
 from adautomix.evaluation.subject import Subject
-from adautomix.evaluation.suite import Parts, Suite, SuiteResult, SuiteSettings
+from adautomix.evaluation.suite import NotApplicableError, Parts, Suite, SuiteResult, SuiteSettings
 
 TEMPERATURES = (0.01, 100.0)
 """Between these T is sought. Where all fitted images are right, NLL falls down to the lower one."""
@@ -198,13 +197,13 @@ def hold_out(subject: Subject) -> HeldOut:
     """The `val` split to fit on, or a half of the test images that is then not scored.
 
     Raises:
-        UsageError: there are neither held-out images nor enough test images to halve.
+        NotApplicableError: there are neither held-out images nor enough test images to halve.
     """
     if subject.data.val is not None:
         return HeldOut("val", subject.logits(subject.data.val), subject.logits())
     count = len(subject.data.test)
     if count < 2:
-        raise UsageError(
+        raise NotApplicableError(
             "calibration.temperature needs images to fit on and one test image cannot be halved: "
             "hold some out with val_fraction, or switch it off"
         )

@@ -229,7 +229,7 @@ def mean_distance(values: Tensor) -> Tensor:
     # In order, value k is the larger in k pairs and the smaller in K - 1 - k.
     count = len(values)
     signs = 2 * torch.arange(count, device=values.device, dtype=values.dtype) - (count - 1)
-    total = torch.tensordot(signs, values.sort(dim=0).values, dims=1)
+    total: Tensor = torch.tensordot(signs, values.sort(dim=0).values, dims=1)
     return total / (count * (count - 1) / 2)
 
 

@@ -48,7 +48,8 @@ class Layout:
         if self.kind == "last":
             return output.permute(0, 3, 1, 2)
         tokens = output[:, self.prefix :].transpose(1, 2)
-        return tokens.unflatten(2, (math.isqrt(tokens.shape[2]), -1))
+        maps: Tensor = tokens.unflatten(2, (math.isqrt(tokens.shape[2]), -1))
+        return maps
 
     def from_map(self, grid: Tensor, output: Tensor) -> Tensor:
         """The output with a map in the place of its own; the prefix stays."""
@@ -192,7 +193,9 @@ def last_stage(network: PixelNetwork, pixels: Tensor) -> MappedLayer:
         module = submodule(network.backbone, path)
         output = None if module is None else output_of(network, module, pixels)
         layout = layout_of(output, prefix_of(network))
-        if module is None or layout is None or not is_map(layout.to_map(output), expected):
+        if module is None or output is None or layout is None:
+            break
+        if not is_map(layout.to_map(output), expected):
             break
         norm = getattr(module, "norm1", None)
         if norm is None:

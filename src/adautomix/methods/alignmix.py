@@ -35,21 +35,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adautomix.errors import UsageError
-from adautomix.methods.base import (
-    Draw,
-    Method,
-    MethodSettings,
-    Mixed,
-    Shape,
-    Sources,
-    captured_share,
-    draw_lam,
-    draw_partners,
-    mix_by_lam,
-    weighted_sum,
-)
-from adautomix.methods.manifoldmix import altered, with_partners
+from adautomix.methods.base import Draw, MethodSettings, Shape, Sources, draw_lam, draw_partners
+from adautomix.methods.hidden import HiddenMixing
 from adautomix.models import Classifier
 
 
@@ -117,20 +104,16 @@ def mix_aligned(
     return weights[:, 0] * first + weights[:, 1] * second
 
 
-class AlignMix(Method):
+class AlignMix(HiddenMixing):
     """AlignMix (Venkataramanan et al., CVPR 2022)."""
 
     name = "alignmix"
     summary = "Mixup of images, or of last feature maps aligned by optimal transport"
-    needs = "a network with stages"
     Settings = AlignMixSettings
 
     def __init__(self, settings: AlignMixSettings, **common: Any) -> None:
         super().__init__(settings, **common)
-        model: Any = common.get("model")
-        if not hasattr(model, "stages"):
-            raise UsageError("alignmix looks inside the network: pass model=build_model(...)")
-        self.channels, _, _ = model.tap_shape(len(model.stages))
+        self.channels, _, _ = common["model"].tap_shape(self.depth)
 
     def draw(self, shape: Shape, generator: torch.Generator, step: int) -> AlignMixDraw:
         """A partner for each image, the shares of both, and the coins."""
@@ -140,24 +123,17 @@ class AlignMix(Method):
         level, side = torch.rand(2, generator=generator).tolist()
         return AlignMixDraw(perm, lam, level < s.features, side < 0.5)
 
-    def mix(self, images: Tensor, targets: Tensor, draw: AlignMixDraw, **seen: Tensor) -> Mixed:
-        """λ x + (1 - λ) x[π] of the images, whatever is mixed: that alone can be seen."""
-        return mix_by_lam(images, targets, draw.perm, draw.lam)
-
     def terms(
         self, sources: Sources, student: Classifier, teacher: Any, draw: AlignMixDraw
     ) -> dict[str, Tensor]:
         """Mix the images or after the last stage, predict, soft cross-entropy."""
         if not draw.features:
             return super().terms(sources, student, teacher, draw)
-        images, perm = with_partners(sources.images, draw.perm)
-        with altered(student, student.stages[-1], lambda maps: self.mix_maps(maps, perm, draw)):
-            logits = student(images)
-        targets = weighted_sum(sources.targets, draw.perm, draw.lam[:, :, None])
-        return {
-            "loss": self.cross_entropy(logits, targets),
-            "captured": captured_share(logits, targets),
-        }
+
+        def mix(maps: Tensor, perm: Tensor) -> Tensor:
+            return self.mix_maps(maps, perm, draw)
+
+        return self.mixed_after(self.depth, mix, sources, student, draw)
 
     def mix_maps(self, maps: Tensor, perm: Tensor, draw: AlignMixDraw) -> Tensor:
         """Aligned mixes `perm` `[M, 2]` of what a stage gives, in the layout that it gives.

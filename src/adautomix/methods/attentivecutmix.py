@@ -40,6 +40,7 @@ from adautomix.methods.base import (
     Mixed,
     Seen,
     Shape,
+    cells_to_pixels,
     draw_beta,
     draw_partners,
 )
@@ -87,14 +88,6 @@ def largest(attention: Tensor, count: Tensor) -> Tensor:
     order = attention.flatten(1).argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(dim=1)
     return (rank < count[:, None]).view_as(attention)
-
-
-def cells_to_pixels(cells: Tensor, height: int, width: int) -> Tensor:
-    """Cells `[B, g, g]` as pixels `[B, H, W]`: each pixel is what the cell is that it lies in."""
-    rows, columns = (
-        torch.arange(size, device=cells.device) * cells.shape[1] // size for size in (height, width)
-    )
-    return cells.index_select(1, rows).index_select(2, columns)
 
 
 class AttentiveCutMix(Method):

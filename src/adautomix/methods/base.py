@@ -174,7 +174,7 @@ def mix_by_masks(
     )
 
 
-def to_pixels(cells: Tensor, height: int, width: int) -> Tensor:
+def cells_to_pixels(cells: Tensor, height: int, width: int) -> Tensor:
     """Cells `[..., h, w]` laid over an image: each pixel `[..., H, W]` is the cell it lies in."""
     rows, columns = (
         torch.arange(size, device=cells.device) * count // size

@@ -58,9 +58,10 @@ from adautomix.methods.base import (
     Shape,
     Sources,
     captured_share,
+    cells_to_pixels,
     weighted_sum,
 )
-from adautomix.methods.puzzlemix import cell_sums, mix_blocks, to_pixels
+from adautomix.methods.puzzlemix import cell_sums, mix_blocks
 from adautomix.methods.saliency import gradient_saliency, peaks
 from adautomix.methods.solvers import Chessboard, anneal_labels, chessboard
 
@@ -335,7 +336,7 @@ class CoMixup(Method):
         shown = self.shown(draw, **seen)
         cells = shown.mT.unflatten(2, (self.settings.blocks, -1))
         mixed = self.composed(images, targets, draw, shown)
-        return replace(mixed, masks=to_pixels(cells, *images.shape[2:]))
+        return replace(mixed, masks=cells_to_pixels(cells, *images.shape[2:]))
 
     def shown(self, draw: CoMixupDraw, saliency: Tensor, peak: Tensor) -> Tensor:
         """What each mix shows of each image of its part in each block, `[M, n², m]`."""

@@ -54,14 +54,19 @@ def box_around(center: Tensor, side: Tensor, size: int) -> tuple[Tensor, Tensor]
     return (center - half).clamp(0, size), (center + half).clamp(0, size)
 
 
+def boxes_around(center: Tensor, share: Tensor, height: int, width: int) -> Tensor:
+    """Boxes of about a share `[n]` of the image around the pixels `[n, 2]` (y, x): `[n, 4]`."""
+    cut = share.sqrt()
+    top, bottom = box_around(center[:, 0], (height * cut).long(), height)
+    left, right = box_around(center[:, 1], (width * cut).long(), width)
+    return torch.stack([top, bottom, left, right], dim=1)
+
+
 def draw_box(lam: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
     """Boxes that leave about a share `lam` `[n]` of the image outside, `[n, 4]`."""
-    cut = (1 - lam).sqrt()
-    center_y = torch.randint(height, lam.shape, generator=generator)
-    center_x = torch.randint(width, lam.shape, generator=generator)
-    top, bottom = box_around(center_y, (height * cut).long(), height)
-    left, right = box_around(center_x, (width * cut).long(), width)
-    return torch.stack([top, bottom, left, right], dim=1)
+    sides = (height, width)
+    center = [torch.randint(size, lam.shape, generator=generator) for size in sides]
+    return boxes_around(torch.stack(center, dim=1), 1 - lam, height, width)
 
 
 def draw_cutmix(

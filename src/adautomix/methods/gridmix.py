@@ -35,6 +35,7 @@ from adautomix.methods.base import (
     MethodSettings,
     Mixed,
     Shape,
+    cells_to_pixels,
     draw_beta,
     draw_partners,
 )
@@ -149,14 +150,6 @@ def lattice_mask(crop: Tensor, cell: Tensor, hole: Tensor, height: int, width: i
     return rows[:, :, None] & columns[:, None, :] & box_mask(crop, height, width)
 
 
-def cells_mask(cells: Tensor, height: int, width: int) -> Tensor:
-    """Cells `[M, q, q]` laid over the image, `[M, H, W]`."""
-    q = cells.shape[1]
-    y = torch.arange(height, device=cells.device) * q // height
-    x = torch.arange(width, device=cells.device) * q // width
-    return cells.index_select(1, y).index_select(2, x)
-
-
 class GridMix(InputMixing):
     """GridMixup (Dobrynin), or the mixing of GridMix (Baek et al., 2021)."""
 
@@ -178,7 +171,7 @@ class GridMix(InputMixing):
         height, width = images.shape[2:]
         grid = draw.rows(slice(1)) if draw.shared else draw
         if isinstance(grid, CellsDraw):
-            inside = cells_mask(grid.partner, height, width)
+            inside = cells_to_pixels(grid.partner, height, width)
         else:
             inside = lattice_mask(grid.crop, grid.cell, grid.hole, height, width)
         return paste(images, targets, draw.perm, inside)

@@ -55,6 +55,7 @@ from adautomix.methods.base import (
     Mixed,
     Seen,
     Shape,
+    cells_to_pixels,
     draw_lam,
     draw_partners,
     weighted_sum,
@@ -150,12 +151,6 @@ def mix_blocks(images: Tensor, shown: Tensor, weights: Tensor) -> Tensor:
     shares = weights.flatten(0, 1)[:, :, None, None, None].to(images.dtype)
     blocks = weighted_sum(cut_blocks(images, count), shown.flatten(0, 1), shares)
     return join_blocks(blocks, count, images)
-
-
-def to_pixels(cells: Tensor, height: int, width: int) -> Tensor:
-    """Values of blocks `[..., t, t]` at each of their pixels, `[..., height, width]`."""
-    tall, wide = height // cells.shape[-2], width // cells.shape[-1]
-    return cells.repeat_interleave(tall, dim=-2).repeat_interleave(wide, dim=-1)
 
 
 def cell_sums(maps: Tensor, count: int) -> Tensor:
@@ -276,7 +271,7 @@ class PuzzleMix(Method):
     def mix(self, images: Tensor, targets: Tensor, draw: PuzzleMixDraw, **seen: Tensor) -> Mixed:
         """Label the blocks, move them, put them together; the label is the share of each image."""
         saliency = seen["saliency"][draw.perm]
-        mask = to_pixels(self.mask(images, saliency, draw), *saliency.shape[2:])
+        mask = cells_to_pixels(self.mask(images, saliency, draw), *saliency.shape[2:])
         shares = torch.stack([mask, 1 - mask], dim=1)
         blocks = self._shown(saliency, shares)
         blocks = blocks + draw.perm[:, :, None] * blocks.shape[2]
@@ -286,7 +281,7 @@ class PuzzleMix(Method):
             targets=weighted_sum(targets, draw.perm, lam[:, :, None]),
             lam=lam,
             perm=draw.perm,
-            masks=to_pixels(shares, *images.shape[2:]),
+            masks=cells_to_pixels(shares, *images.shape[2:]),
         )
 
     def mask(self, images: Tensor, saliency: Tensor, draw: PuzzleMixDraw) -> Tensor:

@@ -31,7 +31,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from adautomix.errors import UsageError
 from adautomix.methods.base import (
     Draw,
     Method,
@@ -40,6 +39,7 @@ from adautomix.methods.base import (
     Shape,
     Sources,
     captured_share,
+    inside,
 )
 from adautomix.methods.cutmix import box_mask, draw_box
 from adautomix.methods.resizemix import resized_into
@@ -138,9 +138,7 @@ class RecursiveMix(Method):
 
     def __init__(self, settings: RecursiveMixSettings, **common: Any) -> None:
         super().__init__(settings, **common)
-        model: Any = common.get("model")
-        if not hasattr(model, "stages"):
-            raise UsageError("recursivemix looks inside the network: pass model=build_model(...)")
+        model = inside(common.get("model"), self.name, "stages")
         self.tap = len(model.stages)
         channels, _, _ = model.tap_shape(self.tap)
         self.roi_head = nn.Linear(channels, self.num_classes)

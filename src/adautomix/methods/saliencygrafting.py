@@ -44,9 +44,10 @@ from adautomix.methods.base import (
     Shape,
     draw_beta,
     draw_partners,
+    inside,
     mix_by_masks,
 )
-from adautomix.methods.manifoldmix import altered
+from adautomix.methods.hidden import altered
 from adautomix.methods.saliency import looking, scaled, shares
 from adautomix.models import Classifier
 from adautomix.rng import generator_at
@@ -129,7 +130,8 @@ def as_map(values: Tensor, tap: Tensor) -> Tensor:
         return values
     height, width = tap.shape[2:]
     places = values.flatten(1, -2)[:, -height * width :]  # the tokens ahead are no patches
-    return places.mT.unflatten(2, (height, width))
+    maps: Tensor = places.mT.unflatten(2, (height, width))
+    return maps
 
 
 def telling_tap(student: Classifier, asked: int | None) -> int:
@@ -200,11 +202,7 @@ class SaliencyGrafting(Method):
 
     def __init__(self, settings: SaliencyGraftingSettings, **common: Any) -> None:
         super().__init__(settings, **common)
-        model: Any = common.get("model")
-        if not hasattr(model, "stages"):
-            raise UsageError(
-                "saliencygrafting looks inside the network: pass model=build_model(...)"
-            )
+        model = inside(common.get("model"), self.name, "stages")
         self.tap = telling_tap(model, settings.tap)
 
     def draw(self, shape: Shape, generator: torch.Generator, step: int) -> SaliencyGraftingDraw:

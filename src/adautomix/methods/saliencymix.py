@@ -36,7 +36,7 @@ from adautomix.methods.base import (
     draw_lam,
     draw_partners,
 )
-from adautomix.methods.cutmix import box_around, box_mask, paste
+from adautomix.methods.cutmix import box_mask, boxes_around, paste
 from adautomix.methods.saliency import blurred, fine_grained, peaks, resized, spectral_residual
 
 
@@ -79,14 +79,6 @@ DETECTORS: dict[str, Callable[[Tensor], Tensor]] = {
     "fine_grained": fine_grained,
     "spectral_residual": spectral_map,
 }
-
-
-def boxes_around(center: Tensor, share: Tensor, height: int, width: int) -> Tensor:
-    """CutMix's boxes of about a share `[M]` of the image around the pixels `[M, 2]`: `[M, 4]`."""
-    cut = share.sqrt()
-    top, bottom = box_around(center[:, 0], (height * cut).long(), height)
-    left, right = box_around(center[:, 1], (width * cut).long(), width)
-    return torch.stack([top, bottom, left, right], dim=1)
 
 
 class SaliencyMix(InputMixing):

@@ -45,6 +45,7 @@ from adautomix.methods.base import (
     Shape,
     Sources,
     captured_share,
+    inside,
     weighted_sum,
 )
 from adautomix.models import Classifier
@@ -142,9 +143,7 @@ class SUMix(Method):
 
     def __init__(self, settings: SUMixSettings, **common: Any) -> None:
         super().__init__(settings, **common)
-        model: Any = common.get("model")
-        if not hasattr(model, "heads"):
-            raise UsageError("sumix looks inside the network: pass model=build_model(...)")
+        model = inside(common.get("model"), self.name, "heads")
         cls, options = settings.wrapped()
         self.mixing = cls(options, **{**common, "model": None})
         self.uncertainty = nn.Linear(model.heads["clean"].in_features, self.num_classes)

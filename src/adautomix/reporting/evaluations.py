@@ -49,7 +49,7 @@ def sections_of(found: Sequence[Found]) -> list[Section]:
 
 def not_applicable(found: Sequence[Found]) -> list[Section]:
     """Why suites were left out where all were asked for; nothing where none was."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (f"{one.label}: {name}", reason)
         for one in found
         for name, reason in one.evaluation.not_applicable.items()

@@ -152,9 +152,7 @@ def _check(row: MixRow) -> None:
         raise UsageError(f"a mix of {row.method} does not add up: {told}; give one of each a way")
 
 
-def _draw_header(
-    picture: Image.Image, pen: ImageDraw.ImageDraw, layout: Layout, left: int
-) -> None:
+def _draw_header(picture: Image.Image, pen: ImageDraw.ImageDraw, layout: Layout, left: int) -> None:
     y = HEADER - LINE
     titles = {
         GAP: "method",

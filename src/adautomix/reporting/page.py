@@ -40,6 +40,7 @@ from adautomix.reporting.runs import Run, number_at, read_runs
 from adautomix.reporting.verdicts import Verdict, difference, how_to_read, span, verdicts
 
 _MAX_SAMPLES = 4  # pictures of one run
+_MAX_PICTURES = 12  # of all runs, as long as each method has one: a page is to be sent by mail
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def write_page(runs: Sequence[Path], out: Path, *, baseline: str | None = None) 
         moments=_moments(read),
         time_chart=_drawn([*time_chart(read), *efficiency_chart(read)]),
         charts=_drawn(curves(read)),
-        pictures=[picture for run in read for picture in _pictures(run)],
+        pictures=_pictures(read),
         evaluations=of_runs(read),
         settings=_settings(read),
         making=[(run, run.fact("command"), _making(run)) for run in read],
@@ -242,10 +243,14 @@ def _mean_of(interval: Interval | None) -> str:
     return MISSING if interval is None else significant(round(interval.mean, 1))
 
 
-def _pictures(run: Run) -> list[Picture]:
+def _pictures(runs: Sequence[Run]) -> list[Picture]:
+    """Samples of the first seed of every method, fewer of each where there are many."""
+    shown = [group.runs[0] for group in groups(runs)]
+    each = min(_MAX_SAMPLES, max(1, _MAX_PICTURES // len(shown)))
     return [
         Picture(run.name, path.stem, base64.b64encode(path.read_bytes()).decode("ascii"))
-        for path in thin(run.samples, _MAX_SAMPLES)
+        for run in shown
+        for path in thin(run.samples, each)
     ]
 
 

@@ -115,12 +115,13 @@ def of_pictures(mixed: Mixed, b: int, pictures: int) -> tuple[dict[int, float], 
     weights = dict.fromkeys(perm, 0.0)
     for picture, weight in zip(perm, lam, strict=True):
         weights[picture] += weight
+    if mixed.masks is None:
+        return {k: weight for k, weight in weights.items() if weight > 0}, None
     masks = dict.fromkeys(perm, torch.zeros(()))
-    for picture, mask in zip(perm, [] if mixed.masks is None else mixed.masks[b].float().cpu()):
+    for picture, mask in zip(perm, mixed.masks[b].float().cpu(), strict=True):
         masks[picture] = masks[picture] + mask
     held = [k for k in weights if weights[k] > 0 or masks[k].any()]
-    stacked = None if mixed.masks is None else torch.stack([masks[k] for k in held])
-    return {k: weights[k] for k in held}, stacked
+    return {k: weights[k] for k in held}, torch.stack([masks[k] for k in held])
 
 
 def telling(mixed: Mixed, pictures: int, count: int) -> list[int]:

@@ -23,8 +23,8 @@ from adautomix.reporting.grid import (
     paste,
 )
 
-MOST_BYTES = 200_000  # of a picture, where the coarsest quality allows it
-QUALITIES = (90, 75, 60, 40, 20)
+MOST_BYTES = 200_000  # of a picture, so that a page can hold many
+QUALITIES = (90, 70, 45)
 HEAT_SHARE = 0.6  # of a heat map laid over an image
 
 
@@ -87,12 +87,13 @@ def left(column: int) -> int:
 
 
 def save_small(picture: Image.Image, path: Path) -> Path:
-    """Save as WebP, less finely where it would be larger than `MOST_BYTES`."""
-    for quality in QUALITIES:
-        picture.save(path, quality=quality, method=6)
-        if path.stat().st_size <= MOST_BYTES:
-            break
-    return path
+    """Save as WebP: less finely, and at last smaller, where it has more than `MOST_BYTES`."""
+    while True:
+        for quality in QUALITIES:
+            picture.save(path, quality=quality)
+            if path.stat().st_size <= MOST_BYTES:
+                return path
+        picture = picture.reduce(2)
 
 
 def image_tile(image: npt.NDArray[np.float32], caption: str = "") -> Tile:

@@ -19,7 +19,7 @@ CHOOSE_FROM = 12  # mixes of a method, where few are shown
 MANY = 5  # methods: one mix of each will do
 SMALL_CNN = {"model": "resnet18", "width": 0.25}
 # Methods that rest, take turns with Mixup or swap only what is clear-cut show what they can do.
-LIVELY = {"per_sample": True, "prob": 1.0, "switch": 1.0, "rho": 0.0}
+LIVELY = {"per_sample": True, "prob": 1.0, "switch": 1.0, "tau": 1.0, "rho": 0.0}
 
 
 def preview_rows(
@@ -55,9 +55,7 @@ def preview_rows(
     return [row for name in names for row in untrained_rows(name, values, batch, count)]
 
 
-def untrained_rows(
-    name: str, values: dict[str, Any], batch: Batch, count: int
-) -> list[MixRow]:
+def untrained_rows(name: str, values: dict[str, Any], batch: Batch, count: int) -> list[MixRow]:
     """Mixes of one method with networks as they are before training."""
     size = batch.images.shape[-1]
     settings = merge(merge(lively(name), values), suited(name, values, size))

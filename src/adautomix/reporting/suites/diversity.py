@@ -52,8 +52,8 @@ def row(one: Found, result: DiversityResult) -> tuple[str, ...]:
         result.method,
         three(result.spread.masks),
         three(result.spread.images),
-        three(over and over.pairwise),
-        three(over and fmean(over.consecutive)),
+        three(None if over is None else over.pairwise),
+        three(None if over is None else fmean(over.consecutive)),
         str(len(result.epochs)) if result.epochs else MISSING,
     )
 

@@ -43,7 +43,7 @@ def cells(network: Transferred) -> list[str]:
     """The figures of one network, written out."""
     probe = network.probe
     return [
-        percent(probe and probe.top1),
+        percent(None if probe is None else probe.top1),
         MISSING if probe is None else significant(probe.c),
         percent(network.knn),
         *(percent(number_at(network.finetuned, (kind, "top1"))) for kind in ("student", "teacher")),

@@ -1,0 +1,452 @@
+"""What holds for every mix of images, by hand, by saliency or by a solver, and its every setting.
+
+`test_every_method.py` has what holds for whole trainings.
+"""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from given import compiled, make, network, rng, telling_network, toys
+from tiny import CLASSES, gradients_of, state_of
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from adautomix.errors import UsageError
+from adautomix.methods import Draw, Method, Mixed
+from adautomix.methods.adautomix import AdAutoMix
+from adautomix.methods.alignmix import AlignMix
+from adautomix.methods.attentivecutmix import AttentiveCutMix
+from adautomix.methods.base import captured_share, soft_targets
+from adautomix.methods.comixup import CoMixup
+from adautomix.methods.cutmix import CutMix
+from adautomix.methods.cutout import Cutout
+from adautomix.methods.fmix import FMix
+from adautomix.methods.gridmix import GridMix, GridMixSettings
+from adautomix.methods.guidedmixup import GuidedMixup
+from adautomix.methods.manifoldmix import ManifoldMix
+from adautomix.methods.mixup import Mixup
+from adautomix.methods.mixup_cutmix import MixupCutMix
+from adautomix.methods.puzzlemix import PuzzleMix
+from adautomix.methods.recursivemix import RecursiveMix
+from adautomix.methods.resizemix import ResizeMix, ResizeMixSettings
+from adautomix.methods.saliencygrafting import SaliencyGrafting
+from adautomix.methods.saliencymix import SaliencyMix
+from adautomix.methods.smoothmix import SmoothMix
+from adautomix.methods.snapmix import SnapMix
+from adautomix.methods.sumix import SUMix
+from adautomix.methods.vanilla import Vanilla
+from adautomix.models import build_model
+from adautomix.training.teacher import Teacher
+
+CASES: dict[str, tuple[type[Method], dict[str, Any]]] = {
+    "mixup": (Mixup, {}),
+    "cutmix": (CutMix, {}),
+    "cutmix-each": (CutMix, {"per_sample": True}),
+    "mixup+cutmix: mixup": (MixupCutMix, {"switch_prob": 0}),
+    "mixup+cutmix: cutmix": (MixupCutMix, {"switch_prob": 1}),
+    "mixup+cutmix-each": (MixupCutMix, {"prob": 0.8, "per_sample": True}),
+    "cutout": (Cutout, {"size": 4, "holes": 2}),
+    "manifoldmix": (ManifoldMix, {}),
+    "manifoldmix-each": (ManifoldMix, {"per_sample": True}),
+    "fmix": (FMix, {"alpha": 1.0}),
+    "fmix-each": (FMix, {"alpha": 1.0, "per_sample": True}),
+    "fmix: isotropic-each": (FMix, {"alpha": 1.0, "spectrum": "isotropic", "per_sample": True}),
+    "gridmix": (GridMix, {"alpha": 1.0}),
+    "gridmix-each": (GridMix, {"alpha": 1.0, "per_sample": True}),
+    "gridmix: cells": (GridMix, {"alpha": 1.0, "pattern": "cells"}),
+    "gridmix: cells-each": (GridMix, {"alpha": 1.0, "pattern": "cells", "per_sample": True}),
+    "resizemix": (ResizeMix, {}),
+    "resizemix-each": (ResizeMix, {"per_sample": True}),
+    "smoothmix": (SmoothMix, {}),
+    "smoothmix-each": (SmoothMix, {"per_sample": True}),
+    "smoothmix: square-each": (SmoothMix, {"pattern": "square", "per_sample": True}),
+    "saliencymix": (SaliencyMix, {}),
+    "saliencymix: residual-each": (
+        SaliencyMix,
+        {"detector": "spectral_residual", "per_sample": True},
+    ),
+    "attentivecutmix": (AttentiveCutMix, {}),
+    "attentivecutmix: beta": (AttentiveCutMix, {"alpha": 2.0, "grid": 4}),
+    "snapmix": (SnapMix, {}),
+    "snapmix-each": (SnapMix, {"per_sample": True}),
+    "guidedmixup": (GuidedMixup, {"prob": 1.0}),
+    "guidedmixup: not now": (GuidedMixup, {"prob": 0.0}),
+    "guidedmixup: gradient": (GuidedMixup, {"prob": 1.0, "saliency": "gradient"}),
+    "sumix: mixup": (SUMix, {"mix": "mixup"}),
+    "sumix-each": (SUMix, {"options": {"per_sample": True}}),
+    "puzzlemix": (PuzzleMix, {}),
+    "puzzlemix-each": (PuzzleMix, {"per_sample": True, "transport": False}),
+    "comixup": (CoMixup, {"part": 4}),
+    "saliencygrafting": (SaliencyGrafting, {}),
+    "alignmix": (AlignMix, {}),
+    "alignmix-each": (AlignMix, {"per_sample": True, "features": 1.0}),
+}
+EACH = [name for name in CASES if "-each" in name]
+# Pixels change places, so that a mix is no weighted sum of its sources place by place.
+MOVES = {"resizemix", "resizemix-each", "snapmix", "snapmix-each", "puzzlemix"}
+# The label is not the share of the picture: it says what is left of the meaning.
+BY_MEANING = {"snapmix", "snapmix-each", "saliencygrafting"}
+COUNT = 7
+
+
+class Case:
+    """A method, with networks that it may look at and a batch."""
+
+    def __init__(self, name: str, smoothing: float = 0.0) -> None:
+        cls, settings = CASES[name]
+        self.name = name
+        self.student = telling_network()
+        self.teacher = Teacher(self.student).model
+        self.method: Any = make(cls, self.student, smoothing, **settings)
+        self.images, self.targets = toys(COUNT)
+
+    def draw(self, seed: int = 0) -> Draw:
+        drawn: Draw = self.method.draw(self.images.shape, rng(seed), 0)
+        return drawn
+
+    def look(self, draw: Draw) -> dict[str, Tensor]:
+        arguments = self.images, self.targets, self.student, self.teacher, draw
+        seen: dict[str, Tensor] = self.method.look(*arguments)
+        return seen
+
+    def mix(self, draw: Draw, images: Tensor | None = None) -> Mixed:
+        """What is seen is seen in the case's own images, whichever are mixed."""
+        images = self.images if images is None else images
+        mixed: Mixed = self.method.mix(images, self.targets, draw, **self.look(draw))
+        return mixed
+
+    def losses(self, labels: Tensor, step: int = 0) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = self.method.losses(
+            self.images, labels, self.student, self.teacher, step
+        )
+        return losses
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest) -> Case:
+    return Case(request.param)
+
+
+def cases(names: Any = CASES) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", names, indirect=True)
+
+
+def all_but(*left_out: str) -> list[str]:
+    return [name for name in CASES if name.partition(":")[0].partition("-")[0] not in left_out]
+
+
+# ---------------------------------------------------------------------- the ledger
+
+
+@cases(all_but("cutout"))
+def test_mixes_follow_their_ledger(case: Case) -> None:
+    """Images and labels summed up one source at a time."""
+    images = case.images
+    if case.name in MOVES:
+        images = images.mean(dim=(2, 3), keepdim=True).expand_as(images).contiguous()
+    for seed in range(3):
+        mixed = case.mix(case.draw(seed), images)
+        sources = mixed.perm.shape[1]
+        masks = mixed.lam[:, :, None, None].expand(-1, -1, 16, 16)
+        masks = masks if mixed.masks is None else mixed.masks
+        assert masks.shape == (COUNT, sources, 16, 16)
+        torch.testing.assert_close(masks.sum(dim=1), torch.ones(COUNT, 16, 16))
+        if "snapmix" not in case.name:
+            torch.testing.assert_close(mixed.lam.sum(dim=1), torch.ones(COUNT))
+        for b in range(COUNT):
+            picture, label = torch.zeros(3, 16, 16, dtype=torch.float64), torch.zeros(CLASSES)
+            for n, source in enumerate(mixed.perm[b].tolist()):
+                picture += masks[b, n].double() * images[source]
+                label += mixed.lam[b, n] * case.targets[source]
+            torch.testing.assert_close(mixed.images[b].double(), picture, atol=1e-5, rtol=0)
+            torch.testing.assert_close(mixed.targets[b], label, atol=1e-6, rtol=0)
+            assert case.name == "comixup" or mixed.perm[b, 0] == b
+
+
+@cases([name for name in all_but("cutout") if name not in BY_MEANING])
+def test_label_share_is_the_share_of_the_picture(case: Case) -> None:
+    """Every image of one grey: the grey of a mix is the mix of the greys by its label."""
+    greys = torch.rand(COUNT, generator=rng(8))
+    images = greys[:, None, None, None].expand(COUNT, 3, 16, 16).contiguous()
+    pixel = 1 / 256 if "fmix" in case.name else 1e-5
+    for seed in range(6):
+        mixed = case.mix(case.draw(seed), images)
+        recounted = mixed.images.mean(dim=(1, 2, 3))
+        labelled = (mixed.lam * greys[mixed.perm]).sum(dim=1)
+        torch.testing.assert_close(recounted, labelled, atol=pixel, rtol=0)
+
+
+@cases(all_but("cutout", "snapmix"))
+def test_an_image_mixed_with_itself_is_itself(case: Case) -> None:
+    case.images, case.targets = case.images[:1], case.targets[:1]
+    if case.name in MOVES:
+        case.images = torch.full_like(case.images, 0.3)
+    mixed = case.mix(case.draw())
+    torch.testing.assert_close(mixed.images, case.images)
+    torch.testing.assert_close(mixed.targets, case.targets)
+
+
+@cases()
+def test_labels_of_any_mass(case: Case) -> None:
+    """Rows that do not sum to 1 are mixed as they are."""
+    case.targets = (torch.rand(COUNT, CLASSES, generator=rng(9)) > 0.4).float()
+    mixed = case.mix(case.draw(3))
+    expected = torch.einsum("bn,bnk->bk", mixed.lam, case.targets[mixed.perm])
+    torch.testing.assert_close(mixed.targets, expected)
+
+
+@cases([*EACH, "saliencygrafting", "guidedmixup", "puzzlemix", "comixup"])
+def test_each_mix_has_a_label_of_its_own(case: Case) -> None:
+    """Shuffled within the batch the labels give another loss: none is averaged away."""
+    mixed = case.mix(case.draw(3))
+    assert len(mixed.lam[:, 0].unique()) > 3
+    logits = torch.randn(COUNT, CLASSES, generator=rng(6))
+    shuffled = mixed.targets.roll(1, dims=0)
+    losses = (case.method.cross_entropy(logits, labels) for labels in (mixed.targets, shuffled))
+    assert next(losses).item() != pytest.approx(next(losses).item(), abs=1e-4)
+
+
+# ---------------------------------------------------------------------- draws
+
+
+@cases()
+def test_rows_of_a_draw_are_rows_of_the_mix(case: Case) -> None:
+    """Fewer mixes than images, an odd number of them: those of the whole batch."""
+    for seed in range(2):
+        draw = case.draw(seed)
+        whole = case.mix(draw)
+        for some in (slice(1, 4), slice(2, 3), slice(0, COUNT)):
+            part = case.mix(draw.rows(some))
+            torch.testing.assert_close(part.images, whole.images[some], rtol=0, atol=1e-6)
+            torch.testing.assert_close(part.targets, whole.targets[some], rtol=0, atol=1e-6)
+            torch.testing.assert_close(part.lam, whole.lam[some], rtol=0, atol=1e-6)
+            assert torch.equal(part.perm, whole.perm[some])
+
+
+@cases(all_but("comixup"))
+def test_mixes_may_come_in_any_order(case: Case) -> None:
+    """Fewer of them than images: column 0 of `perm` says whose they are."""
+    draw = case.draw()
+    whole, order = case.mix(draw), torch.tensor([3, 0, 6])
+    picked = {name: value[order] for name, value in vars(draw).items() if isinstance(value, Tensor)}
+    mixed = case.mix(dataclasses.replace(draw, **picked))
+    torch.testing.assert_close(mixed.images, whole.images[order], rtol=0, atol=1e-6)
+    torch.testing.assert_close(mixed.targets, whole.targets[order], rtol=0, atol=1e-6)
+
+
+@cases()
+def test_draws_depend_on_the_generator_alone(case: Case) -> None:
+    one = case.draw(4)
+    torch.rand(7)  # somebody else draws
+    before = torch.get_rng_state()
+    other, third = case.draw(4), case.draw(5)
+    assert torch.equal(before, torch.get_rng_state())
+    assert same(one, other)
+    assert not same(one, third)
+    tensors = [value for value in vars(one).values() if isinstance(value, Tensor)]
+    assert all(len(value) == COUNT and value.is_contiguous() for value in tensors)
+
+
+def same(one: Draw, other: Draw) -> bool:
+    values = zip(vars(one).values(), vars(other).values(), strict=True)
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in values)
+
+
+@cases(["cutmix", "mixup", "manifoldmix", "alignmix", "saliencymix", "attentivecutmix: beta"])
+def test_a_shared_draw_is_one(case: Case) -> None:
+    draw = vars(case.draw())
+    shared = [draw[name] for name in ("lam", "box", "count") if name in draw]
+    assert shared
+    assert all(len(value.unique(dim=0)) == 1 for value in shared)
+
+
+# ---------------------------------------------------------------------- what goes in and comes out
+
+
+@cases()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(case: Case, dtype: torch.dtype) -> None:
+    draw = case.draw(3)
+    images = case.images.to(dtype)
+    half, full = case.mix(draw, images), case.mix(draw, images.float())
+    assert half.images.dtype == dtype
+    assert half.targets.dtype == torch.float32
+    torch.testing.assert_close(half.images.float(), full.images, atol=0.03, rtol=0.01)
+    torch.testing.assert_close(half.targets, full.targets)
+
+
+@cases()
+def test_inputs_and_their_layout_are_left_alone(case: Case) -> None:
+    draw = case.draw(3)
+    plain = case.mix(draw)
+    assert plain.images.is_contiguous()
+    last = case.images.to(memory_format=torch.channels_last)
+    kept = last.clone(), case.targets.clone()
+    for some in (draw.rows(slice(1, 4)), draw):
+        mixed = case.mix(some, last)
+        assert mixed.images.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(
+            mixed.images, plain.images[1:4] if some is not draw else plain.images
+        )
+        mixed.images.mul_(2)
+        mixed.targets.mul_(2)
+        assert torch.equal(last, kept[0])
+        assert torch.equal(case.targets, kept[1])
+
+
+@cases(
+    [
+        "attentivecutmix",
+        "snapmix",
+        "guidedmixup: gradient",
+        "puzzlemix",
+        "comixup",
+        "saliencygrafting",
+    ]
+)
+def test_looking_leaves_no_trace(case: Case) -> None:
+    for model in (case.student, case.teacher):
+        model.train()
+    kept = [state_of(model) for model in (case.student, case.teacher)]
+    with torch.no_grad():
+        seen = case.look(case.draw())
+    assert seen
+    assert all(len(value) == COUNT and not value.requires_grad for value in seen.values())
+    for model, before in zip((case.student, case.teacher), kept, strict=True):
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+        assert all(gradient is None for gradient in gradients_of(model).values())
+        assert all(module.training for module in model.modules())
+
+
+@cases(all_but("comixup", "puzzlemix"))  # whose solvers would be unrolled for minutes
+def test_a_mix_is_one_graph(case: Case) -> None:
+    with compiled(case.method.mix) as graph:
+        for seed in range(2):
+            draw = case.draw(seed)
+            seen = case.look(draw)
+            ours = graph(case.images, case.targets, draw, **seen)
+            plain = case.method.mix(case.images, case.targets, draw, **seen)
+            torch.testing.assert_close(ours.images, plain.images, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(ours.targets, plain.targets, atol=1e-5, rtol=1e-4)
+
+
+@cases(["puzzlemix", "comixup"])
+def test_solvers_in_mixed_precision_are_the_same(case: Case) -> None:
+    draw = case.draw()
+    seen = case.look(draw)
+    full = case.method.mix(case.images, case.targets, draw, **seen)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = case.method.mix(case.images, case.targets, draw, **seen)
+    assert torch.equal(half.lam, full.lam)
+    assert torch.equal(half.images, full.images)
+
+
+# ---------------------------------------------------------------------- losses
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training_loss(name: str) -> None:
+    """Finite; the student learns, the teacher does not, and labels may be hard."""
+    hard, soft = Case(name, smoothing=0.1), Case(name, smoothing=0.1)
+    labels = torch.arange(COUNT) % CLASSES
+    losses, others = hard.losses(labels), soft.losses(soft_targets(labels, CLASSES))
+    assert losses["loss"].item() == pytest.approx(others["loss"].item(), rel=1e-5)
+    losses["loss"].backward()
+    for key, gradient in gradients_of(hard.student).items():
+        assert gradient is not None, key
+        assert torch.isfinite(gradient).all()
+    assert all(gradient is None for gradient in gradients_of(hard.teacher).values())
+    assert 0 <= losses["captured"].item() <= 1
+
+
+@pytest.mark.parametrize("name", all_but("manifoldmix", "alignmix", "sumix", "comixup"))
+def test_the_loss_is_that_of_the_mix(name: str) -> None:
+    case = Case(name, smoothing=0.1)
+    case.student.eval()
+    losses = case.losses(case.targets, step=2)
+    draw = case.method.draw_at(case.images.shape, 2)
+    mixed = case.mix(draw)
+    log_p = case.student(mixed.images).log_softmax(dim=1)
+    smoothed = 0.9 * mixed.targets + 0.1 / CLASSES * mixed.targets.sum(dim=1, keepdim=True)
+    assert losses["loss"].item() == pytest.approx(
+        -(smoothed * log_p).sum(1).mean().item(), rel=1e-4
+    )
+    assert losses["captured"].item() == captured_share(log_p, mixed.targets).item()
+
+
+@cases()
+@pytest.mark.parametrize("count", [1, 2])
+def test_small_batches(case: Case, count: int) -> None:
+    case.images, case.targets = case.images[:count], case.targets[:count]
+    case.student.eval()
+    loss = case.losses(case.targets)["loss"]
+    loss.backward()
+    assert torch.isfinite(loss)
+    mixed = case.mix(case.draw())
+    torch.testing.assert_close(mixed.targets.sum(dim=1), mixed.lam.sum(dim=1))
+
+
+@cases()
+def test_under_autocast(case: Case) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = case.losses(case.targets)["loss"]
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert loss.dtype == torch.float32
+
+
+def operations(case: Case) -> int:
+    """Multiplications and additions of one step, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        case.losses(case.targets)["loss"].backward()
+    return int(counter.get_total_flops())
+
+
+COSTS = {"guidedmixup: gradient": 5.0}  # of a setting, where it is not the method's
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "not now" not in name])
+def test_a_step_costs_what_its_card_says(name: str) -> None:
+    """In forwards of the network, a third of a step without mixing."""
+    CASES["vanilla"] = (Vanilla, {})
+    third = operations(Case("vanilla")) / 3
+    del CASES["vanilla"]
+    expected = COSTS.get(name, float(CASES[name][0].cost.rstrip("F")))
+    assert operations(Case(name)) / third == pytest.approx(expected, abs=0.3)
+
+
+# ---------------------------------------------------------------------- errors
+
+
+def test_settings_out_of_order_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"gridmix.holes_min = 9 is above holes_max = 6"):
+        GridMixSettings(holes_min=9)
+    with pytest.raises(UsageError, match=r"resizemix.scale_min = 0.9 is above scale_max = 0.8"):
+        ResizeMixSettings(scale_min=0.9)
+
+
+@pytest.mark.parametrize("cls", [ManifoldMix, RecursiveMix, AlignMix, SaliencyGrafting, SUMix])
+def test_methods_that_look_inside_need_a_network_of_ours(cls: type[Method]) -> None:
+    for model in (None, torch.nn.Linear(2, 2)):
+        with pytest.raises(UsageError, match=rf"{cls.name} looks inside the network: pass model="):
+            make(cls, model)
+
+
+def test_what_cannot_be_is_said_in_one_line() -> None:
+    with pytest.raises(UsageError, match=r"manifoldmix.deepest = 5: resnet18 has 4 stages"):
+        make(ManifoldMix, network(), deepest=5)
+    with pytest.raises(UsageError, match=r"patches = 50: a grid of 7 has 49 cells"):
+        make(AttentiveCutMix, network(), patches=50)
+    for cls in (AttentiveCutMix, SnapMix):
+        with pytest.raises(UsageError, match=f"{cls.name} looks at a feature map"):
+            make(cls, torch.nn.Linear(2, 2))
+    with pytest.raises(UsageError, match=f"sumix.mix = {AdAutoMix.name}: it takes more"):
+        SUMix.Settings(mix="adautomix")
+    with pytest.raises(UsageError, match="unknown method 'cutmx'"):
+        SUMix.Settings(mix="cutmx")
+    with pytest.raises(UsageError, match=r"sumix\.options\.alpha = -1"):
+        SUMix.Settings(options={"alpha": -1})
+    with pytest.raises(UsageError, match="320 channels and its head sees 1280"):
+        make(SnapMix, build_model("efficientnet_b0", CLASSES, image_size=32, generator_seed=0))

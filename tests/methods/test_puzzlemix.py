@@ -1,0 +1,372 @@
+"""PuzzleMix: its energy by hand, its solutions beside the best, its mixes block by block."""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import scipy.special
+import scipy.stats
+import torch
+import torch.nn.functional as F
+from exact import exact_levels, level_energy
+from given import batch, blobs, flat, rng, rows_of
+from scipy.optimize import linear_sum_assignment
+from tiny import CLASSES
+from torch import Tensor
+
+from adautomix.errors import UsageError
+from adautomix.methods.base import Mixed, cells_to_pixels, draw_partners
+from adautomix.methods.puzzlemix import (
+    PuzzleMix,
+    PuzzleMixDraw,
+    PuzzleMixSettings,
+    cell_sums,
+    distances,
+    mask_energy,
+    seam_costs,
+    transport,
+)
+from adautomix.methods.solvers import cut_levels, swap_places
+
+
+def puzzle_energy(
+    saliency: Tensor, blocks: int, method: PuzzleMix
+) -> tuple[Tensor, Tensor, PuzzleMixDraw]:
+    """Slopes and weights as PuzzleMix has them, on smooth images."""
+    count = len(saliency)
+    images = F.interpolate(torch.rand(count, 3, 8, 8, generator=rng(9)), 32, mode="bilinear")
+    share = torch.rand(count, generator=rng(8))
+    draw = PuzzleMixDraw(
+        draw_partners(count, rng(7)), torch.stack([share, 1 - share], dim=1), blocks
+    )
+    s = method.settings
+    beta = s.beta / (16 * blocks)
+    seams = seam_costs(images, draw.perm, blocks, s.seam) * (beta * s.gamma)
+    lost = cell_sums(saliency, blocks)[draw.perm]
+    energy = mask_energy(lost, seams, share, beta, s.eta, s.labels - 1)
+    return *energy, draw
+
+
+@pytest.mark.parametrize(
+    ("maps", "blocks", "mean", "worst"),
+    [
+        (blobs, 2, 0.001, 0.01),
+        (blobs, 4, 0.001, 0.02),
+        (blobs, 8, 0.001, 0.02),
+        (blobs, 16, 0.002, 0.02),
+        (flat, 2, 0.001, 0.02),
+        (flat, 4, 0.001, 0.02),
+        (flat, 8, 0.002, 0.04),
+        (flat, 16, 0.003, 0.06),
+    ],
+)
+def test_gap_of_the_masks(
+    maps: Callable[..., Tensor], blocks: int, mean: float, worst: float
+) -> None:
+    """The bounds of the card: how much costlier masks are than the costliest need be."""
+    method = PuzzleMix(PuzzleMixSettings(), num_classes=CLASSES)
+    slopes, weights, _ = puzzle_energy(maps(16 if blocks == 16 else 32), blocks, method)
+    found = cut_levels(slopes, weights, method.settings.iterations * max(blocks, 4))
+    exact = exact_levels(slopes, weights)
+    gap = level_energy(found, slopes, weights) - level_energy(exact, slopes, weights)
+    assert gap.mean() < mean
+    assert gap.max() < worst
+    assert gap.min() > -1e-5
+    nothing = level_energy(torch.zeros_like(exact), slopes, weights)
+    assert (nothing - level_energy(exact, slopes, weights)).mean() > 0.2, "there was much to gain"
+
+
+def place_cost(cost: Tensor, places: Tensor) -> Tensor:
+    return cost.gather(2, places[:, :, None]).sum(dim=(1, 2))
+
+
+def cheapest_places(cost: Tensor) -> Tensor:
+    return torch.stack([torch.from_numpy(linear_sum_assignment(c.numpy())[1]) for c in cost])
+
+
+@pytest.mark.parametrize(
+    ("cells", "noise", "mean", "worst"),
+    [
+        (8, False, 0.0005, 0.01),
+        (16, False, 0.0005, 0.01),
+        (8, True, 0.01, 0.03),
+        (16, True, 0.01, 0.03),
+    ],
+)
+def test_gap_of_the_transport(cells: int, noise: bool, mean: float, worst: float) -> None:
+    """The bounds of the card: on masks as PuzzleMix finds them, and on any."""
+    method = PuzzleMix(PuzzleMixSettings(), num_classes=CLASSES)
+    slopes, weights, draw = puzzle_energy(blobs(24), 8, method)
+    mask = cut_levels(slopes, weights, 32) > 0
+    if noise:
+        mask = torch.rand(mask.shape, generator=rng(2)) < 0.5
+    seen = cells_to_pixels(mask, cells, cells).flatten(1)[:, None]
+    saliency = cell_sums(blobs(24), cells)[draw.perm[:, 0]].flatten(1)
+    costs = seen * (0.8 * distances(cells, torch.device("cpu")) - saliency[:, :, None])
+    exact = place_cost(costs, cheapest_places(costs))
+    gap = place_cost(costs, swap_places(costs, 8)) - exact
+    gain = costs.diagonal(dim1=1, dim2=2).sum(dim=1) - exact
+    assert gap.min() > -1e-5
+    assert gap.mean() < mean
+    assert gap.max() < worst
+    assert gap.mean() < 0.1 * gain.mean()
+
+
+def puzzlemix(**settings: Any) -> PuzzleMix:
+    return PuzzleMix(PuzzleMixSettings(**settings), num_classes=CLASSES)
+
+
+def puzzle_draw(count: int, blocks: int, share: float = 0.5) -> PuzzleMixDraw:
+    """Each image with the one before it."""
+    rows = torch.arange(count)
+    lam = torch.tensor([share, 1 - share]).expand(count, 2)
+    return PuzzleMixDraw(torch.stack([rows, rows.roll(1)], dim=1), lam, blocks)
+
+
+def puzzle(
+    method: PuzzleMix, images: Tensor, targets: Tensor, draw: PuzzleMixDraw, maps: Tensor
+) -> Mixed:
+    """The mix under saliency that is given pixel by pixel."""
+    cells = draw.blocks * method.pieces(images, draw)
+    return method.mix(images, targets, draw, saliency=cell_sums(maps, cells))
+
+
+def energy_by_hand(
+    z: list[list[float]], images: list[Any], maps: list[Any], blocks: int, share: float, s: Any
+) -> float:
+    """The energy of one mask in plain floats: images `[2, C, H, W]`, saliency `[2, H, W]`."""
+    size, levels = len(maps[0]) // blocks, s.labels - 1
+    beta = s.beta / (16 * blocks)
+
+    def lost(source: int, y: int, x: int) -> float:
+        rows = maps[source][y * size : (y + 1) * size]
+        return float(sum(sum(row[x * size : (x + 1) * size]) for row in rows))
+
+    def seam(a: int, b: int, y: int, x: int, down: bool) -> float:
+        """Mean absolute step between the pooled pixels on both sides of a seam."""
+        pool = math.gcd(s.seam, size)
+        steps = []
+        for channel in range(3):
+            for along in range(0, size, pool):
+                sides = []
+                for source, first in ((a, size - pool), (b, size)):
+                    values = []
+                    for i, j in itertools.product(range(pool), repeat=2):
+                        across, beside = first + i, along + j
+                        v = y * size + (across if down else beside)
+                        u = x * size + (beside if down else across)
+                        values.append(images[source][channel][v][u])
+                    sides.append(sum(values) / len(values))
+                steps.append(abs(sides[0] - sides[1]))
+        return float(s.pixel_std * sum(steps) / len(steps))
+
+    total = 0.0
+    for y, x in itertools.product(range(blocks), repeat=2):
+        total += z[y][x] * lost(1, y, x) + (1 - z[y][x]) * lost(0, y, x)
+        prior = scipy.stats.binom.logpmf(round(z[y][x] * levels), levels, share)
+        total -= s.eta / blocks**2 * prior
+        for v, u, down in ((y + 1, x, True), (y, x + 1, False)):
+            if v == blocks or u == blocks:
+                continue
+            here, there = z[y][x], z[v][u]
+            total += beta * (here - there) ** 2
+            # Exact where the mask is 0 or 1; in between, sides are mixed and steps are squared.
+            costs = {
+                (a, b): beta * s.gamma * seam(1 - a, 1 - b, y, x, down)
+                for a, b in itertools.product(range(2), repeat=2)
+            }
+            if {here, there} <= {0, 1}:
+                total += costs[int(here), int(there)]
+            else:
+                apart = (costs[1, 0] + costs[0, 1] - costs[0, 0] - costs[1, 1]) / 2
+                for own, first in ((here, True), (there, False)):
+                    for side in range(2):
+                        part = own if side else 1 - own
+                        ends = [costs[(side, e) if first else (e, side)] for e in range(2)]
+                        total += part * sum(ends) / 2
+                total += apart * (here - there) ** 2 - (costs[0, 1] + costs[1, 0]) / 2
+    return total
+
+
+@pytest.mark.parametrize(("blocks", "labels"), [(2, 3), (4, 2), (4, 3), (2, 4)])
+def test_energy_of_a_mask_by_hand(blocks: int, labels: int) -> None:
+    """Differences between masks, as a constant is nobody's."""
+    method = puzzlemix(labels=labels)
+    images, maps = batch(2, 16, 16)[0], blobs(2, 16)
+    seams = seam_costs(images, torch.tensor([[0, 1]]), blocks, method.settings.seam)
+    s, beta = method.settings, method.settings.beta / (16 * blocks)
+    slopes, weights = mask_energy(
+        cell_sums(maps, blocks)[None],
+        seams * (beta * s.gamma * s.pixel_std),
+        torch.tensor([0.3]),
+        beta,
+        s.eta,
+        labels - 1,
+    )
+    levels = torch.randint(labels, (12, blocks, blocks), generator=rng(3))
+    levels[:4] = (levels[:4] > 0) * (labels - 1)
+    energies = level_energy(levels, slopes, weights)
+    by_hand = [
+        energy_by_hand(
+            (level / (labels - 1)).tolist(), images.tolist(), maps.tolist(), blocks, 0.3, s
+        )
+        for level in levels
+    ]
+    differences = torch.tensor(by_hand, dtype=torch.float64)
+    torch.testing.assert_close(
+        energies - energies[0], differences - differences[0], atol=1e-6, rtol=0
+    )
+
+
+@pytest.mark.parametrize("blocks", [2, 4, 8, 16])
+@pytest.mark.parametrize("moving", [False, True])
+def test_puzzlemix_block_by_block(blocks: int, moving: bool) -> None:
+    images, targets = batch(6, 16, 16)
+    method, maps = puzzlemix(transport=moving, transport_cost=0.1), blobs(6, 16)
+    draw = puzzle_draw(6, blocks, 0.6)
+    mixed = puzzle(method, images, targets, draw, maps)
+    cells = blocks * method.pieces(images, draw)
+    saliency = cell_sums(maps, cells)[draw.perm]
+    mask = cells_to_pixels(method.mask(images, saliency, draw), cells, cells)
+    shares = torch.stack([mask, 1 - mask], dim=1)
+    shown = transport(saliency, shares, 0.1)
+    if not moving:
+        shown = torch.arange(cells**2).expand_as(shown)
+    size, moved = 16 // cells, 0
+    for b, place in itertools.product(range(6), range(cells**2)):
+        y, x = divmod(place, cells)
+        here = slice(y * size, (y + 1) * size), slice(x * size, (x + 1) * size)
+        expected = torch.zeros(3, size, size)
+        for n, source in enumerate((b, b - 1)):
+            v, u = divmod(int(shown[b, n, place]), cells)
+            moved += (v, u) != (y, x)
+            block = images[source, :, v * size : (v + 1) * size, u * size : (u + 1) * size]
+            expected += float(shares[b, n, y, x]) * block
+        torch.testing.assert_close(mixed.images[b, :, *here], expected)
+        assert mixed.masks is not None
+        assert (mixed.masks[b, 0, *here] == mask[b, y, x]).all()
+    assert (moved > 0) == moving
+    torch.testing.assert_close(mixed.lam[:, 0], mask.mean(dim=(1, 2)))
+    for b in range(6):
+        label = [0.0] * 6
+        label[b], label[b - 1] = mixed.lam[b].tolist()
+        assert mixed.targets[b].tolist() == pytest.approx(label, abs=1e-6)
+
+
+def test_share_of_puzzlemix_is_that_of_its_pixels() -> None:
+    """White and black images: transport moves blocks, not shares."""
+    images = torch.zeros(8, 1, 16, 16)
+    images[::2] = 1
+    mixed = puzzle(puzzlemix(), images, torch.eye(8), puzzle_draw(8, 4), blobs(8, 16))
+    white = images[mixed.perm].mean(dim=(2, 3, 4))
+    torch.testing.assert_close(mixed.images.mean(dim=(1, 2, 3)), (mixed.lam * white).sum(dim=1))
+    assert len(mixed.lam[:, 0].unique()) > 2, "each mix has its own"
+
+
+def test_the_mask_takes_what_is_salient() -> None:
+    images = torch.rand(1, 3, 16, 16, generator=rng()).expand(2, -1, -1, -1)
+    maps = torch.full((2, 16, 16), 1e-6)
+    maps[0, :, :8], maps[1, :, 8:] = 1 / 128, 1 / 128
+    draw = puzzle_draw(2, 4)
+    mask = puzzlemix().mask(images, cell_sums(maps, 4)[draw.perm], draw)
+    left = torch.tensor([1.0, 1, 0, 0]).expand(4, 4)
+    assert torch.equal(mask, torch.stack([left, 1 - left]))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.0])
+def test_puzzlemix_of_all_or_nothing_is_an_image(share: float) -> None:
+    """A prior that is certain outweighs what is salient."""
+    images, targets = batch(6, 16, 16)
+    method = puzzlemix(transport=False, eta=5.0)
+    mixed = puzzle(method, images, targets, puzzle_draw(6, 4, share), blobs(6, 16))
+    expected = torch.arange(6) if share else torch.arange(6).roll(1)
+    assert torch.equal(mixed.images, images[expected])
+    assert torch.equal(mixed.targets, targets[expected])
+
+
+def test_lam_pulls_at_the_mask() -> None:
+    images, _ = batch(12, 16, 16)
+    means = []
+    for share in (0.1, 0.35, 0.65, 0.9):
+        draw = puzzle_draw(12, 4, share)
+        saliency = cell_sums(blobs(12, 16), 4)[draw.perm]
+        means.append(puzzlemix(eta=2.0).mask(images, saliency, draw).mean().item())
+    assert means == pytest.approx([0.1, 0.35, 0.65, 0.9], abs=0.15)
+
+
+def test_smoothness_makes_masks_constant() -> None:
+    images, _ = batch(12, 16, 16)
+    draw = puzzle_draw(12, 4)
+    saliency = cell_sums(blobs(12, 16), 4)[draw.perm]
+    rough = puzzlemix(beta=0.0).mask(images, saliency, draw).flatten(1)
+    smooth = puzzlemix(beta=100.0, iterations=100).mask(images, saliency, draw).flatten(1)
+    assert (rough.std(dim=1) > 0.2).all()
+    assert (smooth == smooth[:, :1]).all()
+
+
+def test_transport_brings_what_is_salient_into_sight() -> None:
+    """The one salient block is unseen: it takes the nearest place that is seen, and only that."""
+    saliency = torch.full((1, 2, 4, 4), 1e-3)
+    saliency[0, 0, 1, 0] = 1
+    shares = torch.zeros(1, 2, 4, 4)
+    shares[0, 0, :, 2:] = 1
+    shown = transport(saliency, shares, 0.8)[0]
+    assert shown[0, 6] == 4, "row 1: from column 0 to column 2"
+    assert shown[0, 4] == 6
+    rest = torch.ones(16, dtype=torch.bool)
+    rest[[4, 6]] = False
+    assert torch.equal(shown[0, rest], torch.arange(16)[rest])
+    assert torch.equal(shown[1], torch.arange(16)), "nothing of the second is seen"
+
+
+def test_finer_blocks_to_move() -> None:
+    """As the authors' 4 pixels of 32; at most 16 a side for larger images."""
+    method = puzzlemix()
+    found = {
+        size: [
+            n * method.pieces(torch.empty(1, 3, size, size), puzzle_draw(2, n))
+            for n in (2, 4, 8, 16)
+        ]
+        for size in (32, 64, 224)
+    }
+    assert found == {32: [8, 8, 8, 16], 64: [16, 16, 16, 16], 224: [16, 16, 16, 16]}
+
+
+def test_draws_of_puzzlemix() -> None:
+    method = puzzlemix(alpha=0.7)
+    draws = [method.draw((4, 3, 32, 32), rng(seed), 0) for seed in range(400)]
+    counts = [sum(draw.blocks == n for draw in draws) for n in (2, 4, 8, 16)]
+    assert sum(counts) == 400
+    assert scipy.stats.chisquare(counts).pvalue > 0.001
+    lam = torch.stack([draw.lam[0, 0] for draw in draws])
+    assert all((draw.lam == draw.lam[0]).all() for draw in draws)
+    assert scipy.stats.kstest(lam.numpy(), scipy.stats.beta(0.7, 0.7).cdf).pvalue > 0.001
+    assert {method.draw((2, 3, 12, 20), rng(seed), 0).blocks for seed in range(40)} == {2, 4}
+    own = puzzlemix(per_sample=True).draw((9, 3, 32, 32), rng(), 0)
+    assert len(own.lam[:, 0].unique()) == 9
+
+
+def test_puzzlemix_of_an_odd_image() -> None:
+    with pytest.raises(UsageError, match="15 x 16 pixels"):
+        puzzlemix().draw((4, 3, 15, 16), rng(), 0)
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_some_of_the_puzzles(moving: bool) -> None:
+    images, targets = batch(7, 24, 16)
+    method, maps = puzzlemix(transport=moving), torch.rand(7, 24, 16, generator=rng(4))
+    draw = puzzle_draw(7, 4)
+    whole = puzzle(method, images, targets, draw, maps)
+    part = puzzle(method, images, targets, draw.rows(slice(1, 4)), maps)
+    for mine, theirs in zip(rows_of(whole, slice(1, 4)), rows_of(part, slice(None)), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_puzzlemix_of_an_image_with_itself() -> None:
+    images, targets = batch(1, 16, 16)
+    draw = puzzlemix().draw(images.shape, rng(), 0)
+    mixed = puzzle(puzzlemix(transport=False), images, targets, draw, blobs(1, 16))
+    torch.testing.assert_close(mixed.images, images)
+    torch.testing.assert_close(mixed.targets, targets)
