@@ -27,6 +27,7 @@ from adautomix.evaluation.attacks import (
     Sweep,
     attacks_of,
     climbed,
+    draw_examples,
     fgsm,
     pgd,
     random_starts,
@@ -418,7 +419,7 @@ def tried(**settings: object) -> list[tuple[str, Norm, list[float]]]:
 
 
 def test_settings_say_what_is_tried() -> None:
-    assert tried(epsilons="4, 1,0,4", pgd_epsilons="(2,)", l2_epsilons="none", steps="20,5,5") == (
+    assert tried(epsilons="4, 1,0,4", pgd_epsilons="(2,)", l2_epsilons=None, steps="20,5,5") == (
         tried(epsilons=[1, 4], pgd_epsilons=2, l2_epsilons=None, steps=(5, 20))
     )
     assert tried(epsilons="4,1", pgd_epsilons="2", l2_epsilons=[], steps=20) == [
@@ -631,6 +632,14 @@ def test_the_page_says_what_was_done(evaluated: tuple[Evaluation, Subject]) -> N
     assert f"{AMPLIFIED} times amplified" in words
     assert 'id="attack-linf-title"' in words
     assert words.count('src="data:image/png;base64,') == 2
+
+
+def test_small_batches_leave_no_image_out_of_the_picture(
+    ordinary: PixelNetwork, split: InMemory, tmp_path: Path
+) -> None:
+    subject = tried_on(split, tmp_path, networks={"network": ordinary}, batch_size=1)
+    parts = Parts(tmp_path / "parts.jsonl", "attack", tmp_path)
+    assert len(draw_examples(subject, "network", 3, parts)) == 3
 
 
 def test_without_pictures_none_is_drawn(split: InMemory, tmp_path: Path) -> None:

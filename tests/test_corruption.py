@@ -48,7 +48,14 @@ FEW: dict[str, object] = {"corruptions": "fog,contrast", "severities": "2,5", "w
 
 @pytest.fixture(scope="module")
 def corrupters() -> Iterator[Corrupters]:
-    """Two processes, so that the order in which they end may differ."""
+    """One process."""
+    with Corrupters(1) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Corrupters]:
+    """Two processes, of which either may be the first to end."""
     with Corrupters(2) as pool:
         yield pool
 
@@ -124,17 +131,19 @@ def test_every_corruption_is_the_librarys(name: str, corrupters: Corrupters) -> 
             assert np.array_equal(made[row].numpy(), expected), f"image {row} at {severity}"
 
 
-@pytest.mark.parametrize("name", ["glass_blur", "impulse_noise", "frost", "spatter", "motion_blur"])
+@pytest.mark.parametrize("name", ["impulse_noise", "frost", "spatter", "motion_blur"])
 def test_neither_batches_nor_processes_nor_other_images_matter(
-    name: str, corrupters: Corrupters, monkeypatch: pytest.MonkeyPatch
+    name: str, corrupters: Corrupters, pair: Corrupters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clean = images_of(7, SIDE)
+    whole = read(corrupted(clean, corrupters, name))
     monkeypatch.setattr("adautomix.data.corrupted._REQUEST", 2 * SIDE**2)  # two images a time
-    split = corrupted(images_of(7, SIDE), corrupters, name)
-    whole = read(split)
+    split = corrupted(clean, pair, name)
+    assert torch.equal(read(split), whole)
     assert torch.equal(read(split, [0, 1, 2], [3], [4, 5, 6]), whole)
     assert torch.equal(read(split, [6, 2], [2]), whole[[6, 2, 2]])
     assert torch.equal(read(split.subset(torch.tensor([5, 1]))), whole[[5, 1]])
-    assert not torch.equal(read(corrupted(images_of(7, SIDE), corrupters, name, seed=1)), whole)
+    assert not torch.equal(read(replace(split, seed=1)), whole)
 
 
 def test_labels_go_with_the_images(corrupters: Corrupters) -> None:
@@ -155,7 +164,7 @@ def test_numpys_random_numbers_are_left_as_they_were() -> None:
 
 def test_an_image_without_a_drop_stays_as_it_is() -> None:
     image = images_of(1, SIDE).images[0]
-    with np.errstate(invalid="ignore"), pytest.warns(RuntimeWarning):
+    with np.errstate(invalid="ignore"):
         black = [seed for seed in range(200) if not by_the_library(image, "spatter", 1, seed).any()]
     assert black, "the library gives a black image where no drop falls"
     assert np.array_equal(program.corrupt(image.numpy(), "spatter", 1, black[0]), image)
@@ -212,19 +221,19 @@ def test_kept_images_are_read_and_damaged_ones_made_again(
     cache: Path, corrupters: Corrupters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clean = images_of(4, SIDE)
-    first = generated(clean, corrupters).split("frost", 1)
+    first = read(generated(clean, corrupters).split("frost", 1))
     (kept,) = cache.rglob("pixels.npy")
     whole = kept.read_bytes()
-    assert torch.equal(read(first), read(corrupted(clean, corrupters, "frost", 1)))
+    assert torch.equal(first, read(corrupted(clean, corrupters, "frost", 1)))
     kept.write_bytes(whole[:-1])
-    assert torch.equal(read(generated(clean, corrupters).split("frost", 1)), read(first))
+    assert torch.equal(read(generated(clean, corrupters).split("frost", 1)), first)
     assert kept.read_bytes() == whole
 
     def refuse(*_: object) -> None:
         raise NotImplementedError("made again")
 
     monkeypatch.setattr(Corrupters, "corrupt", refuse)
-    assert torch.equal(read(generated(clean, corrupters).split("frost", 1)), read(first))
+    assert torch.equal(read(generated(clean, corrupters).split("frost", 1)), first)
     other = InMemory(clean.images.flip(1), clean.rows, clean.labels)
     with pytest.raises(NotImplementedError, match="made again"):
         generated(other, corrupters).split("frost", 1)
@@ -400,7 +409,7 @@ def write_folders(root: Path, clean: InMemory, name: str) -> None:
         for row, label in enumerate(clean.labels.tolist()):
             path = root / name / str(severity) / CLASSES[label] / f"{row:02}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((clean.images[row] // severity).numpy()).save(path)
+            Image.fromarray((clean.images[clean.rows[row]] // severity).numpy()).save(path)
 
 
 def test_published_folders_by_hand(tmp_path: Path) -> None:
@@ -467,7 +476,7 @@ def test_how_images_are_made_is_not_what_they_are() -> None:
     ("settings", "message"),
     [
         ({"corruptions": "frogs"}, "there is no corruption 'frogs': did you mean frost?"),
-        ({"corruptions": "heat haze"}, "there is no corruption 'heat haze': use all, paper15"),
+        ({"corruptions": "dust"}, "there is no corruption 'dust': use all, paper15"),
         ({"severities": "0"}, "greater than or equal to 1"),
         ({"severities": "6"}, "less than or equal to 5"),
         ({"severities": []}, "at least 1 item"),
@@ -475,8 +484,10 @@ def test_how_images_are_made_is_not_what_they_are() -> None:
     ],
 )
 def test_wrong_settings_are_named(settings: dict[str, object], message: str) -> None:
-    with pytest.raises(UsageError, match=rf"corruption\.{next(iter(settings))}.*{message}"):
+    with pytest.raises(UsageError) as caught:
         suite_settings("corruption", settings)
+    assert str(caught.value).startswith(f"corruption.{next(iter(settings))}")
+    assert message in str(caught.value)
 
 
 def test_what_cannot_be_made_is_said_in_a_line(

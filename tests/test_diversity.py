@@ -155,8 +155,8 @@ def test_without_kept_checkpoints_it_is_told_how_to_get_some(
     assert found.training is None
     assert found.epochs == []
     assert found.note == (
-        "the run kept 0 checkpoints, not two: train with --keep-every to see the same mixes over "
-        "training"
+        "the run kept fewer than two checkpoints; train with --keep-every 5, say, to see the same "
+        "mixes over training"
     )
 
 
@@ -243,7 +243,7 @@ def test_the_page_has_table_chart_picture_and_hint(
     (table,) = section.tables
     assert [row[1] for row in table.rows] == ["adautomix", "mixup"]
     assert table.rows[1][4:] == ("–", "–", "–")
-    assert "mixup: the run kept 0 checkpoints" in table.note
+    assert "mixup: the run kept fewer than two checkpoints" in table.note
     assert "--keep-every" in table.note
     (chart,) = section.charts
     assert [row[:2] for row in chart.rows] == [("adautomix", "2"), ("adautomix", "3")]

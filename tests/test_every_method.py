@@ -12,6 +12,7 @@ from adautomix.methods import METHODS
 from adautomix.methods.base import Draw
 
 EVERY = pytest.mark.parametrize("name", METHODS)
+PER_SAMPLE = [name for name in METHODS if "per_sample" in METHODS[name].Settings.model_fields]
 TWO_WEIGHTS = (
     "snapmix",
 )  # each source by what its own class loses or gains: they need not sum to 1
@@ -60,11 +61,12 @@ def test_hard_labels_are_soft_ones(name: str) -> None:
 @EVERY
 def test_labels_of_several_classes(name: str) -> None:
     """Shares of all classes, and two classes that are there at once: each is mixed as it is."""
-    bench = Bench(name)
     shares = torch.rand(BATCH, CLASSES, generator=torch.Generator().manual_seed(2)).softmax(dim=1)
-    for targets in (shares, bench.targets + bench.targets.roll(1, dims=1)):
+    hard = Bench(name).targets
+    for targets in (shares, hard + hard.roll(1, dims=1)):
+        bench = Bench(name)
         bench.targets = targets
-        losses, mixed = bench.losses(targets), bench.sample()
+        mixed, losses = bench.sample(), bench.losses(targets)
         assert torch.isfinite(losses["loss"])
         assert 0 <= losses["captured"].item() <= 1
         followed = torch.einsum("bn,bnk->bk", mixed.lam, targets[mixed.perm])
@@ -132,10 +134,8 @@ def test_masks_sum_to_one_and_labels_follow_the_sources(name: str) -> None:
         )
 
 
-@EVERY
+@pytest.mark.parametrize("name", PER_SAMPLE)
 def test_per_sample_draws_differ_within_a_batch(name: str) -> None:
-    if "per_sample" not in METHODS[name].Settings.model_fields:
-        pytest.skip("has no λ to be drawn for each mix")
     draw = Bench(name, per_sample=True).draw()
     rows = [value for value in vars(draw).values() if isinstance(value, Tensor)]
     rows = [value for value in rows if value.is_floating_point() or value.shape[1:] == (4,)]

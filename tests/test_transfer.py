@@ -142,18 +142,16 @@ def test_knn_is_sklearns_on_the_same_features(neighbours: int, run: Path, tmp_pa
         assert result.networks[name].probe is None
 
 
-def test_another_set_is_seen_at_the_size_that_the_network_knows(
-    run: Path, photos: Path, tmp_path: Path
-) -> None:
-    """Digits of 8 × 8 tell which size the features are of: those of 16 × 16 differ."""
-    root = load_data(str(photos), image_size=16, workers=1, progress=False)
+def test_another_set_is_seen_at_the_size_that_the_network_knows(run: Path, tmp_path: Path) -> None:
+    """All digits, which are of 32 × 32, and a network of 16 × 16."""
+    digits = load_data("digits", image_size=16)
     subject = opened(run, tmp_path)
-    result = transferred(subject, data=str(photos), knn=1)
-    assert (result.data, result.train_images, result.test_images) == ("pets", 24, 9)
+    result = transferred(subject, data="digits", knn=1, probe=False)
+    assert (result.data, result.train_images) == ("digits", len(digits.train))
+    assert len(digits.train) + result.test_images == 1797
     for name, network in subject.networks.items():
-        x, y = by_hand(network, root.train)
-        model = KNeighborsClassifier(1, metric="cosine").fit(x, y)
-        assert result.networks[name].knn == model.score(*by_hand(network, root.test))
+        model = KNeighborsClassifier(1, metric="cosine").fit(*by_hand(network, digits.train))
+        assert result.networks[name].knn == model.score(*by_hand(network, digits.test))
 
 
 def test_at_most_so_many_training_images(run: Path, tmp_path: Path) -> None:
@@ -255,7 +253,7 @@ def test_a_stem_that_was_made_up_is_told(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (("--width", 0.25), "its conv1.weight is [8, 3, 3, 3], not [16, 3, 3, 3]"),
+        (("--width", 0.25), "pixels: conv1.weight is [8, 3, 3, 3], not [16, 3, 3, 3]; leave these"),
         (("--model", "resnet34"), "it has no layer1.2.conv1.weight"),
         (("--model", "resnet50"), "conv1.weight"),
         (("--stem", "standard"), "is not the backbone of resnet18, width 0.125, stem standard"),

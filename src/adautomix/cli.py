@@ -656,10 +656,11 @@ def check_mix(
     from adautomix.methods import METHODS
 
     trial = ledger.Trial(batch, size, batches)
-    rows = [mixers.check_named(address, trial) for address in objects or []]
-    if method or not objects:
-        names = list(METHODS) if method in (None, "all") else names_in(str(method))
-        rows += ledger.check_methods(names, settings_of(context, recipe, config), trial)
+    with out.status("counting pixels", spinner="dots"):
+        rows = [mixers.check_named(address, trial) for address in objects or []]
+        if method or not objects:
+            names = list(METHODS) if method in (None, "all") else names_in(str(method))
+            rows += ledger.check_methods(names, settings_of(context, recipe, config), trial)
     if as_json:
         print_json([dataclasses.asdict(row) for row in rows])
     else:
@@ -670,7 +671,7 @@ def check_mix(
 
 @app.command()
 def doctor(
-    script: Annotated[str, typer.Argument(help="path.py or path.py:make_loop")],
+    script: Annotated[str, typer.Argument(help="path.py, or path.py:name of the function")],
     steps: Annotated[int, typer.Option(min=2, help="training batches to look at")] = 6,
     alone: Annotated[
         bool, typer.Option("--alone", help="leave out the run in 2 processes")
@@ -679,14 +680,15 @@ def doctor(
 ) -> None:
     """Run a few batches of your training loop and look for mistakes with mixing.
 
-    Mixing left on in validation or after its end, one class each for mixed images, the same mixes
-    in every process. make_loop() returns an adautomix.checks.doctor.Loop.
+    Mixing left on in validation or after its end, one class each for mixed images, the same λ in
+    every process. make_loop() returns an adautomix.checks.doctor.Loop: docs/doctor.md has one.
     """
     from adautomix.checks.doctor import examine
     from adautomix.checks.script import load_named
 
     make_loop = load_named(script, default="make_loop")
-    findings = examine(make_loop, steps=steps, processes=not alone)
+    with out.status("looking", spinner="dots"):
+        findings = examine(make_loop, steps=steps, processes=not alone)
     if as_json:
         print_json([dataclasses.asdict(finding) for finding in findings])
     for finding in [] if as_json else findings:

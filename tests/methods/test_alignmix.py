@@ -125,15 +125,15 @@ def test_loss_of_alignmix(move_first: bool) -> None:
 
 def test_a_mean_over_positions_does_not_see_the_second_move() -> None:
     """The card's remark: columns sum to 1, so the mean of A' Rᵀ is that of A'."""
-    student = network().eval()
-    method = alignmix(student)
-    maps = student.feature_map(batch(6, 16, 16)[0], 4)
+    method = alignmix()
+    method.channels = 8
+    maps = 20 * torch.rand(6, 8, 4, 4, generator=rng(2))  # distances of some hundred
     means = maps.mean(dim=(2, 3))
     for move_first in (False, True):
         draw = align_draw(6, move_first=move_first)
         mixed = method.mix_maps(maps, draw.perm, draw).mean(dim=(2, 3))
         plain = (draw.lam[:, :, None] * means[draw.perm]).sum(dim=1)
-        assert torch.allclose(mixed, plain, atol=1e-4) == (not move_first)
+        assert torch.allclose(mixed, plain, atol=1e-3) == (not move_first)
 
 
 def test_gradients_flow_through_both_maps_and_not_through_the_plan() -> None:
@@ -182,12 +182,9 @@ def test_alignmix_in_parts(move_first: bool) -> None:
     assert whole.item() == pytest.approx(sum(part.item() for part in parts) / 2, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("convnext_atto", {}), ("vit_tiny_patch16_224", {"patch_size": 4, "depth": 2})],
-)
-def test_alignmix_of_other_networks(name: str, options: dict[str, Any]) -> None:
-    student = network(name, **options)
+@pytest.mark.parametrize("name", ["convnext_tiny", "vit_tiny_patch16_224"])
+def test_alignmix_of_other_networks(name: str) -> None:
+    student = network(name)
     method = alignmix(student, features=1.0)
     losses = method.losses(batch(3, 16, 16)[0], torch.arange(3), student, student, 0)
     losses["loss"].backward()

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.special
 import scipy.stats
 import torch
 import torch.nn.functional as F
@@ -25,25 +24,37 @@ from adautomix.methods.solvers import anneal_labels
 
 
 @pytest.mark.parametrize("maps", [blobs, flat])
-def test_gap_of_the_labels(maps: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bounds of the card, on the very problems that sweeps of Co-Mixup come upon."""
+@pytest.mark.parametrize(("images", "parts", "every"), [(5, 6, 1), (20, 1, 16)])
+def test_gap_of_the_labels(
+    maps: Callable[..., Tensor],
+    images: int,
+    parts: int,
+    every: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The bounds of the card, on the very problems that sweeps of Co-Mixup come upon.
+
+    With 20 images, the default, the exact labels of one problem in `every` are found.
+    """
     gaps: list[Tensor] = []
+    calls = itertools.count()
 
     def watched(unary: Tensor, distance: Tensor, grid: Any, weight: float, steps: int) -> Tensor:
         found = anneal_labels(unary, distance, grid, weight, steps)
-        exact = exact_labels(unary, distance, grid, weight, steps)
-        energies = [label_energy(some, unary, distance, weight) for some in (found, exact)]
-        gaps.append(energies[0] - energies[1])
+        if next(calls) % every == every - 1:
+            exact = exact_labels(unary, distance, grid, weight, steps)
+            energies = [label_energy(some, unary, distance, weight) for some in (found, exact)]
+            gaps.append(energies[0] - energies[1])
         return found
 
     monkeypatch.setattr(comixup, "anneal_labels", watched)
-    label_small_parts(maps, images=5, parts=6)
+    label_small_parts(maps, images, parts)
     gap = torch.cat(gaps)
-    assert len(gap) == 4 * 5 * 6
+    assert len(gap) == 4 * images * parts // every
     assert gap.mean() < 0.002
     assert gap.max() < 0.05
     assert gap.min() > -1e-5
-    assert (gap < 1e-5).float().mean() > 0.7
+    assert (gap < 1e-5).float().mean() > 0.5
 
 
 def label_small_parts(maps: Callable[..., Tensor], images: int, parts: int) -> Tensor:

@@ -36,7 +36,8 @@ def load_file(path: Path) -> ModuleType:
     """Run a file as a module; what lies beside it can be imported, as when Python runs it."""
     if not path.is_file():
         raise UsageError(f"no file {path}: write path.py:name")
-    spec = spec_from_file_location(f"{path.stem}_script", path.resolve())
+    name = f"{path.stem.replace('.', '_')}_script"
+    spec = spec_from_file_location(name, path.resolve())
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)

@@ -20,7 +20,13 @@ from torch.overrides import TorchFunctionMode
 from adautomix.errors import UsageError
 
 ENTRANCES = (F.conv2d, F.linear)
-LOSSES = (F.cross_entropy, F.nll_loss, F.kl_div, F.binary_cross_entropy_with_logits)
+LOSSES = (
+    F.cross_entropy,
+    F.nll_loss,
+    F.kl_div,
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+)
 NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 DIM = 0.002  # of all that shines in a batch: less is not seen

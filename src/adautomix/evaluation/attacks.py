@@ -435,7 +435,7 @@ def signs_of_masking(sweeps: Sequence[Sweep], images: int) -> list[str]:
         if one.attack == "random":
             continue
         warnings += recoveries(one, images)
-        warnings += equalled_by_chance(one, known["random", one.norm])
+        warnings += equalled_by_chance(one, known["random", one.norm], images)
         if one.attack != "fgsm" and (single := known.get(("fgsm", one.norm))):
             warnings += beaten_by_one_step(one, single, images)
     return warnings
@@ -460,11 +460,11 @@ def recoveries(one: Sweep, images: int) -> Iterator[str]:
         )
 
 
-def equalled_by_chance(one: Sweep, random: Sweep) -> Iterator[str]:
-    """Whether random steps of the same sizes do as well, on average over the sizes."""
+def equalled_by_chance(one: Sweep, random: Sweep, images: int) -> Iterator[str]:
+    """Whether an attack does not clearly more than random steps, on average over their sizes."""
     attack = fmean(one.accuracy[1:])
     chance = fmean(share for e in one.epsilons[1:] if (share := random.at(e)) is not None)
-    if attack > 0 and attack >= chance:  # an attack that leaves nothing right is not masked
+    if attack > 0 and not clearly_higher(chance, attack, images):  # where nothing is left: no sign
         yield (
             f"a random step does as well as {one.in_words}: mean accuracy {chance:.1%} after it "
             f"and {attack:.1%} after the attack"
@@ -498,7 +498,7 @@ def draw_examples(subject: Subject, name: str, count: int, parts: Parts) -> list
     rows = torch.randperm(len(test), generator=subject.generator("attack/picture"))[:count]
     if not len(rows):
         return []
-    pixels, labels = next(subject.batches(test.subset(rows)))
+    pixels, labels = next(subject.batches(test.subset(rows), batch_size=count))
     found = fgsm(network, pixels, labels, MARKED)
     change = (0.5 + AMPLIFIED * (found - pixels)).clamp(0, 1)
     tiles = fit(torch.stack([pixels, change, found], dim=1).flatten(0, 1))

@@ -38,10 +38,13 @@ from adautomix.evaluation.suite import (
 )
 from adautomix.methods import Draw, Mixed
 from adautomix.reporting.figures import thin
-from adautomix.reporting.sheet import Row, heat_tile, image_tile, write_sheet
+from adautomix.reporting.sheet import Tile, heat_tile, image_tile, write_sheet
 from adautomix.training.checkpoint import kept_epochs, kept_name
 
-MORE = "train with --keep-every to see the same mixes over training"
+TOO_FEW = (
+    "the run kept fewer than two checkpoints; train with --keep-every 5, say, to see the same "
+    "mixes over training"
+)
 
 
 class DiversitySettings(SuiteSettings):
@@ -126,7 +129,7 @@ def run_diversity(subject: Subject, settings: DiversitySettings, parts: Parts) -
         spread=Spread(masks=spread["masks"], images=spread["images"]),
         epochs=epochs,
         training=None if training is None else Training(**training),
-        note="" if several else f"the run kept {len(epochs)} checkpoints, not two: {MORE}",
+        note="" if several else TOO_FEW,
     )
 
 
@@ -248,15 +251,16 @@ def draw_picture(
     images, classes = pixels.float().cpu().numpy(), labels.tolist()
     blocks = []
     for m in range(min(settings.rows, len(mixes[0].perm))):
-        sources = mixes[0].perm[m].tolist()
-        lam = "λ " + ", ".join(f"{share:.2f}" for share in mixes[0].lam[m].tolist())
-        above: Row = [image_tile(images[b], subject.classes[classes[b]]) for b in sources]
-        below: Row = [None] * len(sources)
-        for number, mixed in enumerate(mixes):
-            mix = mixed.images[m].float().cpu().numpy()
+        sources = zip(mixes[0].perm[m].tolist(), mixes[0].lam[m].tolist(), strict=True)
+        above: list[Tile | None] = [
+            image_tile(images[b], f"λ {share:.2f} {subject.classes[classes[b]]}")
+            for b, share in sources
+        ]
+        below: list[Tile | None] = [None] * len(above)
+        for mixed in mixes:
             mask = weights_of(mixed)[m, 0].cpu().numpy()
-            above = [*above, image_tile(mix, "" if number else lam)]
-            below = [*below, heat_tile(mask, f"mean {mask.mean():.2f}")]
+            above.append(image_tile(mixed.images[m].float().cpu().numpy()))
+            below.append(heat_tile(mask, f"mean {mask.mean():.2f}"))
         blocks.append([above, below])
     ways = mixes[0].perm.shape[1]
     titles = {0: "sources"} | {ways + k: f"epoch {epoch}" for k, epoch in enumerate(epochs)}

@@ -24,7 +24,7 @@ from adautomix.evaluation.subject import PixelNetwork
 from adautomix.evaluation.suite import NotApplicableError
 from adautomix.models import evaluating
 
-REMEDY = "name a module of the network, say maps.layer=stages.2"
+REMEDY = "name a module of the network, say --maps.layer stages.2"
 SMALLEST = 2  # pixels a side: a map of a single pixel says nothing
 
 

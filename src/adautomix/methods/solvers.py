@@ -2,7 +2,8 @@
 
 Each runs a fixed number of iterations of a few tensor operations and never waits for the device.
 The bounds below are for what the methods ask of them, against exact solutions (minimum cuts,
-linear sum assignment, exhaustive search); `tests/test_optimised_methods.py` holds them to that.
+dynamic programmes, linear sum assignment); `tests/methods/test_puzzlemix.py` and `test_comixup.py`
+hold them to that.
 Energies are in shares of an image's saliency, of which there is 1 a image.
 
     cut_levels      ordered labels, convex differences: total variation denoising, thresholded

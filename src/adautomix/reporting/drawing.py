@@ -5,6 +5,7 @@ Colours are written as CSS variables (`--series-1` … with a fallback) and the 
 """
 
 import io
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -171,6 +172,7 @@ def inline_svg(figure: "Figure", slug: str, title: str) -> str:
     body = buffer.getvalue().partition("<svg")[2].partition(">")[2]
     for before in (' id="', "url(#", 'href="#'):
         body = body.replace(before, f"{before}{slug}-")
+    body = re.sub(r"(\d\.\d\d)\d+", r"\1", body)  # a hundredth of a point is enough
     body = body.replace(INK, "currentColor")
     for i, colour in enumerate(PALETTE, start=1):
         body = body.replace(f": {colour}", f": var(--series-{i}, {colour})")

@@ -1,6 +1,5 @@
 """The report: one HTML page that holds everything and asks for nothing."""
 
-import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,19 +36,20 @@ from adautomix.reporting.figures import (
 from adautomix.reporting.html import render, write_html
 from adautomix.reporting.plots import curves, efficiency_chart, time_chart
 from adautomix.reporting.runs import Run, number_at, read_runs
+from adautomix.reporting.sections import embedded
 from adautomix.reporting.verdicts import Verdict, difference, how_to_read, span, verdicts
 
 _MAX_SAMPLES = 4  # pictures of one run
-_MAX_PICTURES = 12  # of all runs, as long as each method has one: a page is to be sent by mail
+_MAX_PICTURES = 8  # of all runs, as long as each method has one: a page is to be sent by mail
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An embedded PNG with the words that stand for it."""
+class Sample:
+    """An embedded picture of mixes with the words that stand for it."""
 
     run: str
     name: str
-    data: str
+    source: str
 
 
 def write_page(runs: Sequence[Path], out: Path, *, baseline: str | None = None) -> Path:
@@ -243,12 +243,12 @@ def _mean_of(interval: Interval | None) -> str:
     return MISSING if interval is None else significant(round(interval.mean, 1))
 
 
-def _pictures(runs: Sequence[Run]) -> list[Picture]:
+def _pictures(runs: Sequence[Run]) -> list[Sample]:
     """Samples of the first seed of every method, fewer of each where there are many."""
     shown = [group.runs[0] for group in groups(runs)]
     each = min(_MAX_SAMPLES, max(1, _MAX_PICTURES // len(shown)))
     return [
-        Picture(run.name, path.stem, base64.b64encode(path.read_bytes()).decode("ascii"))
+        Sample(run.name, path.stem, embedded(path))
         for run in shown
         for path in thin(run.samples, each)
     ]

@@ -212,9 +212,16 @@ def _scatter(found: Mapping[int, Group]) -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(4.4, 2.5 + 0.16 * len(found)), layout="constrained")
-    axes = figure.subplots()
     fills: dict[str, dict[str, Any]] = {"teacher": {}, "student": {"markerfacecolor": "none"}}
+    handles = _swatches({i: group.label for i, group in found.items()})
+    handles += [
+        Line2D([], [], label=_NETWORK_TITLES[n], linestyle="none", marker="o", color=INK, **fill)
+        for n, fill in fills.items()
+    ]
+    columns = _columns(handles)
+    height = 2.3 + 0.16 * ceil(len(handles) / columns)
+    figure = Figure(figsize=(4.4, height), layout="constrained")
+    axes = figure.subplots()
     for i, group in found.items():
         x, x_error = _with_error(group.interval(seconds_an_epoch))
         for network, fill in fills.items():
@@ -222,14 +229,9 @@ def _scatter(found: Mapping[int, Group]) -> "Figure":
             axes.errorbar(
                 x, y, y_error, x_error, linestyle="none", elinewidth=0.8, **look(i), **fill
             )
-    handles = _swatches({i: group.label for i, group in found.items()})
-    handles += [
-        Line2D([], [], label=_NETWORK_TITLES[n], linestyle="none", marker="o", color=INK, **fill)
-        for n, fill in fills.items()
-    ]
     axes.set_xlabel("time of an epoch (s)")
     axes.set_ylabel("final top-1 on test (%)")
-    figure.legend(handles=handles, loc="outside lower center", frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 
@@ -286,7 +288,7 @@ def _draw(plan: Plan, runs: Sequence[Run]) -> "Figure":
 
     families = _families(runs)
     handles = _legend(plan, [name for name, _ in families])
-    columns = 2 if all(len(str(handle.get_label())) <= 26 for handle in handles) else 1
+    columns = _columns(handles)
     height = 1.5 + 0.8 * len(plan.panels) + 0.16 * ceil(len(handles) / columns)
     figure = Figure(figsize=(4.4, height), layout="constrained")
     all_axes = figure.subplots(len(plan.panels), sharex=True, squeeze=False)[:, 0]
@@ -334,6 +336,11 @@ def _legend(plan: Plan, families: Sequence[str]) -> "list[Line2D]":
     colours = _swatches(dict(enumerate(families)))
     styles = [Line2D([], [], label=s.title, linestyle=s.style, color=INK) for s in plan.lines]
     return colours + styles
+
+
+def _columns(handles: "Sequence[Line2D]") -> int:
+    """Of a legend: two where every name is short."""
+    return 2 if all(len(str(handle.get_label())) <= 26 for handle in handles) else 1
 
 
 def _swatches(names: Mapping[int, str]) -> "list[Line2D]":

@@ -1,6 +1,7 @@
 """What a part of the page is made of, whatever it is about."""
 
 import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 from adautomix.evaluation.evaluate import Evaluation
 from adautomix.reporting.drawing import NETWORK_STYLES, SOLID, Chart, LineStyle
+
+_QUALITY = 50  # of WebP, 0 to 100
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,13 @@ def line_style(network: str) -> LineStyle:
 
 
 def embedded(path: Path) -> str:
-    """A picture file as a data URI."""
+    """A picture file as a data URI, as WebP where that is smaller: a page is to be sent by mail."""
+    from PIL import Image
+
     kind = {".png": "png", ".jpg": "jpeg", ".webp": "webp"}[path.suffix]
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+    content, small = path.read_bytes(), io.BytesIO()
+    with Image.open(path) as picture:
+        picture.convert("RGB").save(small, "webp", quality=_QUALITY, method=4)
+    if kind == "png" and small.tell() < len(content):
+        kind, content = "webp", small.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -91,10 +91,11 @@ def tries_in(found: Results, norm: Norm) -> list[Try]:
 
 def errors(title: str, found: Results, norm: Norm, tries: Sequence[Try], note: str = "") -> Table:
     """The error of each network without attack and under some, with the number of warnings."""
-    several = len({epsilon for _, epsilon in tries}) > 1
+    said = size_in_words(MARKED, norm)  # in the title of its own table
+    sizes = [size_in_words(epsilon, norm) for _, epsilon in tries]
     titles = [
-        attack_in_words(attack) + (f", ε = {size_in_words(epsilon, norm)}" if several else "")
-        for attack, epsilon in tries
+        attack_in_words(attack) + ("" if size == said else f", ε = {size}")
+        for (attack, _), size in zip(tries, sizes, strict=True)
     ]
     rows = [
         (

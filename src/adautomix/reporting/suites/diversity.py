@@ -5,12 +5,12 @@ from statistics import fmean
 
 from adautomix.evaluation.diversity import DiversityResult
 from adautomix.reporting.drawing import Chart, Series, line_chart
-from adautomix.reporting.figures import MISSING, decimals
+from adautomix.reporting.figures import MISSING, percent
 from adautomix.reporting.sections import Found, Picture, Section, Table, embedded
 
 MOST_PICTURES = 4
 NOTE = (
-    "How far mixes of the same images are apart, 0 to 1. Of masks: the share of the pixels that "
+    "How far mixes of the same images are apart, in %. Of masks: the share of the pixels that "
     "went to another image, on average; of mixes: the mean difference of their pixels. By draw: "
     "the same images, mixed several times. Over training: the same draw, mixed with what was "
     "learned at each kept checkpoint."
@@ -26,13 +26,12 @@ CAPTION = (
 COLUMNS = (
     "run",
     "method",
-    "masks, by draw",
-    "mixes, by draw",
-    "masks, any two checkpoints",
-    "masks, next checkpoint",
+    "masks, by draw (%)",
+    "mixes, by draw (%)",
+    "masks, any two checkpoints (%)",
+    "masks, next checkpoint (%)",
     "checkpoints",
 )
-three = decimals(3)
 
 
 def section(found: Sequence[tuple[Found, DiversityResult]]) -> Section:
@@ -50,10 +49,10 @@ def row(one: Found, result: DiversityResult) -> tuple[str, ...]:
     return (
         one.label,
         result.method,
-        three(result.spread.masks),
-        three(result.spread.images),
-        three(None if over is None else over.pairwise),
-        three(None if over is None else fmean(over.consecutive)),
+        percent(result.spread.masks),
+        percent(result.spread.images),
+        percent(None if over is None else over.pairwise),
+        percent(None if over is None else fmean(over.consecutive)),
         str(len(result.epochs)) if result.epochs else MISSING,
     )
 
@@ -69,12 +68,12 @@ def chart(found: Sequence[tuple[Found, DiversityResult]]) -> Chart:
         "mask-distance",
         "Masks over training",
         OVER_TRAINING,
-        [Series(one.label, xs, ys, one.color) for one, xs, ys in moved],
+        [Series(one.label, xs, [100 * y for y in ys], one.color) for one, xs, ys in moved],
         x_label="epoch",
-        y_label="distance from the checkpoint before",
-        columns=("run", "epoch", "distance"),
+        y_label="distance from the checkpoint before (%)",
+        columns=("run", "epoch", "distance (%)"),
         rows=[
-            (one.label, str(epoch), three(distance))
+            (one.label, str(epoch), percent(distance))
             for one, xs, ys in moved
             for epoch, distance in zip(xs, ys, strict=True)
         ],
