@@ -107,6 +107,17 @@ def healthy_adautomix() -> Loop:
     return Loop(train_step, [toy_images(BATCH)])
 
 
+def healthy_and_talks() -> Loop:
+    print("building")
+    plain = Plain()
+
+    def train_step(images: Tensor, labels: Tensor) -> None:
+        plain.train_step(images, labels)
+        print("step", plain.steps)
+
+    return Loop(train_step, [toy_images(BATCH)])
+
+
 def healthy_unseeded() -> Loop:
     """Draws from the system's entropy, anew in every process."""
     generator = torch.Generator()

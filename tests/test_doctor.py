@@ -351,6 +351,12 @@ def test_the_command_for_programs(command: Command) -> None:
     assert finding["mistake"] == "mixing not switched off"
 
 
+def test_what_the_loop_prints_is_kept_apart(command: Command) -> None:
+    outcome = command("doctor", f"{planted.__file__}:healthy_and_talks", "--alone", "--json")
+    assert outcome.json == []
+    assert outcome.err.splitlines() == ["building", *(f"step {step}" for step in range(1, 7))]
+
+
 def test_every_finding_is_on_the_page() -> None:
     loops = (
         planted.mixes_in_validation,

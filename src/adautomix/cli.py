@@ -9,6 +9,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -686,8 +687,8 @@ def doctor(
     from adautomix.checks.doctor import examine
     from adautomix.checks.script import load_named
 
-    make_loop = load_named(script, default="make_loop")
-    with out.status("looking", spinner="dots"):
+    with out.status("looking", spinner="dots"), redirect_stdout(sys.stderr):  # what the loop prints
+        make_loop = load_named(script, default="make_loop")
         findings = examine(make_loop, steps=steps, processes=not alone)
     if as_json:
         print_json([dataclasses.asdict(finding) for finding in findings])

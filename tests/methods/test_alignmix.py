@@ -68,6 +68,17 @@ def test_plan_has_uniform_margins() -> None:
         torch.testing.assert_close(plan.sum(dim=axis), torch.ones(4, 16), atol=1e-3, rtol=0)
 
 
+def test_rows_of_a_plan_are_off_where_distances_are_large() -> None:
+    """The card's figures, for maps of 512 channels."""
+    first, second = torch.rand(2, 32, 16, 512, generator=rng())
+    distance = torch.cdist(first, second).square().mean()
+    for size, least, most in ((10, 0, 0.001), (1000, 0.23, 0.35)):
+        scale = (size / distance).sqrt()
+        plan = transport_plan(scale * first, scale * second, 0.1, 100)
+        torch.testing.assert_close(plan.sum(dim=1), torch.ones(32, 16), atol=1e-4, rtol=0)
+        assert least < (plan.sum(dim=2) - 1).abs().mean() < most
+
+
 def test_alignment_undoes_a_permutation() -> None:
     first = torch.randn(2, 16, 8, generator=rng())
     order = torch.randperm(16, generator=rng(1))

@@ -10,7 +10,7 @@ import scipy.stats
 import torch
 import torch.nn.functional as F
 from exact import exact_levels, level_energy
-from given import batch, blobs, flat, rng, rows_of
+from given import batch, blobs, flat, rng, rows_of, telling_network, toys
 from scipy.optimize import linear_sum_assignment
 from tiny import CLASSES
 from torch import Tensor
@@ -27,6 +27,7 @@ from adautomix.methods.puzzlemix import (
     seam_costs,
     transport,
 )
+from adautomix.methods.saliency import gradient_saliency
 from adautomix.methods.solvers import cut_levels, swap_places
 
 
@@ -312,6 +313,16 @@ def test_share_of_puzzlemix_is_that_of_its_pixels() -> None:
     white = images[mixed.perm].mean(dim=(2, 3, 4))
     torch.testing.assert_close(mixed.images.mean(dim=(1, 2, 3)), (mixed.lam * white).sum(dim=1))
     assert len(mixed.lam[:, 0].unique()) > 2, "each mix has its own"
+
+
+def test_saliency_of_puzzlemix_is_that_in_evaluation_mode() -> None:
+    student, (images, targets) = telling_network().train(), toys()
+    draw = puzzle_draw(7, 4)
+    found = puzzlemix(transport=False).look(images, targets, student, None, draw)["saliency"]
+    in_training = cell_sums(gradient_saliency(student, images, targets), 4)
+    assert (found - in_training).abs().max() > 1e-3
+    expected = cell_sums(gradient_saliency(student.eval(), images, targets), 4)
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_mask_takes_what_is_salient() -> None:

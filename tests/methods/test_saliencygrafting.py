@@ -14,6 +14,8 @@ from given import batch, blobs, network, rng
 from tiny import CLASSES
 from torch import Tensor
 
+from adautomix.errors import UsageError
+from adautomix.methods.hidden import altered
 from adautomix.methods.puzzlemix import cell_sums
 from adautomix.methods.saliencygrafting import (
     SaliencyGrafting,
@@ -23,7 +25,10 @@ from adautomix.methods.saliencygrafting import (
     draw_saliencygrafting,
     feature_saliency,
     salient_cells,
+    tells,
+    telling_tap,
 )
+from adautomix.models import build_model
 
 
 def grafting(**settings: Any) -> SaliencyGrafting:
@@ -53,6 +58,54 @@ def test_feature_saliency_by_hand() -> None:
         raw = (feature * feature.grad).sum(dim=1).abs()[0].detach()
         torch.testing.assert_close(maps[b], raw / raw.sum(), atol=1e-5, rtol=1e-3)
     hook.remove()
+
+
+TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch16_224": {"image_size": 32, "options": {"patch_size": 8, "depth": 3}},
+    "swin_tiny_patch4_window7_224": {"image_size": 64},
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_saliency_of_a_transformer_by_hand(name: str) -> None:
+    """The slope along each place's own features: what `f (1 + ε)` adds to the loss, over ε."""
+    student = build_model(name, CLASSES, width=0.25, generator_seed=0, **TRANSFORMERS[name])
+    student = student.double().eval()
+    size = TRANSFORMERS[name]["image_size"]
+    images, targets = batch(2, size, size)[0].double(), torch.eye(CLASSES)[:2]
+    height, width = student.tap_shape(1)[1:]
+    maps = feature_saliency(student, images, targets, 1)
+    assert maps.shape == (2, height, width)
+    slopes = torch.zeros(2, height, width)
+    ahead = 1 if name.startswith("vit") else 0
+    for y, x in itertools.product(range(height), range(width)):
+        losses = []
+        for factor in (1 - 1e-4, 1 + 1e-4):
+
+            def scaled(
+                out: Tensor, place: int = ahead + y * width + x, by: float = factor
+            ) -> Tensor:
+                flat = out.flatten(1, -2).clone()
+                flat[:, place] *= by
+                return flat.view_as(out)
+
+            with altered(student, student.stages[0], scaled), torch.no_grad():
+                losses.append(F.cross_entropy(student(images), targets, reduction="none"))
+        slopes[:, y, x] = (losses[1] - losses[0]).abs()
+    expected = slopes / slopes.sum(dim=(1, 2), keepdim=True)
+    torch.testing.assert_close(maps, expected, atol=1e-4, rtol=1e-2)
+
+
+def test_a_stage_that_is_normalised_says_nothing() -> None:
+    """A layer norm forgets how long features are, and then no place is salient."""
+    convnext = build_model("convnext_tiny", CLASSES, stem="cifar", width=0.125, image_size=16)
+    vit = build_model("vit_tiny_patch16_224", CLASSES, width=0.25, image_size=32)
+    assert [tells(convnext, tap) for tap in (1, 2, 3, 4)] == [False, False, False, True]
+    assert [tells(vit, tap) for tap in (6, 10, 11, 12)] == [True, True, False, False]
+    assert telling_tap(convnext, None) == 4
+    assert telling_tap(vit, None) == 6
+    with pytest.raises(UsageError, match=r"saliencygrafting\.tap = 3: convnext_tiny normalises"):
+        telling_tap(convnext, 3)
 
 
 def test_grafting_cell_by_cell() -> None:

@@ -13,7 +13,7 @@ Computes, on n × n blocks, n drawn from 2, 4, 8, 16 and λ ~ Beta(a, a), both f
               seen, less the squared distance                                       [M, 2, t, t]
     mix       z ⊙ T_A(x_A) + (1 - z) ⊙ T_B(x_B); the label's λ is the mean of z, image by image
 
-Needs: the gradient of the loss with respect to the images.
+Needs: the gradient of the loss with respect to the images, of the student in evaluation mode.
 Cost: 5F a step (2F for the gradient, none with respect to weights) and the two solvers. Those take
 4n iterations of 11 and 8 rounds of 8 small tensor operations: 400 on average over n.
 Defaults: a = 1, β = 1.2, γ = 0.5, η = 0.2, 3 labels, seams of 4 pixels, transport cost 0.8 on
@@ -32,8 +32,6 @@ Approximations, with bounds in `solvers`:
 Deviations from the paper or its code, and why:
 - One standard deviation stands for those of all channels in the seams, as a method sees
   normalised images only: `pixel_std`.
-- The gradient is taken with batch norm in the student's mode, where the authors' code puts the
-  network into evaluation mode for it, and with nothing dropped.
 - λ is kept 1e-4 away from 0 and 1 in the prior, instead of adding 1e-8 to the binomial.
 - Seams are averaged over the largest divisor of a block that 4 pixels allow, and blocks are
   transported on at most 16 a side, so that any size works that 2 divides.
@@ -65,6 +63,7 @@ from adautomix.methods.base import (
 )
 from adautomix.methods.saliency import gradient_saliency
 from adautomix.methods.solvers import cut_levels, swap_places
+from adautomix.models import evaluating
 
 BLOCKS = (2, 4, 8, 16)  # a side
 SWAPS = 8  # rounds of the transport
@@ -269,7 +268,9 @@ class PuzzleMix(Method):
     ) -> Seen:
         """The saliency of each block that can be moved."""
         cells = draw.blocks * self.pieces(images, draw)
-        return {"saliency": cell_sums(gradient_saliency(student, images, targets), cells)}
+        with evaluating(student):
+            maps = gradient_saliency(student, images, targets)
+        return {"saliency": cell_sums(maps, cells)}
 
     def mix(self, images: Tensor, targets: Tensor, draw: PuzzleMixDraw, **seen: Tensor) -> Mixed:
         """Label the blocks, move them, put them together; the label is the share of each image."""
