@@ -120,13 +120,17 @@ def test_train_prints_where_everything_is(photos: Path, tmp_path: Path, command:
 def test_evaluate_gives_the_figures_of_the_summary(run: Path, command: Command) -> None:
     outcome = command("evaluate", run, "--json")
     assert outcome.status == 0
-    assert outcome.json[str(run)]["networks"] == summary_of(run)["final"]
-    assert outcome.json[str(run)] == json.loads((run / "evaluation.json").read_text())
+    record = outcome.json[str(run)]
+    found = record["suites"]["accuracy"]["networks"]
+    for network, scores in summary_of(run)["final"].items():
+        assert found[network] == pytest.approx(scores, rel=1e-5)
+    assert record == json.loads((run / "evaluation.json").read_text())
     best = command("evaluate", run, "--which", "best", "--json").json[str(run)]
-    noted = summary_of(run)["best"]
-    assert best["networks"][noted["network"]]["top1"] == noted["top1"]
-    assert best["step"] == 4 * noted["epoch"]
-    assert f"{best['networks']['student']['top1']:.2%}" in command("evaluate", run).out
+    noted, found = summary_of(run)["best"], best["suites"]["accuracy"]["networks"]
+    assert found[noted["network"]]["top1"] == noted["top1"]
+    assert best["source"]["step"] == 4 * noted["epoch"]
+    shown = command("evaluate", run, "--which", "best").out
+    assert f"{100 * found['student']['top1']:.2f}" in shown
 
 
 @pytest.mark.parametrize("network", NETWORKS)

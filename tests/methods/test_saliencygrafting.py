@@ -25,8 +25,8 @@ from adautomix.methods.saliencygrafting import (
     draw_saliencygrafting,
     feature_saliency,
     salient_cells,
-    tells,
     telling_tap,
+    tells,
 )
 from adautomix.models import build_model
 
