@@ -60,6 +60,8 @@ def open_subject(name: str, asked: Asked) -> Subject:
     path = Path(name)
     if (path / "config.yaml").is_file():
         return of_run(path, asked)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UsageError(f"{path} is not a run folder: it has no config.yaml")
     exported = path if path.is_dir() else path.parent if path.suffix == ".safetensors" else None
     if exported is not None:
         return of_export(exported, asked)

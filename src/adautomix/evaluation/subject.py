@@ -128,8 +128,11 @@ class Subject:
             for key, value in sorted(network.state_dict().items()):
                 digest.update(key.encode())
                 digest.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())
-        digest.update(f"{self.data.name}/{len(self.data.test)}/{self.seed}".encode())
-        digest.update(self.data.test.labels.cpu().numpy().tobytes())
+        data = self.data
+        digest.update(f"{data.name}/{data.image_size}/{self.seed}".encode())
+        for name, split in data.splits().items():
+            digest.update(name.encode())
+            digest.update(split.labels.cpu().numpy().tobytes())
         return digest.hexdigest()
 
 

@@ -38,6 +38,8 @@ Deviations from the paper's code, and why:
   on balanced data.
 - Any network classifies, in the place of a weight-normalised one with dropout; batch norm takes
   its statistics from true and from made images apart, and its running ones from the true alone.
+- Where a batch is processed in parts, the generator's batch norm and the mean features are those of
+  one part; of processes that share a batch they are those of all.
 - tanh is stretched to the range of the pixels seen so far, as a method does not know how they
   were normalised. The classifier that is judged as an average is the trainer's teacher.
 """
