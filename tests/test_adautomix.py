@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from tiny import CLASSES, gradients_of, state_of, tiny_classifier, toy_images
+from tiny import CLASSES, gradients_of, state_of, taught, tiny_classifier, toy_images
 from torch import Tensor, nn
 
 from adautomix.errors import UsageError
@@ -20,7 +19,6 @@ from adautomix.methods.adautomix import (
 from adautomix.methods.base import Sources, draw_permutations, mix_by_lam, soft_targets
 from adautomix.methods.generator import MixGenerator
 from adautomix.models import build_model
-from adautomix.rng import generator_at
 from adautomix.training.teacher import Teacher
 
 ALPHA, BETA = 0.2, 0.3
@@ -460,25 +458,10 @@ def test_sample_is_what_the_student_sees() -> None:
 @pytest.fixture(scope="module")
 def trained() -> tuple[Any, Any]:
     """A student that knows the toy classes, mixed and unmixed, and the average it left behind."""
-    student = tiny_classifier()
-    teacher = Teacher(student)
-    images, labels = toy_images(40, seed=1)
-    targets = soft_targets(labels, CLASSES)
-    optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
-    for step in range(120):
-        generator = generator_at(0, step, "student")
-        perm = torch.randperm(40, generator=generator)
-        lam = 0.5 + 0.5 * torch.rand((), generator=generator)
-        mix, label = (lam * v + (1 - lam) * v[perm] for v in (images, targets))
-        loss = F.cross_entropy(student(images), targets)
-        loss = loss + F.cross_entropy(student(mix, head="mixed"), label)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        teacher.update(student, 0.9)
+    student, teacher = taught()
     held_out, truth = toy_images(40, seed=2)
     assert (student(held_out).argmax(dim=1) == truth).float().mean() > 0.95
-    return student, teacher.model
+    return student, teacher
 
 
 @torch.no_grad()

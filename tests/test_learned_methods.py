@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from tiny import CLASSES, gradients_of, state_of, tiny_classifier, toy_images
+from tiny import CLASSES, gradients_of, state_of, taught, tiny_classifier, toy_images
 from torch import Tensor, nn
 
 from adautomix.errors import UsageError
@@ -20,7 +20,6 @@ from adautomix.methods.meada import MEADA, PixelRange, objective
 from adautomix.methods.mixblock import MixBlock, MixBlockDraw, mask_loss, scale_to_lam
 from adautomix.methods.samix import SAMix, SAMixBlock, s_curve
 from adautomix.models import build_model
-from adautomix.rng import generator_at
 from adautomix.training.teacher import Teacher
 
 METHODS: dict[str, Any] = {"automix": AutoMix, "samix": SAMix, "dada": DADA, "meada": MEADA}
@@ -683,23 +682,7 @@ def test_taps_are_stages_of_the_network(name: str) -> None:
 @pytest.fixture(scope="module")
 def trained() -> tuple[Any, Any]:
     """A student that knows the toy classes at both heads, and the average it left behind."""
-    student = tiny_classifier()
-    teacher = Teacher(student)
-    images, labels = toy_images(40, seed=1)
-    targets = soft_targets(labels, CLASSES)
-    optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
-    for step in range(120):
-        generator = generator_at(0, step, "student")
-        perm = torch.randperm(40, generator=generator)
-        lam = 0.5 + 0.5 * torch.rand((), generator=generator)
-        mix, label = (lam * v + (1 - lam) * v[perm] for v in (images, targets))
-        loss = F.cross_entropy(student(images), targets)
-        loss = loss + F.cross_entropy(student(mix, head="mixed"), label)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        teacher.update(student, 0.9)
-    return student, teacher.model
+    return taught()
 
 
 @torch.no_grad()

@@ -3,9 +3,13 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adautomix.methods.base import soft_targets
 from adautomix.models import Features
+from adautomix.rng import generator_at
+from adautomix.training.teacher import Teacher
 
 CLASSES = 5
 
@@ -72,3 +76,24 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 def gradients_of(module: nn.Module) -> dict[str, Tensor | None]:
     """A copy of every parameter's gradient."""
     return {n: None if p.grad is None else p.grad.clone() for n, p in module.named_parameters()}
+
+
+def taught() -> tuple[Any, Any]:
+    """A student that knows the toy classes at both heads, and the average it left behind."""
+    student = tiny_classifier()
+    teacher = Teacher(student)
+    images, labels = toy_images(40, seed=1)
+    targets = soft_targets(labels, CLASSES)
+    optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
+    for step in range(120):
+        generator = generator_at(0, step, "student")
+        perm = torch.randperm(40, generator=generator)
+        lam = 0.5 + 0.5 * torch.rand((), generator=generator)
+        mix, label = (lam * v + (1 - lam) * v[perm] for v in (images, targets))
+        loss = F.cross_entropy(student(images), targets)
+        loss = loss + F.cross_entropy(student(mix, head="mixed"), label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        teacher.update(student, 0.9)
+    return student, teacher.model

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from adautomix.checks.seeded import seeded
 from adautomix.config import make_config, merge
 from adautomix.errors import UsageError
-from adautomix.methods import Method, Mixed, find_method
+from adautomix.methods import Method, Mixed, suits
 from adautomix.rng import generator_at
 from adautomix.training.setup import build_networks
 
@@ -62,7 +62,7 @@ TITLES = (
 
 ROUNDING = 1e-5
 COLOURS = 3  # channels that networks see, ahead of those that are counted
-SMALL_CNN = {"model": "resnet18", "width": 0.125}
+SMALL_CNN: dict[str, Any] = {"model": "resnet18", "width": 0.125}
 SMALL_TRANSFORMER = {
     "model": "vit_tiny_patch16_224",
     "width": 0.25,
@@ -323,8 +323,7 @@ def check_methods(
     trial = trial or Trial()
     rows = []
     for name in names:
-        needs_attention = "attention" in find_method(name).needs
-        network = SMALL_TRANSFORMER if needs_attention else SMALL_CNN
+        network = SMALL_CNN if suits(name, SMALL_CNN["model"]) else SMALL_TRANSFORMER
         config = make_config(merge(network, values or {}) | {"method": name})
         with seeded(config.seed):
             student, method, teacher = build_networks(

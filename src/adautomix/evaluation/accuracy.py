@@ -62,14 +62,6 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
     return Scores(*values.tolist())
 
 
-def evaluate(
-    networks: Mapping[str, nn.Module], batches: Iterable[tuple[Tensor, Tensor]], head: str
-) -> dict[str, Scores]:
-    """Scores of several networks on the same images."""
-    logits, labels = collect_logits(networks, batches, head)
-    return {name: score(values, labels) for name, values in logits.items()}
-
-
 class AccuracyResult(SuiteResult):
     """`Scores` of each network, by name."""
 

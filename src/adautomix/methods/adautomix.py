@@ -115,18 +115,13 @@ class View(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AdAutoMixDraw(Draw):
-    """Sources and shares, `[B, N]`, of the classifier's mixes and of the generator's.
-
-    `adversarial` says whose turn it is, `judged` whether the generator learns at this step.
-    """
+class TwoMixesDraw(Draw):
+    """Sources and shares, `[B, N]`, of the classifier's mixes and of the generator's."""
 
     classifier_perm: Tensor
     classifier_lam: Tensor
     generator_perm: Tensor
     generator_lam: Tensor
-    adversarial: bool
-    judged: bool = True
 
     @property
     def classifier(self) -> MixDraw:
@@ -137,6 +132,14 @@ class AdAutoMixDraw(Draw):
     def generator(self) -> MixDraw:
         """The mixes that the generator is judged by."""
         return MixDraw(self.generator_perm, self.generator_lam)
+
+
+@dataclass(frozen=True)
+class AdAutoMixDraw(TwoMixesDraw):
+    """`adversarial` says whose turn it is, `judged` whether the generator learns at this step."""
+
+    adversarial: bool
+    judged: bool = True
 
 
 def draw_simplex(

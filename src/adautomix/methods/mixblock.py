@@ -20,9 +20,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adautomix.errors import UsageError
-from adautomix.methods.adautomix import MixDraw, View, use_lam_near_edge, view_logits
+from adautomix.methods.adautomix import (
+    MixDraw,
+    TwoMixesDraw,
+    View,
+    use_lam_near_edge,
+    view_logits,
+)
 from adautomix.methods.base import (
-    Draw,
     Method,
     MethodSettings,
     Mixed,
@@ -128,29 +133,15 @@ class MixBlockSettings(MethodSettings):
 
 
 @dataclass(frozen=True)
-class MixBlockDraw(Draw):
-    """Sources and shares, `[B, 2]`, of the student's mixes and of the block's.
+class MixBlockDraw(TwoMixesDraw):
+    """The generator is the block.
 
     `adjusted` `[B]` says whether the student's mask is scaled to λ, `judged` whether the block
     learns at this step.
     """
 
-    classifier_perm: Tensor
-    classifier_lam: Tensor
-    generator_perm: Tensor
-    generator_lam: Tensor
     adjusted: Tensor
     judged: bool = True
-
-    @property
-    def classifier(self) -> MixDraw:
-        """The mixes that the student learns from."""
-        return MixDraw(self.classifier_perm, self.classifier_lam)
-
-    @property
-    def generator(self) -> MixDraw:
-        """The mixes that the block is judged by."""
-        return MixDraw(self.generator_perm, self.generator_lam)
 
 
 class MixBlockMethod(Method):
