@@ -65,6 +65,12 @@ def label_small_parts(maps: Callable[..., Tensor], images: int, parts: int) -> T
     return method.shown(draw, saliency=cell_sums(saliency, 4), peak=peak)
 
 
+def seen_in(count: int) -> dict[str, Tensor]:
+    """What is to be known of so many images of 16 pixels."""
+    peak = torch.randint(9, (count, 2), generator=rng(1))
+    return {"saliency": cell_sums(blobs(count, 16), 4), "peak": peak}
+
+
 def co_settings(**settings: Any) -> CoMixupSettings:
     return CoMixupSettings(**settings)
 
@@ -172,10 +178,7 @@ def test_comixup_block_by_block() -> None:
     images, targets = batch(7, 16, 16)
     method = CoMixup(co_settings(part=4), num_classes=CLASSES)
     draw = method.draw(images.shape, rng(), 0)
-    seen = {
-        "saliency": cell_sums(blobs(7, 16), 4),
-        "peak": torch.randint(9, (7, 2), generator=rng(1)),
-    }
+    seen = seen_in(7)
     mixed = method.mix(images, targets, draw, **seen)
     shown = method.shown(draw, **seen)
     assert mixed.masks is not None
@@ -247,10 +250,7 @@ def test_some_of_the_mixes_of_parts(some: slice) -> None:
     images, targets = batch(11, 16, 16)
     method = CoMixup(co_settings(part=4), num_classes=CLASSES)
     draw = method.draw(images.shape, rng(), 0)
-    seen = {
-        "saliency": cell_sums(blobs(11, 16), 4),
-        "peak": torch.randint(9, (11, 2), generator=rng(1)),
-    }
+    seen = seen_in(11)
     whole = method.mix(images, targets, draw, **seen)
     part = method.mix(images, targets, draw.rows(some), **seen)
     again = method.mix(images, targets, draw.rows(slice(2, 11)).rows(slice(1, 4)), **seen)

@@ -3,6 +3,7 @@
 `test_every_method.py` has what holds for whole trainings.
 """
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -408,6 +409,23 @@ def test_under_autocast(name: str) -> None:
     loss.backward()
     assert torch.isfinite(loss)
     assert loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_reads_a_tensor_on_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that has shapes and no values, which whatever asks for one of these fails on."""
+    # Autocast knows no such device, and it is only ever switched off here.
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    case, meta = training(name), torch.device("meta")
+    draw = case.draw().to(meta)
+    networks = case.student.to(meta), case.teacher.to(meta)
+    method = case.method.to(meta)
+    sources = method.sources(case.images.to(meta), case.targets.to(meta), *networks, draw)
+    loss = method.terms(sources, *networks, draw)["loss"]
+    loss.backward()
+    assert loss.device == meta
+    with pytest.raises(RuntimeError):
+        loss.item()
 
 
 @functools.cache
