@@ -317,7 +317,7 @@ def test_a_map_that_did_not_survive_is_0_similar_and_nowhere() -> None:
     found = survival_of(maps, mixed)
     assert found.similarity.tolist() == pytest.approx([0, 1])
     assert found.inside.isnan().tolist() == found.area.isnan().tolist() == [True, False]
-    without = survival_of(maps, replace(mixed, masks=None))
+    without = survival_of(maps, replace(mixed, shown=None))
     assert without.similarity.tolist() == pytest.approx([0, 1])
     assert without.inside.isnan().all()
 

@@ -1,7 +1,7 @@
 """Time the real training step of several methods, by turns, in one process."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -92,7 +92,11 @@ def openmixup_makers(work: Workload) -> Makers:
 
 
 def time_by_turns(
-    makers: Makers, config: TrainConfig, *, steps: int, told: Told = lambda done: None
+    makers: Mapping[str, Callable[[], Step]],
+    config: TrainConfig,
+    *,
+    steps: int,
+    told: Told = lambda done: None,
 ) -> list[Timing]:
     """Time `steps` steps of each, one of each in turn, after some to warm up.
 

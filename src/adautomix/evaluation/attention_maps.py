@@ -19,7 +19,7 @@ a network from elsewhere and where the run mixes nothing. Methods that move or s
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -272,8 +272,7 @@ def some_mixes(mixed: Mixed, classes: Tensor, count: int) -> Mixed:
     """The first mixes, those first whose sources are of different classes `[M, N]`."""
     alike = classes.sort(dim=1).values.diff(dim=1).eq(0).any(dim=1)
     rows = alike.byte().argsort(stable=True)[:count]
-    tensors = {name: value[rows] for name, value in vars(mixed).items() if value is not None}
-    return replace(mixed, **tensors)
+    return mixed.rows(rows)
 
 
 MAPS = Suite(

@@ -179,13 +179,7 @@ def same_sources(mixes: Sequence[Mixed]) -> list[Mixed]:
     """Those mixes whose sources are the same in all draws: a few methods choose them by a draw."""
     perms = torch.stack([mixed.perm for mixed in mixes])
     same = (perms == perms[0]).flatten(2).all(dim=2).all(dim=0)
-    return [pick(mixed, same) for mixed in mixes]
-
-
-def pick(mixed: Mixed, rows: Tensor) -> Mixed:
-    """Some of the mixes."""
-    tensors = {name: value[rows] for name, value in vars(mixed).items() if value is not None}
-    return dataclasses.replace(mixed, **tensors)
+    return [mixed.rows(same) for mixed in mixes]
 
 
 # ---------------------------------------------------------------------- over training

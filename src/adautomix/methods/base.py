@@ -8,7 +8,7 @@ N-way case is written once and two-image methods are N = 2.
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +69,14 @@ class Sources:
     own: slice = dataclasses.field(default_factory=lambda: slice(None))
 
 
+class Shown(Protocol):
+    """Weight of each source at each pixel, `[B, N, H, W]`: a tensor, or what can make one."""
+
+    def float(self) -> Tensor:
+        """The weights in float32."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Mixed:
     """A mixed batch and the ledger of what is in it.
@@ -78,15 +86,25 @@ class Mixed:
         targets: soft labels, `[B, K]`; each row sums to 1 where the rows of the input do.
         lam: weight of each source in the label, `[B, N]`.
         perm: row of the batch that each source is, `[B, N]`.
-        masks: weight of each source at each pixel, `[B, N, H, W]`, or None where it is `lam`
-            at every pixel.
+        shown: what `masks` are made of once somebody asks; a training step mostly does not.
     """
 
     images: Tensor
     targets: Tensor
     lam: Tensor
     perm: Tensor
-    masks: Tensor | None = None
+    shown: Shown | None = None
+
+    @property
+    def masks(self) -> Tensor | None:
+        """Weight of each source at each pixel, `[B, N, H, W]`; None where it is `lam` at all."""
+        return None if self.shown is None else self.shown.float()
+
+    def rows(self, some: slice | Tensor) -> Self:
+        """Some of the mixes: a slice, indices, or true for each that is kept."""
+        tensors = {name: value[some] for name, value in vars(self).items() if name != "shown"}
+        shown = None if self.masks is None else self.masks[some]
+        return dataclasses.replace(self, **tensors, shown=shown)
 
 
 def soft_targets(labels: Tensor, num_classes: int) -> Tensor:
@@ -170,7 +188,7 @@ def mix_by_masks(
         targets=weighted_sum(targets, perm, lam[:, :, None]),
         lam=lam,
         perm=perm,
-        masks=masks,
+        shown=masks,
     )
 
 

@@ -336,7 +336,7 @@ class CoMixup(Method):
         shown = self.shown(draw, **seen)
         cells = shown.mT.unflatten(2, (self.settings.blocks, -1))
         mixed = self.composed(images, targets, draw, shown)
-        return replace(mixed, masks=cells_to_pixels(cells, *images.shape[2:]))
+        return replace(mixed, shown=cells_to_pixels(cells, *images.shape[2:]))
 
     def shown(self, draw: CoMixupDraw, saliency: Tensor, peak: Tensor) -> Tensor:
         """What each mix shows of each image of its part in each block, `[M, n², m]`."""

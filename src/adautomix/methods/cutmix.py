@@ -92,7 +92,21 @@ def box_mask(box: Tensor, height: int, width: int) -> Tensor:
     x = torch.arange(width, device=box.device)
     rows = (y >= top) & (y < bottom)
     columns = (x >= left) & (x < right)
-    return rows[:, :, None] & columns[:, None, :]
+    # PyTorch vectorises "and" on the CPU for bytes and not for bools.
+    return (rows.byte()[:, :, None] & columns.byte()[:, None, :]).view(torch.bool)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Masks of `count` mixes of two images from the weight of the first, `[B or 1, 1, H, W]`."""
+
+    first: Tensor
+    count: int
+
+    def float(self) -> Tensor:
+        """`[count, 2, H, W]`."""
+        first = self.first.float()
+        return torch.cat([first, 1 - first], dim=1).expand(self.count, -1, -1, -1)
 
 
 def paste(images: Tensor, targets: Tensor, perm: Tensor, inside: Tensor) -> Mixed:
@@ -101,13 +115,14 @@ def paste(images: Tensor, targets: Tensor, perm: Tensor, inside: Tensor) -> Mixe
     The first source is each image itself, as `draw_partners` has it: `perm[:, 0]` counts the
     images, unless some of them are not mixed. `inside` may be `[1, H, W]`, to serve all mixes.
     """
-    masks = torch.stack([~inside, inside], dim=1).float()
-    lam = masks.mean(dim=(2, 3)).expand(len(perm), -1)
+    outside = (~inside)[:, None].view(torch.uint8).float()  # as bytes: see `box_mask`
+    kept, pixels = outside.sum(dim=(2, 3)), outside[0].numel()
+    lam = (torch.cat([kept, pixels - kept], dim=1) / pixels).expand(len(perm), -1)
     own = images if len(perm) == len(images) else images[perm[:, 0]]
     # Weights of 0 and 1 are exact, and filling in place spares another copy of the batch.
-    pasted = images[perm[:, 1]].lerp_(own, masks[:, :1].to(images.dtype))
-    masks = masks.expand(len(perm), -1, -1, -1)
-    return Mixed(pasted, weighted_sum(targets, perm, lam[:, :, None]), lam, perm, masks)
+    pasted = images[perm[:, 1]].lerp_(own, outside.to(images.dtype))
+    labels = weighted_sum(targets, perm, lam[:, :, None])
+    return Mixed(pasted, labels, lam, perm, Kept(outside, len(perm)))
 
 
 class CutMix(InputMixing):

@@ -285,7 +285,7 @@ class PuzzleMix(Method):
             targets=weighted_sum(targets, draw.perm, lam[:, :, None]),
             lam=lam,
             perm=draw.perm,
-            masks=cells_to_pixels(shares, *images.shape[2:]),
+            shown=cells_to_pixels(shares, *images.shape[2:]),
         )
 
     def mask(self, images: Tensor, saliency: Tensor, draw: PuzzleMixDraw) -> Tensor:

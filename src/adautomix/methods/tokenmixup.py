@@ -245,7 +245,7 @@ class TokenMixup(AttentionMethod):
         inside = to_pixels(swap.taken.unflatten(1, grid), self.patch)
         pasted = paste(images, targets, swap.perm, inside)
         labels = weighted_sum(targets, swap.perm, swap.lam[:, :, None])
-        return Mixed(pasted.images, labels, swap.lam, swap.perm, pasted.masks)
+        return Mixed(pasted.images, labels, swap.lam, swap.perm, pasted.shown)
 
     def terms(
         self, sources: Sources, student: Classifier, teacher: Any, draw: TokenMixupDraw
