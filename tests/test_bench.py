@@ -110,11 +110,15 @@ def test_a_cycle_has_every_kind_of_step() -> None:
 
 
 def test_figures_of_a_timing() -> None:
-    timings = [Timing("vanilla", 10, [4.0, 1.0, 2.0, 3.0]), Timing("mixup", 10, [5.0, 5.0], 7.0)]
+    timings = [
+        Timing("vanilla", 10, [4.0, 1.0, 2.0, 3.0]),
+        Timing("mixup", 10, [5.0, 5.0, 8.0], 7.0),
+    ]
     first, second = step_rows(timings)
     assert first["seconds"] == 2.5
     assert first["quartiles"] == (1.75, 3.25)
     assert (first["times"], second["times"]) == (1.0, 2.0)
+    assert (first["mean_times"], second["mean_times"]) == (1.0, 2.4)
     assert first["images_per_second"] == 4.0
     assert (first["peak_memory_mib"], second["peak_memory_mib"]) == (None, 7.0)
 
@@ -401,8 +405,8 @@ def test_the_page_has_every_table(tmp_path: Path) -> None:
     titles = [title for title, _ in performance.SECTIONS.values()]
     assert re.findall(r"^## (.*)$", page, re.MULTILINE) == titles
     for line in (
-        "| method | batch size | time | quartiles | × vanilla | images/s |",
-        "| mixup | 8 | 300.0 ms | 300.0 ms to 300.0 ms | 2.00 | 27 |",
+        "| method | batch size | time | quartiles | × vanilla | × vanilla, means | images/s |",
+        "| mixup | 8 | 300.0 ms | 300.0 ms to 300.0 ms | 2.00 | 2.00 | 27 |",
         "| mixup | openmixup | 1.00 s | 2.50 s | 2.50 |",
         "| vanilla | 100.0 ms | 25.00 | 75.00 |",
         "| vanilla | 1.00 | 2.000 | 50.00 |",

@@ -1,4 +1,4 @@
-"""Mixing alone: one call of Mixup or CutMix in this package and in others, by turns.
+"""Mixing alone: one call of Mixup or CutMix in this package and in others, in turns.
 
 Measured is all that a call does: the draw, the images and the labels. What differs:
 
@@ -8,6 +8,7 @@ Measured is all that a call does: the draw, the images and the labels. What diff
 - kornia returns both classes and λ for each mix instead of soft labels.
 """
 
+import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -117,9 +118,10 @@ def time_mixing(
     rounds: int = 20,
     device: torch.device,
 ) -> list[MixTiming]:
-    """Time `rounds` calls of each mixer, one of each in turn, after a few to warm up.
+    """Time `rounds` calls of each mixer, one of each a round, after a few to warm up.
 
-    Taking turns lets whatever slows the machine for a while slow all of them alike.
+    Whatever slows the machine for a while slows all of them alike, and as each round has an order
+    of its own, none always follows the one that leaves caches and allocator at their worst.
 
     Args:
         methods: "mixup", "cutmix".
@@ -142,8 +144,10 @@ def time_mixing(
         own = images.clone() if library == "timm" else images
         timings.append(MixTiming(library, method, mode, batch, size, []))
         calls.append(partial(mixer, own, labels))
+    orders = random.Random(0)
     for round_ in range(WARM_UP + rounds):
-        for timing, call in zip(timings, calls, strict=True):
+        pairs = list(zip(timings, calls, strict=True))
+        for timing, call in orders.sample(pairs, len(pairs)):
             seconds = time_call(call, device)
             if round_ >= WARM_UP:
                 timing.seconds.append(seconds)

@@ -39,6 +39,11 @@ class Timing:
         return statistics.median(self.seconds)
 
     @property
+    def mean(self) -> float:
+        """Mean step, in seconds: what training costs where some steps do more than others."""
+        return statistics.fmean(self.seconds)
+
+    @property
     def quartiles(self) -> tuple[float, float]:
         """First and third quartile, in seconds; never beyond what was measured."""
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
@@ -149,7 +154,7 @@ def warm_up(make: Callable[[], Step], rounds: int) -> Step:
 
 
 def step_rows(timings: Sequence[Timing]) -> list[Row]:
-    """The timings as rows of data; `times` is the median as a multiple of the first one's."""
+    """The timings as rows of data; `times` are multiples of the first one's median and mean."""
     return [
         {
             "method": t.method,
@@ -157,6 +162,7 @@ def step_rows(timings: Sequence[Timing]) -> list[Row]:
             "seconds": t.median,
             "quartiles": t.quartiles,
             "times": t.median / timings[0].median,
+            "mean_times": t.mean / timings[0].mean,
             "images_per_second": t.batch_size / t.median,
             "peak_memory_mib": t.peak_memory_mib,
         }

@@ -149,10 +149,11 @@ class MixPro(RelabellingMethod):
 
     def relabel(self, mixed: Mixed, targets: Tensor, attention: Tensor, logits: Tensor) -> Mixed:
         """λ = q λ_attn + (1 - q) λ_area; q says how well the mix is already predicted."""
-        assert mixed.masks is not None
+        masks = mixed.masks
+        assert masks is not None
         smoothed = (1 - self.label_smoothing) * mixed.targets
         smoothed = smoothed + self.label_smoothing / self.num_classes
         trust = F.cosine_similarity(smoothed, logits.float().softmax(dim=1), dim=1)
-        attended = share_inside(attention, to_patches(mixed.masks[:, 1], self.patch))
+        attended = share_inside(attention, to_patches(masks[:, 1], self.patch))
         second = torch.lerp(mixed.lam[:, 1], attended, trust)
         return relabelled(mixed, targets, torch.stack([1 - second, second], dim=1))

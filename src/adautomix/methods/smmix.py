@@ -222,8 +222,9 @@ class SMMix(AttentionMethod):
 
     def fine_loss(self, mixed: Mixed, patches: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy of the patches of each source, `[M, P, D]`, against its own label."""
-        assert mixed.masks is not None
-        shown = to_patches(mixed.masks.flatten(0, 1), self.patch).unflatten(0, mixed.perm.shape)
+        masks = mixed.masks
+        assert masks is not None
+        shown = to_patches(masks.flatten(0, 1), self.patch).unflatten(0, mixed.perm.shape)
         shares = shown / shown.sum(dim=2, keepdim=True).clamp_min(1)
         predicted = self.token_head(shares.to(patches.dtype) @ patches)
         return self.cross_entropy(predicted.flatten(0, 1), targets[mixed.perm].flatten(0, 1))

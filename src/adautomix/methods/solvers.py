@@ -195,14 +195,18 @@ def swap_places(cost: Tensor, rounds: int) -> Tensor:
     Returns:
         `[M, N]`, int64: a permutation in each row.
     """
-    things = torch.arange(cost.shape[1], device=cost.device)
-    places = things.expand(cost.shape[:2])
+    mixes, count, _ = cost.shape
+    things = torch.arange(count, device=cost.device)
+    places = things.expand(mixes, -1)
+    at = cost.mT.flatten(0, 1)  # a row is a place, so that things' places are rows to pick
+    first = torch.arange(0, mixes * count, count, device=cost.device)[:, None]
     for _ in range(rounds):
-        swapped = cost.gather(2, places[:, None].expand_as(cost))
-        now = swapped.diagonal(dim1=1, dim2=2)
+        # [m, j, i]: what thing i costs where j is, more than j itself does. In place, as memory
+        # for new tensors of this size costs as much as the arithmetic.
+        change = at.index_select(0, (first + places).flatten()).view_as(cost)
+        change.sub_(change.diagonal(dim1=1, dim2=2)[:, :, None].clone())
         # Sums of two commute: both sides of a pair see the very same change.
-        change = (swapped + swapped.mT) - (now[:, :, None] + now[:, None])
-        change, partner = change.min(dim=2)
+        change, partner = change.add_(change.mT.clone()).min(dim=2)
         mutual = (partner.gather(1, partner) == things) & (change < 0)
         places = torch.where(mutual, places.gather(1, partner), places)
     return places

@@ -84,7 +84,8 @@ class TransMix(RelabellingMethod):
 
     def relabel(self, mixed: Mixed, targets: Tensor, attention: Tensor, logits: Tensor) -> Mixed:
         """The partner weighs as much as the mean of its area and of the attention it gets."""
-        assert mixed.masks is not None
-        attended = share_inside(attention, to_patches(mixed.masks[:, 1], self.patch))
+        masks = mixed.masks
+        assert masks is not None
+        attended = share_inside(attention, to_patches(masks[:, 1], self.patch))
         second = torch.lerp(mixed.lam[:, 1], attended, self.settings.attention_weight)
         return relabelled(mixed, targets, torch.stack([1 - second, second], dim=1))

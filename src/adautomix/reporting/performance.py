@@ -48,6 +48,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "quartiles": ("quartiles", show_time),
     "library_seconds": ("library's time", show_time),
     "times": ("× {first}", decimals(2)),
+    "mean_times": ("× {first}, means", decimals(2)),
     "times_ours": ("× adautomix's", decimals(2)),
     "images_per_second": ("images/s", decimals(0)),
     "peak_memory_mib": ("peak MiB", decimals(0)),
