@@ -383,6 +383,7 @@ def sample_rows() -> list[dict[str, Any]]:
         "growth": [point, point | {"value": 3, "seconds": 0.7}],
         "memory": [{"method": "a|b", "step": s, "memory_mib": 700.0} for s in range(1, 101)],
         "epochs": [{"method": "adautomix", "epoch": 1, "seconds": 61.0}],
+        "seeds": [{"way": "stacked", "networks": 4, "seconds": 0.5, "to_first": 1.5}],
         "scaling": [{"method": "vanilla", "processes": 2, "seconds": 0.2, "efficiency": 0.9}],
         "schedules": [{"generator_every": 4, "times": 3.5, "student": 0.5, "teacher": 0.6}],
     }
@@ -414,11 +415,12 @@ def test_the_page_has_every_table(tmp_path: Path) -> None:
         "| N, images a mix | 3 | 700.0 ms |",
         "| a\\|b | 100 | 700.0 |",
         "| adautomix | 1 | 61.00 s |",
+        "| stacked | 4 | 500.0 ms | 1.50 |",
         "| vanilla | 2 | 200.0 ms | 90.00 |",
         "| 4 | 3.50 | 60.00 | 50.00 |",
     ):
         assert line in page.splitlines()
-    assert page.count("A CPU, 2 threads; torch 2.14; commit abc; 2026-01-02:\n\n    run\n") == 10
+    assert page.count("A CPU, 2 threads; torch 2.14; commit abc; 2026-01-02:\n\n    run\n") == 11
     assert len(re.findall(r"^\| a", page, re.MULTILINE)) == performance.MOST_POINTS + 1
     assert performance.NO_GPU in page
 

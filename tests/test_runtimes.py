@@ -1,6 +1,9 @@
 """Compiled and captured steps against the eager one."""
 
 import dataclasses
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,33 @@ def assert_same_course(one: Trainer, other: Trainer, tolerance: float) -> None:
         torch.testing.assert_close(value, other.weights()[name], rtol=0, atol=tolerance, msg=name)
     rates = [[float(g["lr"]) for g in t.optimizer.param_groups] for t in (one, other)]
     assert rates[0] == pytest.approx(rates[1])
+
+
+# ---------------------------------------------------------------------- memory
+
+FAULTS = """
+import resource, torch
+from adautomix.training.runtime import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(2**24).add(1)  # two tensors of 64 MiB, 16384 pages each
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults())
+keep_freed_memory()
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_is_kept() -> None:
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True)
+    before, after = (int(line) for line in done.stdout.split())
+    assert before > 100  # 131072, or of pages as large as they come
+    assert after < before / 10
 
 
 # ---------------------------------------------------------------------- compile

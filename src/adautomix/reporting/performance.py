@@ -49,6 +49,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "library_seconds": ("library's time", show_time),
     "times": ("× {first}", decimals(2)),
     "mean_times": ("× {first}, means", decimals(2)),
+    "to_first": ("× the first", decimals(2)),
     "times_ours": ("× adautomix's", decimals(2)),
     "images_per_second": ("images/s", decimals(0)),
     "peak_memory_mib": ("peak MiB", decimals(0)),
@@ -96,6 +97,12 @@ SECTIONS = {
         "Held between two steps: by tensors on a GPU, by the whole process on a CPU.",
     ),
     "epochs": ("Time an epoch over a run", "Whole epochs, evaluation and checkpoints included."),
+    "seeds": (
+        "Several seeds of a small network",
+        "One step of each of several networks: in turns with all cores, in a process a core (what "
+        "`compare` does on a CPU), or as one step of stacked weights by `torch.func.vmap`, which "
+        "has no data and no teacher to see to.",
+    ),
     "scaling": ("Over processes", "The same training shared by several processes."),
     "schedules": (
         "A generator that learns less often",

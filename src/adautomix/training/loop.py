@@ -18,7 +18,13 @@ from adautomix.training.judge import Judge, best_so_far
 from adautomix.training.meters import NEVER, FiniteWatch, Meters
 from adautomix.training.optim import build_optimizer, cosine_schedule, learning_rate
 from adautomix.training.run_folder import RunFolder
-from adautomix.training.runtime import StopRequest, pick_device, pick_runtime, stop_on_signals
+from adautomix.training.runtime import (
+    StopRequest,
+    keep_freed_memory,
+    pick_device,
+    pick_runtime,
+    stop_on_signals,
+)
 from adautomix.training.setup import build_networks, check_smallest_part, train_batches
 from adautomix.training.step import TrainStep
 from adautomix.training.teacher import momentum_schedule
@@ -53,6 +59,8 @@ class Trainer:
     ) -> None:
         self.config, self.folder, self.command = config, folder, command
         self.device = pick_device(config.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.data = data.to(self.device)
         self.batches = train_batches(config, self.data, self.device)
         self.student, self.method, self.teacher = build_networks(

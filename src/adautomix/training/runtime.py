@@ -1,5 +1,6 @@
 """Where and how a run computes: device, precision, requests to stop."""
 
+import ctypes
 import platform
 import signal
 import sys
@@ -89,6 +90,21 @@ def peak_memory_mib(device: torch.device) -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what its tensors free on the CPU, for those of the next step.
+
+    glibc gives large blocks back to the system, which has to zero their pages anew: at every step
+    the same thousands. Other C libraries are left as they are.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_THRESHOLD, 2**30)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 class StopRequest:
