@@ -3,7 +3,8 @@
     python benchmarks/scaling.py --processes 1,2 --rows benchmarks/results/cpu.jsonl
 
 Starts `torchrun` for each count, in turns, and adds one row. Each process has one thread, so on a
-machine of two cores two processes have all of it, and one has half.
+machine of two cores two processes have all of it, and one has half. What processes take from each
+other by sharing cores and memory is told apart: as many are timed that know nothing of each other.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from adautomix.bench.workload import Workload, real_step
 from adautomix.processes import is_main, start_processes, world
 from adautomix.training.runtime import pick_device
 
+Seconds = dict[str, list[float]]
+
 
 def main() -> None:
     """Time as one of several processes, or start them and gather what they found."""
@@ -32,20 +35,24 @@ def main() -> None:
         time_here(asked)
         return
     counts = [int(count) for count in asked.processes.split(",")]
-    found: dict[tuple[str, int], list[float]] = {}
+    together: dict[tuple[str, int], list[float]] = {}
+    apart: dict[tuple[str, int], list[float]] = {}
     for _ in range(asked.rounds):
         for count in counts:
-            for method, seconds in time_in(count).items():
-                found.setdefault((method, count), []).extend(seconds)
+            for found, groups in ((together, [count]), (apart, [1] * count)):
+                for method, seconds in time_groups(groups).items():
+                    found.setdefault((method, count), []).extend(seconds)
     figures = [
         {
             "method": method,
             "processes": count,
             "batch_size": count * asked.batch_size,
             "seconds": statistics.median(seconds),
-            "efficiency": statistics.median(found[method, counts[0]]) / statistics.median(seconds),
+            "apart_seconds": statistics.median(apart[method, count]),
+            "efficiency": statistics.median(together[method, counts[0]])
+            / statistics.median(seconds),
         }
-        for (method, count), seconds in found.items()
+        for (method, count), seconds in together.items()
     ]
     for record in figures:
         print(record)
@@ -67,15 +74,28 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def time_in(count: int) -> dict[str, list[float]]:
-    """Seconds of each method's steps in so many processes, from a run of this very script."""
+def time_groups(groups: list[int]) -> Seconds:
+    """Seconds of each method's steps in groups of processes of this very script, all at once.
+
+    The processes of a group train together, and the groups apart.
+    """
+    seconds: Seconds = {}
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "seconds.json"
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        words = [f"--nproc_per_node={count}", __file__, *sys.argv[1:], "--out", str(out)]
-        subprocess.run([*launcher, *words], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
-        seconds: dict[str, list[float]] = json.loads(out.read_text())
-        return seconds
+        files = [Path(folder) / f"{number}.json" for number in range(len(groups))]
+        running = [start(count, file) for count, file in zip(groups, files, strict=True)]
+        for process, file in zip(running, files, strict=True):
+            if process.wait():
+                raise SystemExit("a process failed: see above")
+            for method, found in json.loads(file.read_text()).items():
+                seconds.setdefault(method, []).extend(found)
+    return seconds
+
+
+def start(count: int, out: Path) -> subprocess.Popen[bytes]:
+    """Start so many processes that train together and write their seconds to a file."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    words = [f"--nproc_per_node={count}", __file__, *sys.argv[1:], "--out", str(out)]
+    return subprocess.Popen([*launcher, *words], env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def time_here(asked: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--steps", type=int, default=10, help="measured steps of each network")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", help="file of rows to add to")
+    parser.add_argument("--rows", type=Path, help="file of rows to add to")
     return parser.parse_args()
 
 

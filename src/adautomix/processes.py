@@ -62,6 +62,13 @@ def all_rows(values: Tensor) -> Tensor:
     return gathered
 
 
+def of_each(values: Tensor) -> Tensor:
+    """The values of every process, `[processes, ...]`; on CPUs that takes half as long as a sum."""
+    parts = [torch.empty_like(values) for _ in range(world())]
+    dist.all_gather(parts, values)
+    return torch.stack(parts)
+
+
 def mean_of(values: dict[str, float]) -> dict[str, float]:
     """The mean over all processes of each value; all must bring the same names."""
     if world() == 1:
@@ -143,24 +150,55 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         """`[B, C, H, W]`, normalised with the statistics of all processes in training mode."""
         if not self.training:
             return super().forward(input)
-        count = world() * input[:, 0].numel()
-        moments = torch.stack(
-            [input.double().sum((0, 2, 3)), input.double().square().sum((0, 2, 3))]
-        )
-        mean, square = cast(Tensor, AllSum.apply(moments)) / count
-        var = square - mean.square()
+        out, mean, var = SharedNorm.apply(input, self.weight, self.bias, self.eps)
         if self.track_running_stats:
-            self._move_buffers(mean.detach(), var.detach() * count / (count - 1))
-        scale = (var + self.eps).rsqrt() * self.weight
-        shift = self.bias - mean * scale
-        out = torch.addcmul(shift.float()[:, None, None], input, scale.float()[:, None, None])
-        return out.contiguous(memory_format=torch.channels_last)
+            count = world() * input[:, 0].numel()
+            self._move_buffers(mean, var * count / (count - 1))
+        return cast(Tensor, out)
 
     def _move_buffers(self, mean: Tensor, unbiased_var: Tensor) -> None:
         mine: Any = self  # typed as perhaps None, which they are not where they are tracked
         mine.num_batches_tracked.add_(1)
-        mine.running_mean.lerp_(mean.float(), self.momentum)
-        mine.running_var.lerp_(unbiased_var.float(), self.momentum)
+        mine.running_mean.lerp_(mean, self.momentum)
+        mine.running_var.lerp_(unbiased_var, self.momentum)
+
+
+class SharedNorm(torch.autograd.Function):
+    """The arithmetic of `SharedBatchNorm2d`: PyTorch's own, with one small exchange each way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The normalised images, and mean and variance `[C]` of those of all processes."""
+        own_mean, own_var = torch.batch_norm_update_stats(images, None, None, 0.0)
+        moments = torch.stack([own_mean, own_var]).double()
+        moments[1] += moments[0].square()  # of equal batches moments can be averaged
+        mean, square = of_each(moments).mean(dim=0)
+        mean, var = mean.float(), (square - mean.square()).float()
+        out, *_ = torch.native_batch_norm(images, weight, bias, mean, var, False, 0.0, eps)
+        ctx.save_for_backward(images, weight, mean, var)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, var)
+        return out, mean, var
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *rest: Tensor) -> tuple[Tensor | None, ...]:
+        """Of the sum of all processes' losses; weight and bias get this process's share."""
+        images, weight, mean, var = ctx.saved_tensors
+        none = None, None, False, ctx.eps, [False, True, True]
+        _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            grad, images, weight, mean, var, *none
+        )
+        sums = of_each(torch.stack([of_weight, of_bias])).sum(dim=0)
+        count = world() * images[:, 0].numel()
+        scale = (var + ctx.eps).rsqrt()
+        # ∂/∂x = w s (g - Σg/n - x̂ Σ(g x̂)/n) with x̂ = (x - mean) s, as a g + b x + c
+        a = weight * scale
+        b = -a * scale * sums[0] / count
+        c = -a * sums[1] / count - b * mean
+        a, b, c = (part.to(grad.dtype)[:, None, None] for part in (a, b, c))
+        return torch.addcmul(c, grad, a).addcmul_(images, b), of_weight, of_bias, None
 
 
 class AllSum(torch.autograd.Function):

@@ -46,6 +46,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "asked": ("", lambda asked: "← asked for" if asked else ""),
     "seconds": ("time", show_time),
     "quartiles": ("quartiles", show_time),
+    "apart_seconds": ("time apart", show_time),
     "library_seconds": ("library's time", show_time),
     "times": ("× {first}", decimals(2)),
     "mean_times": ("× {first}, means", decimals(2)),
@@ -85,7 +86,8 @@ SECTIONS = {
     "work": (
         "Arithmetic",
         "Floating-point operations of matrix products, convolutions and attention in a real step, "
-        "and their rate as a share of what a large matrix product reaches on this machine.",
+        "and their rate as a share of what a large matrix product or convolution reaches on this "
+        "machine.",
     ),
     "mixing": (
         "Mixing alone",
@@ -103,7 +105,11 @@ SECTIONS = {
         "`compare` does on a CPU), or as one step of stacked weights by `torch.func.vmap`, which "
         "has no data and no teacher to see to.",
     ),
-    "scaling": ("Over processes", "The same training shared by several processes."),
+    "scaling": (
+        "Over processes",
+        "Steps of processes with one thread and a batch each, which share batch statistics, mixes "
+        "and gradients; apart: as many at the same time that share nothing but the machine.",
+    ),
     "schedules": (
         "A generator that learns less often",
         "AdAutoMix whose generator learns at every k-th step only; top-1 accuracies of student and "

@@ -5,6 +5,7 @@ schedules. `TrainStep.__call__` is pure device work and waits for nothing.
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -92,9 +93,7 @@ class TrainStep:
             self.look = torch.compile(self.look)
             self.terms.compile()
         if world() > 1:
-            self.terms = DistributedDataParallel(
-                self.terms, broadcast_buffers=not config.sync_bn, find_unused_parameters=True
-            )
+            self.terms = exchanging(self.terms, broadcast_buffers=not config.sync_bn)
 
     def inputs(self, batch: Batch, step: int, lr_share: float, momentum: float) -> StepInputs:
         """The inputs of a step: its random numbers are drawn here, as a function of its number."""
@@ -143,6 +142,16 @@ class TrainStep:
         if last or not isinstance(self.terms, DistributedDataParallel):
             return contextlib.nullcontext()
         return self.terms.no_sync()
+
+
+def exchanging(terms: nn.Module, *, broadcast_buffers: bool) -> DistributedDataParallel:
+    """The module whose backward averages gradients over the processes."""
+    with warnings.catch_warnings():
+        # Newer versions have another name for this, which older ones lack.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return DistributedDataParallel(
+            terms, broadcast_buffers=broadcast_buffers, find_unused_parameters=True
+        )
 
 
 def of_all_processes(sources: Sources) -> Sources:
