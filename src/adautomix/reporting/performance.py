@@ -240,7 +240,7 @@ def draw_panel(panel: "Axes", axis: str, rows: Sequence[Row], methods: Sequence[
             panel.plot(*zip(*points, strict=True), label=method, **look(i))
     panel.set_xlabel(AXES[axis])
     if axis == "n":
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.1 * max(row["seconds"] * 1000 for row in rows))
     else:
         panel.set_xscale("log")
         panel.set_yscale("log")
