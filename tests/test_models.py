@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adautomix.errors import RunError, UsageError
-from adautomix.models import Classifier, build_model, frozen_statistics, suited_stem
+from adautomix.models import (
+    Classifier,
+    SkippingConv2d,
+    build_model,
+    frozen_statistics,
+    suited_stem,
+)
 from adautomix.rng import generator_at
 
 # Image size, default tap and shape of that tap, and the timm module whose output it is.
@@ -209,6 +217,35 @@ def test_a_narrow_resnet_with_its_standard_stem_keeps_7x7_stride_2() -> None:
     conv = build_model("resnet18", 5, width=0.5).backbone.conv1
     assert conv.weight.shape == (32, 3, 7, 7)
     assert conv.stride == (2, 2)
+
+
+def test_narrow_shortcuts_give_the_numbers_of_plain_ones() -> None:
+    net = tiny(width=0.125)
+    (shortcut,) = (m for m in net.modules() if isinstance(m, SkippingConv2d))
+    mine, theirs = images(4, 15).requires_grad_(), images(4, 15).requires_grad_()
+    seen = [torch.cat([x, x, x], dim=1)[:, :8] for x in (mine, theirs)]
+    out, expected = shortcut(seen[0]), F.conv2d(seen[1], shortcut.weight, stride=2)
+    torch.testing.assert_close(out, expected)
+    for x, y in ((mine, out), (theirs, expected)):
+        (x.grad,) = torch.autograd.grad(y.cos().sum(), x)
+    torch.testing.assert_close(mine.grad, theirs.grad)
+    assert not any(isinstance(m, SkippingConv2d) for m in tiny().modules())
+
+
+ODD_BATCH = """
+import torch
+from adautomix.models import build_model
+torch.set_num_threads(2)
+net = build_model("resnet18", 10, stem="cifar", width=0.125, image_size=32)
+net = net.to(memory_format=torch.channels_last)
+for _ in range(5):
+    net(torch.randn(25, 3, 32, 32)).sum().backward()
+"""
+
+
+def test_an_odd_batch_trains_a_narrow_network() -> None:
+    """In a process of its own, as it would take this one with it."""
+    assert subprocess.run([sys.executable, "-c", ODD_BATCH]).returncode == 0
 
 
 def test_convnext_with_a_cifar_stem() -> None:

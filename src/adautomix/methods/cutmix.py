@@ -92,8 +92,8 @@ def box_mask(box: Tensor, height: int, width: int) -> Tensor:
     x = torch.arange(width, device=box.device)
     rows = (y >= top) & (y < bottom)
     columns = (x >= left) & (x < right)
-    # PyTorch vectorises "and" on the CPU for bytes and not for bools.
-    return (rows.byte()[:, :, None] & columns.byte()[:, None, :]).view(torch.bool)
+    # PyTorch vectorises "and" and conversions on the CPU for bytes and not for bools.
+    return (rows.byte()[:, :, None] & columns.byte()[:, None, :]).bool()
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def paste(images: Tensor, targets: Tensor, perm: Tensor, inside: Tensor) -> Mixe
     The first source is each image itself, as `draw_partners` has it: `perm[:, 0]` counts the
     images, unless some of them are not mixed. `inside` may be `[1, H, W]`, to serve all mixes.
     """
-    outside = (~inside)[:, None].view(torch.uint8).float()  # as bytes: see `box_mask`
+    outside = (~inside)[:, None].byte().float()  # by way of bytes: see `box_mask`
     kept, pixels = outside.sum(dim=(2, 3)), outside[0].numel()
     lam = (torch.cat([kept, pixels - kept], dim=1) / pixels).expand(len(perm), -1)
     own = images if len(perm) == len(images) else images[perm[:, 0]]
