@@ -144,7 +144,7 @@ class AttentiveCutMix(Method):
     ) -> Mixed:
         """The partner in the cells that it is attended to most, the image elsewhere."""
         cells = largest(seen["attention"][draw.perm[:, 1]], draw.count)
-        return paste(images, targets, draw.perm, cells_to_pixels(cells, *images.shape[2:]))
+        return paste(images, targets, draw.perm, ~cells_to_pixels(cells, *images.shape[2:]))
 
 
 def frozen(network: str, size: int) -> Classifier:

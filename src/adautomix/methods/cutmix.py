@@ -85,15 +85,27 @@ def draw_cutmix(
     return CutMixDraw(perm, box.expand(batch, 4).contiguous(), shared=not per_sample)
 
 
-def box_mask(box: Tensor, height: int, width: int) -> Tensor:
-    """True inside the boxes `[B, 4]`: `[B, H, W]`."""
+def box_sides(box: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Which rows and which columns the boxes `[B, 4]` span: bool `[B, H]` and `[B, W]`."""
     top, bottom, left, right = box[:, :, None].unbind(dim=1)
     y = torch.arange(height, device=box.device)
     x = torch.arange(width, device=box.device)
-    rows = (y >= top) & (y < bottom)
-    columns = (x >= left) & (x < right)
-    # PyTorch vectorises "and" and conversions on the CPU for bytes and not for bools.
-    return (rows.byte()[:, :, None] & columns.byte()[:, None, :]).bool()
+    return (y >= top) & (y < bottom), (x >= left) & (x < right)
+
+
+def box_mask(box: Tensor, height: int, width: int) -> Tensor:
+    """True inside the boxes `[B, 4]`: `[B, H, W]`."""
+    rows, columns = box_sides(box, height, width)
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def around(box: Tensor, height: int, width: int) -> Tensor:
+    """0 inside the boxes `[B, 4]` and 1 outside, float32 `[B, H, W]`.
+
+    Numbers, as PyTorch vectorises their products on the CPU and not those of bools.
+    """
+    rows, columns = box_sides(box, height, width)
+    return torch.maximum((~rows).float()[:, :, None], (~columns).float()[:, None, :])
 
 
 @dataclass(frozen=True)
@@ -109,20 +121,20 @@ class Kept:
         return torch.cat([first, 1 - first], dim=1).expand(self.count, -1, -1, -1)
 
 
-def paste(images: Tensor, targets: Tensor, perm: Tensor, inside: Tensor) -> Mixed:
-    """Where `inside` `[B, H, W]` is true the second image, else the first; labels by area.
+def paste(images: Tensor, targets: Tensor, perm: Tensor, outside: Tensor) -> Mixed:
+    """The first image where `outside` `[B, H, W]` is true or 1, else the second; labels by area.
 
     The first source is each image itself, as `draw_partners` has it: `perm[:, 0]` counts the
-    images, unless some of them are not mixed. `inside` may be `[1, H, W]`, to serve all mixes.
+    images, unless some of them are not mixed. `outside` may be `[1, H, W]`, to serve all mixes.
     """
-    outside = (~inside)[:, None].byte().float()  # by way of bytes: see `box_mask`
-    kept, pixels = outside.sum(dim=(2, 3)), outside[0].numel()
+    first = outside[:, None].float()
+    kept, pixels = first.sum(dim=(2, 3)), first[0].numel()
     lam = (torch.cat([kept, pixels - kept], dim=1) / pixels).expand(len(perm), -1)
     own = images if len(perm) == len(images) else images[perm[:, 0]]
     # Weights of 0 and 1 are exact, and filling in place spares another copy of the batch.
-    pasted = images[perm[:, 1]].lerp_(own, outside.to(images.dtype))
+    pasted = images[perm[:, 1]].lerp_(own, first.to(images.dtype))
     labels = weighted_sum(targets, perm, lam[:, :, None])
-    return Mixed(pasted, labels, lam, perm, Kept(outside, len(perm)))
+    return Mixed(pasted, labels, lam, perm, Kept(first, len(perm)))
 
 
 class CutMix(InputMixing):
@@ -141,5 +153,4 @@ class CutMix(InputMixing):
     def mix(self, images: Tensor, targets: Tensor, draw: CutMixDraw, **seen: Tensor) -> Mixed:
         """The partner inside the box, the image outside."""
         boxes = draw.box[:1] if draw.shared else draw.box
-        inside = box_mask(boxes, images.shape[2], images.shape[3])
-        return paste(images, targets, draw.perm, inside)
+        return paste(images, targets, draw.perm, around(boxes, *images.shape[2:]))

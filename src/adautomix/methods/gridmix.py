@@ -174,4 +174,4 @@ class GridMix(InputMixing):
             inside = cells_to_pixels(grid.partner, height, width)
         else:
             inside = lattice_mask(grid.crop, grid.cell, grid.hole, height, width)
-        return paste(images, targets, draw.perm, inside)
+        return paste(images, targets, draw.perm, ~inside)

@@ -42,7 +42,7 @@ from adautomix.methods.attention import (
     to_pixels,
 )
 from adautomix.methods.base import Mixed, Shape, draw_beta, mix_by_lam
-from adautomix.methods.cutmix import box_mask, draw_box, paste
+from adautomix.methods.cutmix import around, draw_box, paste
 
 CELLS = 4  # a side, as the authors have them
 
@@ -138,10 +138,10 @@ class MixPro(RelabellingMethod):
         if draw.plain and not draw.boxed:
             return mix_by_lam(images, targets, draw.perm, draw.lam)
         if draw.plain:
-            return paste(images, targets, draw.perm, box_mask(draw.box, height, width))
+            return paste(images, targets, draw.perm, around(draw.box, height, width))
         cells = draw.partner.shape[1]
         inside = to_pixels(draw.partner, (height // cells, width // cells))
-        return paste(images, targets, draw.perm, inside)
+        return paste(images, targets, draw.perm, ~inside)
 
     def relabels(self, draw: MixProDraw) -> bool:
         """Only mixes of cells are labelled by attention."""

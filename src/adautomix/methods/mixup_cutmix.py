@@ -30,7 +30,7 @@ from adautomix.methods.base import (
     mix_by_lam,
     mix_by_masks,
 )
-from adautomix.methods.cutmix import box_mask, paste
+from adautomix.methods.cutmix import around, box_mask, paste
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class MixupCutMix(InputMixing):
             return mix_by_lam(images, targets, draw.perm, draw.lam)
         height, width = images.shape[2:]
         if draw.kind == "cutmix":
-            return paste(images, targets, draw.perm, box_mask(draw.box[:1], height, width))
+            return paste(images, targets, draw.perm, around(draw.box[:1], height, width))
         inside = box_mask(draw.box, height, width)
         boxes = torch.stack([~inside, inside], dim=1).float()
         masks = torch.where(draw.cut[:, None, None, None], boxes, draw.lam[:, :, None, None])

@@ -36,7 +36,7 @@ from adautomix.methods.base import (
     draw_lam,
     draw_partners,
 )
-from adautomix.methods.cutmix import box_mask, boxes_around, paste
+from adautomix.methods.cutmix import around, boxes_around, paste
 from adautomix.methods.saliency import blurred, fine_grained, peaks, resized, spectral_residual
 
 
@@ -98,4 +98,4 @@ class SaliencyMix(InputMixing):
         height, width = images.shape[2:]
         center = peaks(DETECTORS[self.settings.detector](images[draw.perm[:, 1]]))
         box = boxes_around(center, draw.lam[:, 1], height, width)
-        return paste(images, targets, draw.perm, box_mask(box, height, width))
+        return paste(images, targets, draw.perm, around(box, height, width))

@@ -168,7 +168,7 @@ class TokenMix(AttentionMethod):
         """The partner where the mask says so, labels by content; or Mixup where it has its turn."""
         if draw.plain:
             return mix_by_lam(images, targets, draw.perm, draw.lam)
-        mixed = paste(images, targets, draw.perm, to_pixels(draw.partner, self.patch))
+        mixed = paste(images, targets, draw.perm, to_pixels(~draw.partner, self.patch))
         lam = content_weights(
             seen["attention"], draw.perm, draw.partner.flatten(1), normalise=self.settings.normalise
         )

@@ -242,8 +242,8 @@ class TokenMixup(AttentionMethod):
         """The swap as a picture of its patches, and its labels."""
         swap = self.swap(draw, seen)
         grid = self.grid_of(images.shape)
-        inside = to_pixels(swap.taken.unflatten(1, grid), self.patch)
-        pasted = paste(images, targets, swap.perm, inside)
+        own = to_pixels(~swap.taken.unflatten(1, grid), self.patch)
+        pasted = paste(images, targets, swap.perm, own)
         labels = weighted_sum(targets, swap.perm, swap.lam[:, :, None])
         return Mixed(pasted.images, labels, swap.lam, swap.perm, pasted.shown)
 

@@ -31,7 +31,7 @@ from adautomix.methods.attention import (
     to_patches,
 )
 from adautomix.methods.base import Mixed, Shape, draw_beta, mix_by_lam
-from adautomix.methods.cutmix import box_mask, draw_box, paste
+from adautomix.methods.cutmix import around, draw_box, paste
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class TransMix(RelabellingMethod):
         if draw.plain:
             return mix_by_lam(images, targets, draw.perm, draw.lam)
         boxes = draw.box[:1] if draw.shared else draw.box
-        return paste(images, targets, draw.perm, box_mask(boxes, *images.shape[2:]))
+        return paste(images, targets, draw.perm, around(boxes, *images.shape[2:]))
 
     def relabel(self, mixed: Mixed, targets: Tensor, attention: Tensor, logits: Tensor) -> Mixed:
         """The partner weighs as much as the mean of its area and of the attention it gets."""
