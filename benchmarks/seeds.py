@@ -10,7 +10,6 @@ import argparse
 import multiprocessing
 import os
 import statistics
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adautomix.bench.rows import append
-from adautomix.bench.workload import Workload, real_step
+from adautomix.bench.workload import Workload, real_step, time_call
 from adautomix.config import TrainConfig, merge
 from adautomix.models import build_model
 from adautomix.training.runtime import pick_device
@@ -71,12 +70,8 @@ def arguments() -> argparse.Namespace:
 
 def time_calls(call: Callable[[], None], count: int) -> float:
     """Mean seconds of a call, after some to warm up."""
-    for _ in range(WARM_UP):
-        call()
-    started = time.perf_counter()
-    for _ in range(count):
-        call()
-    return (time.perf_counter() - started) / count
+    seconds = [time_call(call, pick_device("auto")) for _ in range(WARM_UP + count)]
+    return statistics.fmean(seconds[WARM_UP:])
 
 
 def time_steps(values: dict[str, Any], seeds: range, steps: int) -> float:
@@ -107,14 +102,17 @@ def time_processes(values: dict[str, Any], seeds: int, steps: int) -> float:
 
 def stacked_step(config: TrainConfig, classes: int, size: int, seeds: int) -> Callable[[], None]:
     """A step of all networks as one, their weights stacked and the forward vectorised over them."""
+    device = pick_device("auto")
     models = [
-        build_model(config.model, classes, stem="cifar", width=config.width, image_size=size)
+        build_model(config.model, classes, stem="cifar", width=config.width, image_size=size).to(
+            device
+        )
         for _ in range(seeds)
     ]
     weights, buffers = torch.func.stack_module_state(models)
     skeleton = models[0]
-    images = torch.randn(seeds, config.batch_size, 3, size, size)
-    labels = torch.randint(classes, (seeds, config.batch_size))
+    images = torch.randn(seeds, config.batch_size, 3, size, size, device=device)
+    labels = torch.randint(classes, (seeds, config.batch_size), device=device)
 
     def loss(weights: Any, buffers: Any, images: Tensor, labels: Tensor) -> Tensor:
         logits = torch.func.functional_call(skeleton, (weights, buffers), (images,))

@@ -52,11 +52,7 @@ def all_rows(values: Tensor) -> Tensor:
     """
     if world() == 1:
         return values
-    parts = [
-        torch.empty_like(values, memory_format=torch.contiguous_format) for _ in range(world())
-    ]
-    dist.all_gather(parts, values.detach().contiguous())
-    gathered = torch.cat(parts)
+    gathered = of_each(values.detach().contiguous()).flatten(0, 1)
     if values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last):
         gathered = gathered.contiguous(memory_format=torch.channels_last)
     return gathered
@@ -186,9 +182,8 @@ class SharedNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *rest: Tensor) -> tuple[Tensor | None, ...]:
         """Of the sum of all processes' losses; weight and bias get this process's share."""
         images, weight, mean, var = ctx.saved_tensors
-        none = None, None, False, ctx.eps, [False, True, True]
         _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            grad, images, weight, mean, var, *none
+            grad, images, weight, mean, var, None, None, False, ctx.eps, [False, True, True]
         )
         sums = of_each(torch.stack([of_weight, of_bias])).sum(dim=0)
         count = world() * images[:, 0].numel()

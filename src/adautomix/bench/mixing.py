@@ -9,7 +9,6 @@ Measured is all that a call does: the draw, the images and the labels. What diff
 """
 
 import random
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from torch import Tensor
 
 import adautomix.mix
 from adautomix.bench.peers import PEERS, is_installed, require_peer
-from adautomix.bench.workload import time_call
+from adautomix.bench.workload import Measured, time_call
 from adautomix.errors import UsageError
 
 Mode = Literal["batch", "sample"]
@@ -32,7 +31,7 @@ WARM_UP = 3
 
 
 @dataclass(frozen=True)
-class MixTiming:
+class MixTiming(Measured):
     """Seconds of each measured call of one mixer.
 
     Attributes:
@@ -50,17 +49,6 @@ class MixTiming:
     batch: int
     size: int
     seconds: list[float]
-
-    @property
-    def median(self) -> float:
-        """Median call, in seconds."""
-        return statistics.median(self.seconds)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        """First and third quartile, in seconds; never beyond what was measured."""
-        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return low, high
 
 
 def our_mixer(method: str, mode: Mode) -> Mixer:

@@ -1,6 +1,5 @@
 """Time the real training step of several methods, by turns, in one process."""
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -8,7 +7,16 @@ from functools import partial
 import torch
 
 from adautomix.bench.peers import OPENMIXUP_MIXERS, openmixup_step
-from adautomix.bench.workload import Row, Step, Told, Workload, cycle, real_step, time_call
+from adautomix.bench.workload import (
+    Measured,
+    Row,
+    Step,
+    Told,
+    Workload,
+    cycle,
+    real_step,
+    time_call,
+)
 from adautomix.config import TrainConfig
 from adautomix.errors import UsageError
 from adautomix.training.graphs import EAGER_STEPS
@@ -18,7 +26,7 @@ Makers = dict[str, Callable[[], Step]]
 
 
 @dataclass(frozen=True)
-class Timing:
+class Timing(Measured):
     """Seconds of each measured step of one method, ours or a peer's.
 
     Attributes:
@@ -32,22 +40,6 @@ class Timing:
     batch_size: int
     seconds: list[float]
     peak_memory_mib: float | None = None
-
-    @property
-    def median(self) -> float:
-        """Median step, in seconds."""
-        return statistics.median(self.seconds)
-
-    @property
-    def mean(self) -> float:
-        """Mean step, in seconds: what training costs where some steps do more than others."""
-        return statistics.fmean(self.seconds)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        """First and third quartile, in seconds; never beyond what was measured."""
-        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return low, high
 
 
 def time_steps(

@@ -1,6 +1,7 @@
 """What is measured: the trainer's own steps, on images made up for it or on real ones."""
 
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,28 @@ NOWHERE = Path(os.devnull)  # a measurement writes no run folder
 Row = dict[str, Any]
 Step = Callable[[], None]
 Told = Callable[[int], None]
+
+
+class Measured:
+    """What the seconds of a measurement's repetitions come to."""
+
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        """The median, in seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def mean(self) -> float:
+        """The mean, in seconds: what it costs where some repetitions do more than others."""
+        return statistics.fmean(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """First and third quartile, in seconds; never beyond what was measured."""
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return low, high
 
 
 @dataclass(frozen=True)

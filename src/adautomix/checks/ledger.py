@@ -284,7 +284,8 @@ def mixes_of(
 
 def realised_lam(mixed: Mixed) -> Tensor:
     """The share of the pixels that each source has, `[M, N]`, as the method says itself."""
-    return mixed.lam if mixed.masks is None else mixed.masks.float().mean(dim=(2, 3))
+    masks = mixed.masks
+    return mixed.lam if masks is None else masks.mean(dim=(2, 3))
 
 
 def check_method(

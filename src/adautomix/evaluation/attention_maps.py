@@ -195,10 +195,11 @@ def survival_of(maps: Maps, mixed: Mixed) -> Scores:
     counted = counts(maps, mixed)
     clean, on_mix = (unit(each)[counted].double() for each in (maps.clean, maps.mixed))
     similarity = F.cosine_similarity(clean.flatten(1), on_mix.flatten(1), dim=1)
-    if mixed.masks is None:
+    masks = mixed.masks
+    if masks is None:
         none = torch.full_like(similarity, torch.nan)
         return Scores(similarity, none, none)
-    own = largest(mixed.masks)[counted].double()
+    own = largest(masks)[counted].double()
     inside = (on_mix * own).sum(dim=(1, 2)) / on_mix.sum(dim=(1, 2))
     area = own.mean(dim=(1, 2)).where(inside.isfinite(), torch.nan)
     return Scores(similarity, inside, area)

@@ -107,6 +107,7 @@ def shuffled_batches(
 
 def weights_of(mixed: Mixed) -> Tensor:
     """Weight of each source at each pixel, `[M, N, H, W]`: the masks, or λ where there are none."""
-    if mixed.masks is not None:
-        return mixed.masks.float()
+    masks = mixed.masks
+    if masks is not None:
+        return masks
     return mixed.lam.float()[:, :, None, None].expand(-1, -1, *mixed.images.shape[2:])

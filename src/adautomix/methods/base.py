@@ -97,14 +97,17 @@ class Mixed:
 
     @property
     def masks(self) -> Tensor | None:
-        """Weight of each source at each pixel, `[B, N, H, W]`; None where it is `lam` at all."""
+        """Weight of each source at each pixel, float32 `[B, N, H, W]`; None where it is `lam`.
+
+        Made anew at each call.
+        """
         return None if self.shown is None else self.shown.float()
 
     def rows(self, some: slice | Tensor) -> Self:
         """Some of the mixes: a slice, indices, or true for each that is kept."""
         tensors = {name: value[some] for name, value in vars(self).items() if name != "shown"}
-        shown = None if self.masks is None else self.masks[some]
-        return dataclasses.replace(self, **tensors, shown=shown)
+        masks = self.masks
+        return dataclasses.replace(self, **tensors, shown=None if masks is None else masks[some])
 
 
 def soft_targets(labels: Tensor, num_classes: int) -> Tensor:

@@ -117,8 +117,7 @@ class Kept:
 
     def float(self) -> Tensor:
         """`[count, 2, H, W]`."""
-        first = self.first.float()
-        return torch.cat([first, 1 - first], dim=1).expand(self.count, -1, -1, -1)
+        return torch.cat([self.first, 1 - self.first], dim=1).expand(self.count, -1, -1, -1)
 
 
 def paste(images: Tensor, targets: Tensor, perm: Tensor, outside: Tensor) -> Mixed:

@@ -30,7 +30,7 @@ from adautomix.methods.base import (
     mix_by_lam,
     mix_by_masks,
 )
-from adautomix.methods.cutmix import around, box_mask, paste
+from adautomix.methods.cutmix import around, paste
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class MixupCutMix(InputMixing):
         height, width = images.shape[2:]
         if draw.kind == "cutmix":
             return paste(images, targets, draw.perm, around(draw.box[:1], height, width))
-        inside = box_mask(draw.box, height, width)
-        boxes = torch.stack([~inside, inside], dim=1).float()
+        outside = around(draw.box, height, width)
+        boxes = torch.stack([outside, 1 - outside], dim=1)
         masks = torch.where(draw.cut[:, None, None, None], boxes, draw.lam[:, :, None, None])
         lam = torch.where(draw.cut[:, None], boxes.mean(dim=(2, 3)), draw.lam)
         return mix_by_masks(images, targets, draw.perm, lam, masks)

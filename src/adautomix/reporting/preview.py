@@ -115,10 +115,11 @@ def of_pictures(mixed: Mixed, b: int, pictures: int) -> tuple[dict[int, float], 
     weights = dict.fromkeys(perm, 0.0)
     for picture, weight in zip(perm, lam, strict=True):
         weights[picture] += weight
-    if mixed.masks is None:
+    by_source = mixed.masks
+    if by_source is None:
         return {k: weight for k, weight in weights.items() if weight > 0}, None
     masks = dict.fromkeys(perm, torch.zeros(()))
-    for picture, mask in zip(perm, mixed.masks[b].float().cpu(), strict=True):
+    for picture, mask in zip(perm, by_source[b].cpu(), strict=True):
         masks[picture] = masks[picture] + mask
     held = [k for k in weights if weights[k] > 0 or masks[k].any()]
     return {k: weights[k] for k in held}, torch.stack([masks[k] for k in held])
@@ -137,8 +138,9 @@ def telling(mixed: Mixed, pictures: int, count: int) -> list[int]:
     shares = mixed.lam.new_zeros(len(mixed.lam), pictures)
     largest = shares.scatter_add(1, mixed.perm % pictures, mixed.lam).amax(dim=1)
     flat = torch.zeros_like(largest)
-    if mixed.masks is not None:
-        low, high = mixed.masks.flatten(2).aminmax(dim=2)
+    masks = mixed.masks
+    if masks is not None:
+        low, high = masks.flatten(2).aminmax(dim=2)
         flat = ((high - low).amax(dim=1) < FLAT).float()
     order = (flat + largest.clamp_min(MOST)).argsort(stable=True)
     return sorted(order[:count].tolist())
