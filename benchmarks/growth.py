@@ -32,7 +32,7 @@ def main(
         axis: [int(value) for value in values.split(":")]
         for axis, _, values in (item.partition("=") for item in names_in(points))
     }
-    figures = time_growth(work, chosen or POINTS, told=typer.echo)
+    figures = time_growth(work, chosen or POINTS, on_progress=typer.echo)
     append(rows, "growth", figures, device=work.device())
     typer.echo(f"Wrote {draw_growth(figures, picture)} and a row of {rows}")
 

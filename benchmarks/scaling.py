@@ -22,8 +22,8 @@ import torch
 from adautomix.bench.rows import append
 from adautomix.bench.steps import time_by_turns
 from adautomix.bench.workload import Workload, real_step
-from adautomix.processes import is_main, start_processes, world
-from adautomix.training.runtime import pick_device
+from adautomix.device import pick_device
+from adautomix.distributed import init_processes, is_main, world
 
 Seconds = dict[str, list[float]]
 
@@ -101,7 +101,7 @@ def start(count: int, out: Path) -> subprocess.Popen[bytes]:
 def time_here(asked: argparse.Namespace) -> None:
     """Time the steps that this process takes together with the others."""
     torch.set_num_threads(1)
-    start_processes(pick_device("auto"))
+    init_processes(pick_device("auto"))
     values: dict[str, Any] = {"batch_size": world() * asked.batch_size, "width": asked.width}
     work = Workload(values, asked.methods.split(","), asked.steps)
     configs, data = work.configs(), work.images()

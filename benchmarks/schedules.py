@@ -15,10 +15,10 @@ from adautomix.bench.rows import append
 from adautomix.bench.steps import time_by_turns
 from adautomix.bench.workload import Workload, real_step
 from adautomix.config import make_config, merge, read_recipe
+from adautomix.device import pick_device
 from adautomix.reporting.figures import t_interval
+from adautomix.runs.folder import RunFolder
 from adautomix.training.compare import compare, of_methods
-from adautomix.training.run_folder import RunFolder
-from adautomix.training.runtime import pick_device
 
 
 def main() -> None:

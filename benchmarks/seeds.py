@@ -22,8 +22,8 @@ from torch import Tensor
 from adautomix.bench.rows import append
 from adautomix.bench.workload import Workload, real_step, time_call
 from adautomix.config import TrainConfig, merge
+from adautomix.device import pick_device
 from adautomix.models import build_model
-from adautomix.training.runtime import pick_device
 
 WARM_UP = 2
 
@@ -101,7 +101,7 @@ def time_processes(values: dict[str, Any], seeds: int, steps: int) -> float:
 
 
 def stacked_step(config: TrainConfig, classes: int, size: int, seeds: int) -> Callable[[], None]:
-    """A step of all networks as one, their weights stacked and the forward vectorised over them."""
+    """A step of all networks as one, their weights stacked and the forward vectorized over them."""
     device = pick_device("auto")
     models = [
         build_model(config.model, classes, stem="cifar", width=config.width, image_size=size).to(

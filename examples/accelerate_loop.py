@@ -51,7 +51,7 @@ class Training:
         self.parts = parts
 
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One step of the optimiser."""
+        """One step of the optimizer."""
         self.loss.train()
         loss = self.loss(images, labels)
         self.optimizer.zero_grad()

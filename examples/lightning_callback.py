@@ -49,7 +49,7 @@ class Digits(L.LightningModule):
 
 
 class Mixing(L.Callback):
-    """Mixes training batches, and only these, by any method of `adautomix.mix`.
+    """Mixes training batches, and only these, by any method of `adautomix.functional`.
 
     Args:
         name: of the method.

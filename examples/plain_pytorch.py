@@ -14,7 +14,7 @@ from adautomix.checks.doctor import Loop
 
 
 class Training:
-    """Model, optimiser, and what is done with a batch."""
+    """Model, optimizer, and what is done with a batch."""
 
     def __init__(self, steps: int) -> None:
         # plain: self.model = timm.create_model("resnet18", num_classes=CLASSES)
@@ -28,7 +28,7 @@ class Training:
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
 
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One step of the optimiser."""
+        """One step of the optimizer."""
         self.model.train()
         # plain: loss = torch.nn.functional.cross_entropy(self.model(images), labels)
         loss = self.method(images, labels)  # changed

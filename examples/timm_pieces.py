@@ -1,4 +1,4 @@
-"""timm's network, optimiser, schedule, loss and moving average, with a mix of ours between them.
+"""timm's network, optimizer, schedule, loss and moving average, with a mix of ours between them.
 
 python examples/timm_pieces.py
 
@@ -44,7 +44,7 @@ class Training:
         self.step = 0
 
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One step of the optimiser."""
+        """One step of the optimizer."""
         self.model.train()
         mix = am.mix.cutmix if self.step < self.mix_steps else am.mix.vanilla
         mixed = mix(images, labels, num_classes=CLASSES)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adautomix.cli import main
 from adautomix.data import load_data
-from adautomix.training.run_folder import RunFolder, without_timing
+from adautomix.runs.folder import RunFolder, without_timing
 
 CLASSES = ("<script>alert(1)", "café", "猫")  # in the order of the labels
 IMAGES = {"train": 8, "test": 3}  # of each class
@@ -69,7 +69,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 def write_photo(path: Path, label: int) -> None:
-    """16 × 16 noise that only this file has, brighter in the colour of its class."""
+    """16 × 16 noise that only this file has, brighter in the color of its class."""
     name = "/".join(path.parts[-3:]).encode()
     pixels = np.random.default_rng(list(name)).integers(0, 120, (16, 16, 3), dtype=np.uint8)
     pixels[..., label] += 100

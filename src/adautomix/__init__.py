@@ -7,38 +7,38 @@ at once.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from adautomix.version import __version__
 
 _HOME = {
     "RunResult": "adautomix.training",
     "TrainConfig": "adautomix.config",
     "build_model": "adautomix.models",
-    "create_method": "adautomix.loops",
+    "create_method": "adautomix.mix_loss",
     "load_config": "adautomix.config",
     "load_data": "adautomix.data",
-    "load_trained": "adautomix.training.trained",
+    "load_trained": "adautomix.runs.trained",
     "resume": "adautomix.training",
     "train": "adautomix.training",
 }
 
 if TYPE_CHECKING:
-    from adautomix import mix as mix
+    from adautomix import functional as mix
     from adautomix.config import TrainConfig as TrainConfig
     from adautomix.config import load_config as load_config
     from adautomix.data import load_data as load_data
-    from adautomix.loops import create_method as create_method
+    from adautomix.mix_loss import create_method as create_method
     from adautomix.models import build_model as build_model
+    from adautomix.runs.trained import load_trained as load_trained
     from adautomix.training import RunResult as RunResult
     from adautomix.training import resume as resume
     from adautomix.training import train as train
-    from adautomix.training.trained import load_trained as load_trained
 
 __all__ = ["__version__", "mix", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
     if name == "mix":
-        return importlib.import_module("adautomix.mix")
+        return importlib.import_module("adautomix.functional")
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'adautomix' has no attribute {name!r}")

@@ -192,9 +192,9 @@ def print_verification(run: Path, as_json: bool) -> None:
 def finish_run(folder: Path, as_json: bool) -> None:
     """Draw the page and say where everything is."""
     from adautomix.reporting.page import write_page
-    from adautomix.reporting.runs import read_run
     from adautomix.reporting.tables import comparison_table
-    from adautomix.training.run_folder import RunFolder
+    from adautomix.runs.folder import RunFolder
+    from adautomix.runs.records import read_run
 
     page = write_page([folder], folder / "report.html")
     if as_json:
@@ -230,9 +230,9 @@ def compare(
     Takes every setting of train. Runs that are already there are finished, not repeated.
     """
     from adautomix.reporting.page import write_page
-    from adautomix.reporting.runs import read_runs
+    from adautomix.reporting.significance import pick_baseline
     from adautomix.reporting.tables import comparison_table, verdict_lines
-    from adautomix.reporting.verdicts import pick_baseline
+    from adautomix.runs.records import read_runs
     from adautomix.training import compare as comparing
 
     variants = variants_of(methods, sweep)
@@ -263,8 +263,8 @@ def variants_of(methods: str | None, sweep: str | None) -> dict[str, dict[str, A
     Raises:
         UsageError: both were named, or there is no such sweep.
     """
+    from adautomix.config.sweeps import read_sweep
     from adautomix.training.compare import of_methods
-    from adautomix.training.sweeps import read_sweep
 
     if sweep is None:
         return of_methods(names_in("vanilla,adautomix" if methods is None else methods))
@@ -304,7 +304,7 @@ def plan(
         rows = planning.plan(
             settings,
             steps=steps,
-            told=lambda done: status.update(f"timing: {done} of {steps} rounds"),
+            on_progress=lambda done: status.update(f"timing: {done} of {steps} rounds"),
         )
     print_figures(rows, as_json)
 
@@ -349,7 +349,7 @@ def bench(
             phases=phases,
             work=work,
             mixing=mixing,
-            told=lambda done: status.update(f"timing: {done} of {steps} rounds"),
+            on_progress=lambda done: status.update(f"timing: {done} of {steps} rounds"),
         )
     for kind, figures in results.items():
         if rows:
@@ -404,19 +404,19 @@ def evaluate(
     """
     from adautomix.config import nest
     from adautomix.evaluation import evaluate as evaluating
-    from adautomix.evaluation.opening import Asked, open_subject
+    from adautomix.evaluation.load_target import EvalOptions, load_target
     from adautomix.reporting.evaluations import evaluation_tables
     from adautomix.reporting.page import write_evaluation_page
-    from adautomix.training.display import suite_progress
+    from adautomix.training.progress import suite_progress
 
     loose = take_loose(subjects)  # typer takes the flags it does not know for subjects
     flags = nest(read_flags([*subjects, *context.args]))
     groups, data = split_groups(flags, evaluating.SUITES)
-    asked = Asked(data, weights, pretrained, which, images, batch_size, seed, folder, device)
+    asked = EvalOptions(data, weights, pretrained, which, images, batch_size, seed, folder, device)
     names = names_in(suites)
     found = {}
     for name in loose:
-        subject = open_subject(name, asked)
+        subject = load_target(name, asked)
         with suite_progress(name, quiet=as_json) as progress:
             found[name] = evaluating.evaluate(subject, names, groups, progress)
         write_evaluation_page(subject)
@@ -448,7 +448,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Class names and probabilities for image files."""
-    from adautomix.training.trained import check_network, load_trained
+    from adautomix.runs.trained import check_network, load_trained
 
     trained = load_trained(run, which=which, device=device)
     probabilities = trained.predict(images, check_network(network))
@@ -491,8 +491,8 @@ def preview(
     From a data set (--data and train's other settings) or from your own files
     (--images a.jpg b.jpg). Learned methods show an untrained generator unless --run is given.
     """
-    from adautomix.reporting.grid import mix_grid
-    from adautomix.training.previews import preview_rows
+    from adautomix.pictures.image_grid import mix_grid
+    from adautomix.pictures.preview import preview_rows
 
     files = list(images or [])
     if files:  # `--images a.jpg b.jpg`: typer keeps the first and leaves the others
@@ -529,8 +529,8 @@ def report(
 ) -> None:
     """One offline page: final table, verdicts, equal time, curves, samples, settings."""
     from adautomix.reporting.page import write_page
-    from adautomix.reporting.runs import read_runs
     from adautomix.reporting.tables import markdown_table, result_rows, verdict_lines
+    from adautomix.runs.records import read_runs
 
     read = read_runs(runs)
     if markdown:
@@ -550,8 +550,8 @@ def export(
     which: Which = "last",
 ) -> None:
     """Safetensors and a short script that loads them with timm alone."""
-    from adautomix.export import export_model
-    from adautomix.training.trained import check_network, load_trained
+    from adautomix.runs.export import export_model
+    from adautomix.runs.trained import check_network, load_trained
 
     trained = load_trained(run, which=which, device="cpu")
     source = {
@@ -595,7 +595,7 @@ def recipes(as_json: Json = False) -> None:
 @app.command()
 def sweeps(as_json: Json = False) -> None:
     """The packaged sweeps, for `adautomix compare --sweep`."""
-    from adautomix.training.sweeps import list_sweeps
+    from adautomix.config.sweeps import list_sweeps
 
     print_listing(list_sweeps(), ("sweep", "what is varied", "variants"), as_json)
 
@@ -653,7 +653,8 @@ def check_mix(
     --object names a timm, torchvision or kornia object, a function (images, labels) -> (images,
     targets), or a function without arguments that makes either. Takes the methods' settings.
     """
-    from adautomix.checks import ledger, mixers
+    from adautomix.checks import label_ledger as ledger
+    from adautomix.checks import mixers
     from adautomix.methods import METHODS
 
     trial = ledger.Trial(batch, size, batches)

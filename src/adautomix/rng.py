@@ -5,7 +5,11 @@ name: not on what else drew numbers, on the device, or on where the run was inte
 """
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -22,3 +26,18 @@ def generator_at(seed: int, step: int, stream: str) -> torch.Generator:
     every device.
     """
     return torch.Generator().manual_seed(seed_at(seed, step, stream))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within it PyTorch, NumPy and Python draw from `seed`; afterwards each goes on as before."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -15,12 +15,13 @@ from tiny import CLASSES
 
 from adautomix.methods.alignmix import (
     AlignMix,
-    AlignMixDraw,
+    AlignMixParams,
     AlignMixSettings,
     mix_aligned,
     transport_plan,
 )
-from adautomix.methods.base import Sources, soft_targets
+from adautomix.methods.base import MixInputs
+from adautomix.mixing.ops import soft_targets
 from adautomix.models import Classifier
 
 
@@ -28,12 +29,12 @@ def alignmix(student: Classifier | None = None, **settings: Any) -> AlignMix:
     return AlignMix(AlignMixSettings(**settings), num_classes=CLASSES, model=student or network())
 
 
-def align_draw(count: int, *, move_first: bool) -> AlignMixDraw:
+def align_draw(count: int, *, move_first: bool) -> AlignMixParams:
     rows = torch.arange(count)
     share = torch.rand(count, generator=rng(6))
     lam = torch.stack([share, 1 - share], dim=1)
     perm = torch.stack([rows, rows.roll(1)], dim=1)
-    return AlignMixDraw(perm, lam, features=True, move_first=move_first)
+    return AlignMixParams(perm, lam, features=True, move_first=move_first)
 
 
 def sinkhorn_by_hand(first: Any, second: Any, epsilon: float, iterations: int) -> Any:
@@ -102,15 +103,15 @@ def test_alignmix_map_by_map(move_first: bool, layout: str) -> None:
         maps = maps.permute(0, 2, 3, 1)
     elif layout == "tokens":
         maps = maps.flatten(2).mT
-    draw = align_draw(5, move_first=move_first)
-    mixed = method.mix_maps(maps, draw.perm, draw)
+    params = align_draw(5, move_first=move_first)
+    mixed = method.mix_maps(maps, params.perm, params)
     assert mixed.shape == maps.shape
     rows = maps.flatten(2).mT if layout == "channels first" else maps.flatten(1, -2)
     result = mixed.flatten(2).mT if layout == "channels first" else mixed.flatten(1, -2)
     for b in range(5):
         first, second = (rows[i].double().numpy() for i in (b, b - 1))
         plan = sinkhorn_by_hand(first, second, 0.1, 20)
-        lam = float(draw.lam[b, 0])
+        lam = float(params.lam[b, 0])
         moved = (plan.T @ first, second) if move_first else (first, plan @ second)
         expected = lam * moved[0] + (1 - lam) * moved[1]
         torch.testing.assert_close(
@@ -125,11 +126,11 @@ def test_loss_of_alignmix(move_first: bool) -> None:
     method = alignmix(student)
     images, labels = batch(6, 16, 16)[0], torch.arange(6) % CLASSES
     targets = soft_targets(labels, CLASSES)
-    draw = align_draw(6, move_first=move_first)
-    loss = method.terms(Sources(images, targets, {}), student, None, draw)["loss"]
+    params = align_draw(6, move_first=move_first)
+    loss = method.compute_loss(MixInputs(images, targets, {}), student, None, params)["loss"]
     maps = student.feature_map(images, 4)
-    mixed = method.mix_maps(maps, draw.perm, draw)
-    labels_mixed = (draw.lam[:, :, None] * targets[draw.perm]).sum(dim=1)
+    mixed = method.mix_maps(maps, params.perm, params)
+    labels_mixed = (params.lam[:, :, None] * targets[params.perm]).sum(dim=1)
     expected = F.cross_entropy(student.logits(mixed.mean(dim=(2, 3))), labels_mixed)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -141,9 +142,9 @@ def test_a_mean_over_positions_does_not_see_the_second_move() -> None:
     maps = 20 * torch.rand(6, 8, 4, 4, generator=rng(2))  # distances of some hundred
     means = maps.mean(dim=(2, 3))
     for move_first in (False, True):
-        draw = align_draw(6, move_first=move_first)
-        mixed = method.mix_maps(maps, draw.perm, draw).mean(dim=(2, 3))
-        plain = (draw.lam[:, :, None] * means[draw.perm]).sum(dim=1)
+        params = align_draw(6, move_first=move_first)
+        mixed = method.mix_maps(maps, params.perm, params).mean(dim=(2, 3))
+        plain = (params.lam[:, :, None] * means[params.perm]).sum(dim=1)
         assert torch.allclose(mixed, plain, atol=1e-3) == (not move_first)
 
 
@@ -151,10 +152,10 @@ def test_gradients_flow_through_both_maps_and_not_through_the_plan() -> None:
     maps = torch.rand(2, 6, 2, 2, generator=rng(), requires_grad=True)
     method = alignmix()
     method.channels = 6
-    draw = AlignMixDraw(
+    params = AlignMixParams(
         torch.tensor([[0, 1]]), torch.tensor([[0.25, 0.75]]), features=True, move_first=False
     )
-    method.mix_maps(maps, draw.perm, draw).sum().backward()
+    method.mix_maps(maps, params.perm, params).sum().backward()
     assert maps.grad is not None
     torch.testing.assert_close(maps.grad[0], torch.full((6, 2, 2), 0.25))
     torch.testing.assert_close(maps.grad[1], torch.full((6, 2, 2), 0.75), atol=1e-4, rtol=0)
@@ -164,16 +165,16 @@ def test_alignmix_of_images_is_mixup() -> None:
     student = network().eval()
     method = alignmix(student, features=0.0)
     images, labels = batch(6, 16, 16)[0], torch.arange(6) % CLASSES
-    draw: Any = method.draw_at(images.shape, 0)
-    assert not draw.features
+    params: Any = method.params_for_step(images.shape, 0)
+    assert not params.features
     losses = method.losses(images, labels, student, student, 0)
     mixed = torch.stack(
         [
-            draw.lam[b, 0] * images[b] + draw.lam[b, 1] * images[int(draw.perm[b, 1])]
+            params.lam[b, 0] * images[b] + params.lam[b, 1] * images[int(params.perm[b, 1])]
             for b in range(6)
         ]
     )
-    targets = (draw.lam[:, :, None] * soft_targets(labels, CLASSES)[draw.perm]).sum(dim=1)
+    targets = (params.lam[:, :, None] * soft_targets(labels, CLASSES)[params.perm]).sum(dim=1)
     expected = F.cross_entropy(student(mixed), targets)
     assert losses["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -184,10 +185,12 @@ def test_alignmix_in_parts(move_first: bool) -> None:
     student = network().eval()
     method = alignmix(student)
     images, targets = batch(6, 16, 16)[0], torch.eye(6)[:, :CLASSES]
-    draw = align_draw(6, move_first=move_first)
-    whole = method.terms(Sources(images, targets, {}), student, None, draw)["loss"]
+    params = align_draw(6, move_first=move_first)
+    whole = method.compute_loss(MixInputs(images, targets, {}), student, None, params)["loss"]
     parts = [
-        method.terms(Sources(images, targets, {}, own), student, None, draw.rows(own))["loss"]
+        method.compute_loss(MixInputs(images, targets, {}, own), student, None, params.rows(own))[
+            "loss"
+        ]
         for own in (slice(0, 3), slice(3, 6))
     ]
     assert whole.item() == pytest.approx(sum(part.item() for part in parts) / 2, rel=1e-5)
@@ -204,9 +207,9 @@ def test_alignmix_of_other_networks(name: str) -> None:
 
 def test_coins_of_alignmix() -> None:
     method = alignmix()
-    draws = [method.draw((3, 3, 16, 16), rng(seed), 0) for seed in range(400)]
+    draws = [method.make_params((3, 3, 16, 16), rng(seed), 0) for seed in range(400)]
     for features, move_first in itertools.product((False, True), repeat=2):
         count = sum((d.features, d.move_first) == (features, move_first) for d in draws)
         assert 70 < count < 130
-    lam = torch.stack([draw.lam[0, 0] for draw in draws])
+    lam = torch.stack([params.lam[0, 0] for params in draws])
     assert scipy.stats.kstest(lam.numpy(), scipy.stats.beta(2, 2).cdf).pvalue > 0.001

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from given import make, rng, telling_network, toys
 from tiny import state_of
 
+from adautomix.ema import Teacher
 from adautomix.methods import attentivecutmix as attentivecutmix_module
-from adautomix.methods.attentivecutmix import AttentiveCutMix, AttentiveCutMixDraw, largest
-from adautomix.methods.base import cells_to_pixels, draw_partners
+from adautomix.methods.attentivecutmix import AttentiveCutMix, AttentiveCutMixParams, largest
+from adautomix.mixing.ops import cells_to_pixels
+from adautomix.mixing.params import draw_partners
 from adautomix.models import build_model
-from adautomix.training.teacher import Teacher
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +31,12 @@ def test_attentivecutmix_cell_by_cell(teacher: Any) -> None:
     """28 pixels: the 7 × 7 cells have 4 × 4 pixels each."""
     images, targets = torch.rand(5, 3, 28, 28, generator=rng()), torch.eye(5)
     method = make(AttentiveCutMix, telling_network(), patches=6)
-    draw = AttentiveCutMixDraw(draw_partners(5, rng(1)), torch.tensor([6, 1, 49, 13, 6]))
-    mixed = method.sample(images, targets, None, teacher, draw)
-    attention = method.look(images, targets, None, teacher, draw)["attention"]
+    params = AttentiveCutMixParams(draw_partners(5, rng(1)), torch.tensor([6, 1, 49, 13, 6]))
+    mixed = method.mix_batch(images, targets, None, teacher, params)
+    attention = method.extract_features(images, targets, None, teacher, params)["attention"]
     for b in range(5):
-        own, partner = draw.perm[b].tolist()
-        count = int(draw.count[b])
+        own, partner = params.perm[b].tolist()
+        count = int(params.count[b])
         order = sorted(range(49), key=lambda cell: -attention[partner].flatten()[cell].item())
         chosen = set(order[:count])
         for cell in range(49):
@@ -51,20 +52,20 @@ def test_attentivecutmix_cell_by_cell(teacher: Any) -> None:
 def test_attention_is_the_mean_of_the_last_map(student: Any) -> None:
     images, targets = toys()
     teacher = Teacher(student).model.eval()
-    seen = make(AttentiveCutMix, student, grid=2, patches=1).look(
+    features = make(AttentiveCutMix, student, grid=2, patches=1).extract_features(
         images, targets, None, teacher, None
     )
     with torch.no_grad():
         last = teacher.backbone.forward_features(images)
     assert last.shape[2:] == (2, 2)
-    torch.testing.assert_close(seen["attention"], last.mean(dim=1))
+    torch.testing.assert_close(features["attention"], last.mean(dim=1))
 
 
 def test_attentivecutmix_leaves_the_teacher_alone(student: Any) -> None:
     teacher = Teacher(student, "own").model
     kept, modes = state_of(teacher), [module.training for module in teacher.modules()]
     images, targets = toys()
-    make(AttentiveCutMix, student).look(images, targets, None, teacher, None)
+    make(AttentiveCutMix, student).extract_features(images, targets, None, teacher, None)
     assert all(torch.equal(value, kept[name]) for name, value in teacher.state_dict().items())
     assert [module.training for module in teacher.modules()] == modes
 
@@ -84,13 +85,13 @@ def test_cells_cover_sizes_that_they_do_not_divide() -> None:
 
 def test_attentivemix_counts_follow_beta() -> None:
     method = make(AttentiveCutMix, telling_network(), alpha=2.0)
-    counts = [int(method.draw((4, 3, 8, 8), rng(k), 0).count[0]) for k in range(600)]
+    counts = [int(method.make_params((4, 3, 8, 8), rng(k), 0).count[0]) for k in range(600)]
     assert min(counts) >= 1
     beta = scipy.stats.beta(2, 2)
     for k in (7, 16, 25, 37):
         below = sum(count < k for count in counts) / 600
         assert below == pytest.approx(beta.cdf(k / 49), abs=0.06)
-    fixed = make(AttentiveCutMix, telling_network()).draw((4, 3, 8, 8), rng(), 0)
+    fixed = make(AttentiveCutMix, telling_network()).make_params((4, 3, 8, 8), rng(), 0)
     assert fixed.count.tolist() == [6] * 4
 
 
@@ -113,7 +114,7 @@ def test_a_network_of_its_own_attends(no_downloads: list[str]) -> None:
     method = make(AttentiveCutMix, None, network="resnet18", network_size=64, grid=2, patches=1)
     assert torch.equal(before, torch.get_rng_state())
     assert no_downloads == ["resnet18 True"]
-    attention = method.look(images, targets, None, None, None)["attention"]
+    attention = method.extract_features(images, targets, None, None, None)["attention"]
     large = F.interpolate(images, (64, 64), mode="bilinear", antialias=True)
     own = method._network[0]
     with torch.no_grad():

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from adautomix.errors import UsageError
 from adautomix.methods import comixup
-from adautomix.methods.base import soft_targets
 from adautomix.methods.comixup import CoMixup, CoMixupSettings, Problem
 from adautomix.methods.puzzlemix import cell_sums
-from adautomix.methods.solvers import anneal_labels
+from adautomix.mixing.ops import soft_targets
+from adautomix.mixing.solvers import anneal_labels
 
 
 @pytest.mark.parametrize("maps", [blobs, flat])
@@ -60,9 +60,9 @@ def test_gap_of_the_labels(
 def label_small_parts(maps: Callable[..., Tensor], images: int, parts: int) -> Tensor:
     method = CoMixup(CoMixupSettings(part=images), num_classes=CLASSES)
     saliency = maps(images * parts)
-    draw = method.draw((images * parts, 3, 32, 32), rng(4), 0)
+    params = method.make_params((images * parts, 3, 32, 32), rng(4), 0)
     peak = torch.randint(24, (images * parts, 2), generator=rng(5))
-    return method.shown(draw, saliency=cell_sums(saliency, 4), peak=peak)
+    return method.shown(params, saliency=cell_sums(saliency, 4), peak=peak)
 
 
 def seen_in(count: int) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ def co_settings(**settings: Any) -> CoMixupSettings:
 
 
 def published_sweeps(unary: Tensor, likeness: Tensor, start: Tensor, s: CoMixupSettings) -> Tensor:
-    """The joint labelling of one part, as published, one mix and one label at a time.
+    """The joint labeling of one part, as published, one mix and one label at a time.
 
     Args:
         unary: `[m, N]`.
@@ -146,7 +146,7 @@ def test_comixup_as_published(settings: dict[str, Any], monkeypatch: pytest.Monk
 
 
 def test_missing_images_leave_the_rest_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part of 3, filled up to 5, is labelled as a part of 3 is."""
+    """A part of 3, filled up to 5, is labeled as a part of 3 is."""
     monkeypatch.setattr(comixup, "anneal_labels", exact_labels)
     s = co_settings(omega=0.2)
     unary = -cell_sums(blobs(3), 4).flatten(1)[None]
@@ -177,23 +177,23 @@ def test_compatibility_by_hand() -> None:
 def test_comixup_block_by_block() -> None:
     images, targets = batch(7, 16, 16)
     method = CoMixup(co_settings(part=4), num_classes=CLASSES)
-    draw = method.draw(images.shape, rng(), 0)
-    seen = seen_in(7)
-    mixed = method.mix(images, targets, draw, **seen)
-    shown = method.shown(draw, **seen)
+    params = method.make_params(images.shape, rng(), 0)
+    features = seen_in(7)
+    mixed = method.mix(images, targets, params, **features)
+    shown = method.shown(params, **features)
     assert mixed.masks is not None
     for b, cell in itertools.product(range(7), range(16)):
         y, x = divmod(cell, 4)
         here = slice(4 * y, 4 * y + 4), slice(4 * x, 4 * x + 4)
         expected = torch.zeros(3, 4, 4)
-        for n, source in enumerate(draw.perm[b].tolist()):
+        for n, source in enumerate(params.perm[b].tolist()):
             expected += float(shown[b, cell, n]) * images[source, :, *here]
             assert (mixed.masks[b, n, *here] == shown[b, cell, n]).all()
         torch.testing.assert_close(mixed.images[b, :, *here], expected)
     torch.testing.assert_close(mixed.lam, mixed.masks.mean(dim=(2, 3)))
     for b in range(7):
         label = [0.0] * 7
-        for source, lam in zip(draw.perm[b].tolist(), mixed.lam[b].tolist(), strict=True):
+        for source, lam in zip(params.perm[b].tolist(), mixed.lam[b].tolist(), strict=True):
             label[source] += lam
         assert mixed.targets[b].tolist() == pytest.approx(label, abs=1e-6)
         assert sum(label) == pytest.approx(1)
@@ -211,27 +211,27 @@ def test_mixes_of_a_part_are_salient_and_diverse() -> None:
 
 def test_without_diversity_all_mixes_are_the_same() -> None:
     method = CoMixup(co_settings(part=6, gamma=0, resolve=False, sweeps=1), num_classes=CLASSES)
-    draw = method.draw((6, 3, 16, 16), rng(), 0)
+    params = method.make_params((6, 3, 16, 16), rng(), 0)
     peak = torch.zeros(6, 2, dtype=torch.long)
-    shown = method.shown(draw, saliency=cell_sums(blobs(6, 16), 4), peak=peak)
+    shown = method.shown(params, saliency=cell_sums(blobs(6, 16), 4), peak=peak)
     assert (shown == shown[:1]).all()
 
 
 @pytest.mark.parametrize(("count", "part"), [(12, 5), (12, 20), (1, 20), (2, 20), (9, 1), (7, 3)])
 def test_parts_of_a_batch(count: int, part: int) -> None:
-    draw = comixup.draw_comixup(count, part, 4, 2.0, rng())
+    params = comixup.draw_comixup(count, part, 4, 2.0, rng())
     size = min(count, part)
-    assert draw.perm.shape == (count, size)
+    assert params.perm.shape == (count, size)
     images = []
     for begin in range(0, count, size):
         rows = slice(begin, min(begin + size, count))
-        there = draw.prior[begin] > 0
-        assert (draw.perm[rows] == draw.perm[begin]).all()
-        assert (draw.prior[rows] == draw.prior[begin]).all()
+        there = params.prior[begin] > 0
+        assert (params.perm[rows] == params.perm[begin]).all()
+        assert (params.prior[rows] == params.prior[begin]).all()
         assert there.sum() == rows.stop - rows.start
-        assert draw.prior[begin].sum().item() == pytest.approx(1)
-        assert draw.start[begin].max() < there.sum()
-        images += draw.perm[begin][there].tolist()
+        assert params.prior[begin].sum().item() == pytest.approx(1)
+        assert params.start[begin].max() < there.sum()
+        images += params.perm[begin][there].tolist()
     assert sorted(images) == list(range(count))
 
 
@@ -246,14 +246,14 @@ def test_priors_are_dirichlet() -> None:
     "some", [slice(0, 3), slice(3, 9), slice(4, 5), slice(6, 11), slice(9, 11)]
 )
 def test_some_of_the_mixes_of_parts(some: slice) -> None:
-    """A part is labelled whole, however few of its mixes are asked for."""
+    """A part is labeled whole, however few of its mixes are asked for."""
     images, targets = batch(11, 16, 16)
     method = CoMixup(co_settings(part=4), num_classes=CLASSES)
-    draw = method.draw(images.shape, rng(), 0)
-    seen = seen_in(11)
-    whole = method.mix(images, targets, draw, **seen)
-    part = method.mix(images, targets, draw.rows(some), **seen)
-    again = method.mix(images, targets, draw.rows(slice(2, 11)).rows(slice(1, 4)), **seen)
+    params = method.make_params(images.shape, rng(), 0)
+    features = seen_in(11)
+    whole = method.mix(images, targets, params, **features)
+    part = method.mix(images, targets, params.rows(some), **features)
+    again = method.mix(images, targets, params.rows(slice(2, 11)).rows(slice(1, 4)), **features)
     for mine, theirs in zip(rows_of(whole, some), rows_of(part, slice(None)), strict=True):
         torch.testing.assert_close(mine, theirs)
     torch.testing.assert_close(again.images, whole.images[3:6])
@@ -266,7 +266,9 @@ def test_loss_of_comixup(weight: float) -> None:
     images, labels = batch(6, 16, 16)[0], torch.arange(6) % CLASSES
     losses = method.losses(images, labels, student, student, 0)
     targets = soft_targets(labels, CLASSES)
-    mixed = method.sample(images, targets, student, None, method.draw_at(images.shape, 0))
+    mixed = method.mix_batch(
+        images, targets, student, None, method.params_for_step(images.shape, 0)
+    )
     expected = F.cross_entropy(student(mixed.images), mixed.targets)
     clean = F.cross_entropy(student(images), targets)
     assert losses["mixed"].item() == pytest.approx(expected.item(), rel=1e-5)
@@ -276,4 +278,4 @@ def test_loss_of_comixup(weight: float) -> None:
 
 def test_comixup_of_an_image_that_cannot_be_cut() -> None:
     with pytest.raises(UsageError, match=r"comixup\.blocks = 4: 16 x 18 pixels"):
-        CoMixup(co_settings(), num_classes=CLASSES).draw((4, 3, 16, 18), rng(), 0)
+        CoMixup(co_settings(), num_classes=CLASSES).make_params((4, 3, 16, 18), rng(), 0)

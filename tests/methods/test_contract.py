@@ -16,12 +16,12 @@ from tiny import CLASSES, gradients_of, state_of
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from adautomix.ema import Teacher
 from adautomix.errors import UsageError
-from adautomix.methods import Draw, Method, Mixed
+from adautomix.methods import Method, Mixed, MixParams
 from adautomix.methods.adautomix import AdAutoMix
 from adautomix.methods.alignmix import AlignMix
 from adautomix.methods.attentivecutmix import AttentiveCutMix
-from adautomix.methods.base import captured_share, soft_targets
 from adautomix.methods.comixup import CoMixup
 from adautomix.methods.cutmix import CutMix
 from adautomix.methods.cutout import Cutout
@@ -40,8 +40,9 @@ from adautomix.methods.smoothmix import SmoothMix
 from adautomix.methods.snapmix import SnapMix
 from adautomix.methods.sumix import SUMix
 from adautomix.methods.vanilla import Vanilla
+from adautomix.metrics import mixture_accuracy
+from adautomix.mixing.ops import soft_targets
 from adautomix.models import build_model
-from adautomix.training.teacher import Teacher
 
 CASES: dict[str, tuple[type[Method], dict[str, Any]]] = {
     "vanilla": (Vanilla, {}),
@@ -113,19 +114,21 @@ class Case:
         self.method: Any = make(cls, self.student, **settings)
         self.images, self.targets = toys(COUNT)
 
-    def draw(self, seed: int = 0) -> Draw:
-        drawn: Draw = self.method.draw(self.images.shape, rng(seed), 0)
+    def make_params(self, seed: int = 0) -> MixParams:
+        drawn: MixParams = self.method.make_params(self.images.shape, rng(seed), 0)
         return drawn
 
-    def look(self, draw: Draw) -> dict[str, Tensor]:
-        arguments = self.images, self.targets, self.student, self.teacher, draw
-        seen: dict[str, Tensor] = self.method.look(*arguments)
-        return seen
+    def extract_features(self, params: MixParams) -> dict[str, Tensor]:
+        arguments = self.images, self.targets, self.student, self.teacher, params
+        features: dict[str, Tensor] = self.method.extract_features(*arguments)
+        return features
 
-    def mix(self, draw: Draw, images: Tensor | None = None) -> Mixed:
+    def mix(self, params: MixParams, images: Tensor | None = None) -> Mixed:
         """What is seen is seen in the case's own images, whichever are mixed."""
         images = self.images if images is None else images
-        mixed: Mixed = self.method.mix(images, self.targets, draw, **self.look(draw))
+        mixed: Mixed = self.method.mix(
+            images, self.targets, params, **self.extract_features(params)
+        )
         return mixed
 
     def losses(self, labels: Tensor, step: int = 0) -> dict[str, Tensor]:
@@ -166,7 +169,7 @@ def test_mixes_follow_their_ledger(case: Case) -> None:
     if case.name in MOVES:
         images = images.mean(dim=(2, 3), keepdim=True).expand_as(images).contiguous()
     for seed in range(3):
-        mixed = case.mix(case.draw(seed), images)
+        mixed = case.mix(case.make_params(seed), images)
         sources = mixed.perm.shape[1]
         masks = mixed.lam[:, :, None, None].expand(-1, -1, 16, 16)
         masks = masks if mixed.masks is None else mixed.masks
@@ -186,15 +189,15 @@ def test_mixes_follow_their_ledger(case: Case) -> None:
 
 @cases([name for name in all_but("cutout", "vanilla") if name not in BY_MEANING])
 def test_label_share_is_the_share_of_the_picture(case: Case) -> None:
-    """Every image of one grey: the grey of a mix is the mix of the greys by its label."""
-    greys = torch.rand(COUNT, generator=rng(8))
-    images = greys[:, None, None, None].expand(COUNT, 3, 16, 16).contiguous()
+    """Every image of one gray: the gray of a mix is the mix of the grays by its label."""
+    grays = torch.rand(COUNT, generator=rng(8))
+    images = grays[:, None, None, None].expand(COUNT, 3, 16, 16).contiguous()
     pixel = 1 / 256 if "fmix" in case.name else 1e-5
     for seed in range(6):
-        mixed = case.mix(case.draw(seed), images)
+        mixed = case.mix(case.make_params(seed), images)
         recounted = mixed.images.mean(dim=(1, 2, 3))
-        labelled = (mixed.lam * greys[mixed.perm]).sum(dim=1)
-        torch.testing.assert_close(recounted, labelled, atol=pixel, rtol=0)
+        labeled = (mixed.lam * grays[mixed.perm]).sum(dim=1)
+        torch.testing.assert_close(recounted, labeled, atol=pixel, rtol=0)
 
 
 @cases(all_but("cutout", "vanilla", "snapmix"))
@@ -202,7 +205,7 @@ def test_an_image_mixed_with_itself_is_itself(case: Case) -> None:
     case.images, case.targets = case.images[:1], case.targets[:1]
     if case.name in MOVES:
         case.images = torch.full_like(case.images, 0.3)
-    mixed = case.mix(case.draw())
+    mixed = case.mix(case.make_params())
     torch.testing.assert_close(mixed.images, case.images)
     torch.testing.assert_close(mixed.targets, case.targets)
 
@@ -211,7 +214,7 @@ def test_an_image_mixed_with_itself_is_itself(case: Case) -> None:
 def test_labels_of_any_mass(case: Case) -> None:
     """Rows that do not sum to 1 are mixed as they are."""
     case.targets = (torch.rand(COUNT, CLASSES, generator=rng(9)) > 0.4).float()
-    mixed = case.mix(case.draw(3))
+    mixed = case.mix(case.make_params(3))
     expected = torch.einsum("bn,bnk->bk", mixed.lam, case.targets[mixed.perm])
     torch.testing.assert_close(mixed.targets, expected)
 
@@ -219,7 +222,7 @@ def test_labels_of_any_mass(case: Case) -> None:
 @cases([*EACH, "saliencygrafting", "guidedmixup", "puzzlemix", "comixup"])
 def test_each_mix_has_a_label_of_its_own(case: Case) -> None:
     """Shuffled within the batch the labels give another loss: none is averaged away."""
-    mixed = case.mix(case.draw(3))
+    mixed = case.mix(case.make_params(3))
     assert len(mixed.lam.unique(dim=0)) > 3
     logits = torch.randn(COUNT, CLASSES, generator=rng(6))
     shuffled = mixed.targets.roll(1, dims=0)
@@ -234,10 +237,10 @@ def test_each_mix_has_a_label_of_its_own(case: Case) -> None:
 def test_rows_of_a_draw_are_rows_of_the_mix(case: Case) -> None:
     """Fewer mixes than images, an odd number of them: those of the whole batch."""
     for seed in range(2):
-        draw = case.draw(seed)
-        whole = case.mix(draw)
+        params = case.make_params(seed)
+        whole = case.mix(params)
         for some in (slice(1, 4), slice(2, 3), slice(0, COUNT)):
-            part = case.mix(draw.rows(some))
+            part = case.mix(params.rows(some))
             torch.testing.assert_close(part.images, whole.images[some], rtol=0, atol=1e-6)
             torch.testing.assert_close(part.targets, whole.targets[some], rtol=0, atol=1e-6)
             torch.testing.assert_close(part.lam, whole.lam[some], rtol=0, atol=1e-6)
@@ -247,20 +250,22 @@ def test_rows_of_a_draw_are_rows_of_the_mix(case: Case) -> None:
 @cases(all_but("comixup"))
 def test_mixes_may_come_in_any_order(case: Case) -> None:
     """Fewer of them than images: column 0 of `perm` says whose they are."""
-    draw = case.draw()
-    whole, order = case.mix(draw), torch.tensor([3, 0, 6])
-    picked = {name: value[order] for name, value in vars(draw).items() if isinstance(value, Tensor)}
-    mixed = case.mix(dataclasses.replace(draw, **picked))
+    params = case.make_params()
+    whole, order = case.mix(params), torch.tensor([3, 0, 6])
+    picked = {
+        name: value[order] for name, value in vars(params).items() if isinstance(value, Tensor)
+    }
+    mixed = case.mix(dataclasses.replace(params, **picked))
     torch.testing.assert_close(mixed.images, whole.images[order], rtol=0, atol=1e-6)
     torch.testing.assert_close(mixed.targets, whole.targets[order], rtol=0, atol=1e-6)
 
 
 @cases()
 def test_draws_depend_on_the_generator_alone(case: Case) -> None:
-    one = case.draw(4)
+    one = case.make_params(4)
     torch.rand(7)  # somebody else draws
     before = torch.get_rng_state()
-    other, third = case.draw(4), case.draw(5)
+    other, third = case.make_params(4), case.make_params(5)
     assert torch.equal(before, torch.get_rng_state())
     assert same(one, other)
     assert same(one, third) == (case.name == "vanilla")
@@ -268,15 +273,15 @@ def test_draws_depend_on_the_generator_alone(case: Case) -> None:
     assert all(len(value) == COUNT and value.is_contiguous() for value in tensors)
 
 
-def same(one: Draw, other: Draw) -> bool:
+def same(one: MixParams, other: MixParams) -> bool:
     values = zip(vars(one).values(), vars(other).values(), strict=True)
     return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in values)
 
 
 @cases(["cutmix", "mixup", "manifoldmix", "alignmix", "saliencymix", "attentivecutmix: beta"])
 def test_a_shared_draw_is_one(case: Case) -> None:
-    draw = vars(case.draw())
-    shared = [draw[name] for name in ("lam", "box", "count") if name in draw]
+    params = vars(case.make_params())
+    shared = [params[name] for name in ("lam", "box", "count") if name in params]
     assert shared
     assert all(len(value.unique(dim=0)) == 1 for value in shared)
 
@@ -287,9 +292,9 @@ def test_a_shared_draw_is_one(case: Case) -> None:
 @cases()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(case: Case, dtype: torch.dtype) -> None:
-    draw = case.draw(3)
+    params = case.make_params(3)
     images = case.images.to(dtype)
-    half, full = case.mix(draw, images), case.mix(draw, images.float())
+    half, full = case.mix(params, images), case.mix(params, images.float())
     assert half.images.dtype == dtype
     assert half.targets.dtype == torch.float32
     torch.testing.assert_close(half.images.float(), full.images, atol=0.03, rtol=0.01)
@@ -298,15 +303,15 @@ def test_half_precision(case: Case, dtype: torch.dtype) -> None:
 
 @cases()
 def test_inputs_and_their_layout_are_left_alone(case: Case) -> None:
-    draw = case.draw(3)
-    plain = case.mix(draw)
+    params = case.make_params(3)
+    plain = case.mix(params)
     assert plain.images.is_contiguous()
     last = case.images.to(memory_format=torch.channels_last)
     kept = last.clone(), case.targets.clone()
-    for some in (draw.rows(slice(1, 4)), draw):
+    for some in (params.rows(slice(1, 4)), params):
         mixed = case.mix(some, last)
         assert mixed.images.is_contiguous(memory_format=torch.channels_last)
-        expected = plain.images if some is draw else plain.images[1:4]
+        expected = plain.images if some is params else plain.images[1:4]
         torch.testing.assert_close(mixed.images, expected)
         mixed.images.mul_(2)
         mixed.targets.mul_(2)
@@ -324,9 +329,9 @@ def test_looking_leaves_no_trace(name: str) -> None:
         model.train()
     kept = [state_of(model) for model in (case.student, case.teacher)]
     with torch.no_grad():
-        seen = case.look(case.draw())
-    assert seen
-    assert all(len(value) == COUNT and not value.requires_grad for value in seen.values())
+        features = case.extract_features(case.make_params())
+    assert features
+    assert all(len(value) == COUNT and not value.requires_grad for value in features.values())
     for model, before in zip((case.student, case.teacher), kept, strict=True):
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
         assert all(gradient is None for gradient in gradients_of(model).values())
@@ -338,21 +343,21 @@ def test_looking_leaves_no_trace(name: str) -> None:
 def test_a_mix_is_one_graph(case: Case) -> None:
     with compiled(case.method.mix) as graph:
         for seed in range(2):
-            draw = case.draw(seed)
-            seen = case.look(draw)
-            ours = graph(case.images, case.targets, draw, **seen)
-            plain = case.method.mix(case.images, case.targets, draw, **seen)
+            params = case.make_params(seed)
+            features = case.extract_features(params)
+            ours = graph(case.images, case.targets, params, **features)
+            plain = case.method.mix(case.images, case.targets, params, **features)
             torch.testing.assert_close(ours.images, plain.images, atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(ours.targets, plain.targets, atol=1e-5, rtol=1e-4)
 
 
 @cases(["puzzlemix", "comixup"])
 def test_solvers_in_mixed_precision_are_the_same(case: Case) -> None:
-    draw = case.draw()
-    seen = case.look(draw)
-    full = case.method.mix(case.images, case.targets, draw, **seen)
+    params = case.make_params()
+    features = case.extract_features(params)
+    full = case.method.mix(case.images, case.targets, params, **features)
     with torch.autocast("cpu", torch.bfloat16):
-        half = case.method.mix(case.images, case.targets, draw, **seen)
+        half = case.method.mix(case.images, case.targets, params, **features)
     assert torch.equal(half.lam, full.lam)
     assert torch.equal(half.images, full.images)
 
@@ -372,7 +377,7 @@ def test_training_loss(name: str) -> None:
         assert (gradient is None) == key.startswith("heads.mixed"), key
         assert gradient is None or torch.isfinite(gradient).all()
     assert all(gradient is None for gradient in gradients_of(hard.teacher).values())
-    assert 0 <= losses["captured"].item() <= 1
+    assert 0 <= losses["mixture_accuracy"].item() <= 1
 
 
 @pytest.mark.parametrize("name", all_but("manifoldmix", "alignmix", "sumix", "comixup"))
@@ -380,12 +385,12 @@ def test_the_loss_is_that_of_the_mix(name: str) -> None:
     case = training(name, smoothing=0.1)
     case.student.eval()
     losses = case.losses(case.targets, step=2)
-    draw = case.method.draw_at(case.images.shape, 2)
-    mixed = case.mix(draw)
+    params = case.method.params_for_step(case.images.shape, 2)
+    mixed = case.mix(params)
     log_p = case.student(mixed.images).log_softmax(dim=1)
     expected = -((0.9 * mixed.targets + 0.1 / CLASSES) * log_p).sum(dim=1).mean()
     assert losses["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
-    assert losses["captured"].item() == captured_share(log_p, mixed.targets).item()
+    assert losses["mixture_accuracy"].item() == mixture_accuracy(log_p, mixed.targets).item()
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -397,7 +402,7 @@ def test_small_batches(name: str, count: int) -> None:
     loss = case.losses(case.targets)["loss"]
     loss.backward()
     assert torch.isfinite(loss)
-    mixed = case.mix(case.draw())
+    mixed = case.mix(case.make_params())
     torch.testing.assert_close(mixed.targets.sum(dim=1), mixed.lam.sum(dim=1))
 
 
@@ -417,11 +422,11 @@ def test_nothing_reads_a_tensor_on_the_host(name: str, monkeypatch: pytest.Monke
     # Autocast knows no such device, and it is only ever switched off here.
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     case, meta = training(name), torch.device("meta")
-    draw = case.draw().to(meta)
+    params = case.make_params().to(meta)
     networks = case.student.to(meta), case.teacher.to(meta)
     method = case.method.to(meta)
-    sources = method.sources(case.images.to(meta), case.targets.to(meta), *networks, draw)
-    loss = method.terms(sources, *networks, draw)["loss"]
+    sources = method.prepare(case.images.to(meta), case.targets.to(meta), *networks, params)
+    loss = method.compute_loss(sources, *networks, params)["loss"]
     loss.backward()
     assert loss.device == meta
     with pytest.raises(RuntimeError):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from given import HEIGHT, WIDTH, batch, make, rng
 
-from adautomix.methods.cutout import Cutout, CutoutDraw, draw_cutout
+from adautomix.methods.cutout import Cutout, CutoutParams, draw_cutout
 
 
 def test_cutout_pixel_by_pixel() -> None:
@@ -17,7 +17,7 @@ def test_cutout_pixel_by_pixel() -> None:
             [[0, 12, 0, 10], [1, 2, 1, 2]],
         ]
     )
-    mixed = make(Cutout).mix(images, targets, CutoutDraw(torch.arange(4)[:, None], boxes))
+    mixed = make(Cutout).mix(images, targets, CutoutParams(torch.arange(4)[:, None], boxes))
     for b in range(4):
         for y in range(HEIGHT):
             for x in range(WIDTH):
@@ -29,7 +29,7 @@ def test_cutout_pixel_by_pixel() -> None:
 
 
 def test_holes_are_even_squares_clipped_to_the_image() -> None:
-    """The mean length of holes of 8 pixels in 32 by 20, over all centres, exactly."""
+    """The mean length of holes of 8 pixels in 32 by 20, over all centers, exactly."""
     boxes = draw_cutout(20_000, 32, 20, 8, 1, rng()).boxes[:, 0]
     sides = boxes[:, 1::2] - boxes[:, ::2]
     assert sides.max() == 8
@@ -45,5 +45,5 @@ def test_cutout_of_no_size_is_the_identity() -> None:
     images, targets = batch()
     method = make(Cutout, size=0)
     assert torch.equal(
-        method.mix(images, targets, method.draw(images.shape, rng(), 0)).images, images
+        method.mix(images, targets, method.make_params(images.shape, rng(), 0)).images, images
     )

@@ -10,16 +10,16 @@ import torch
 from given import HEIGHT, WIDTH, batch, make, rng
 from torch import Tensor
 
-from adautomix.methods.base import draw_partners
 from adautomix.methods.fmix import (
     FMix,
-    FMixDraw,
+    FMixParams,
     Spectrum,
     draw_fmix,
     highest,
     noise_of,
     random_waves,
 )
+from adautomix.mixing.params import draw_partners
 
 
 def complex_noise(seeds: Tensor, count: int) -> Any:
@@ -82,14 +82,14 @@ def test_masks_hold_the_highest_pixels() -> None:
 
 
 def test_fmix_keeps_a_share_of_pixels_to_less_than_one() -> None:
-    draw = draw_fmix(2000, 12, 10, 0.5, rng(), per_sample=True)
-    exact = draw.lam[:, 0].double() * 120
-    off = draw.pixels - exact
+    params = draw_fmix(2000, 12, 10, 0.5, rng(), per_sample=True)
+    exact = params.lam[:, 0].double() * 120
+    off = params.pixels - exact
     assert off.abs().max() < 1
     up = (off > 0).double().mean().item()
     assert up == pytest.approx(0.5, abs=0.05), "a fair coin"
-    assert scipy.stats.kstest(draw.lam[:, 0].numpy(), "beta", (0.5, 0.5)).pvalue > 0.001
-    assert len(draw.seed.unique()) == 2000
+    assert scipy.stats.kstest(params.lam[:, 0].numpy(), "beta", (0.5, 0.5)).pvalue > 0.001
+    assert len(params.seed.unique()) == 2000
     shared = draw_fmix(50, 12, 10, 0.5, rng())
     assert all(len(part.unique(dim=0)) == 1 for part in (shared.lam, shared.pixels, shared.seed))
 
@@ -99,7 +99,7 @@ def test_fmix_of_all_or_nothing(kept: int) -> None:
     images, targets = batch()
     lam = torch.tensor([[1.0, 0.0] if kept else [0.0, 1.0]]).expand(6, 2)
     perm = draw_partners(6, rng())
-    draw = FMixDraw(perm, lam, torch.full((6,), kept), torch.arange(6))
-    mixed = make(FMix).mix(images, targets, draw)
+    params = FMixParams(perm, lam, torch.full((6,), kept), torch.arange(6))
+    mixed = make(FMix).mix(images, targets, params)
     assert torch.equal(mixed.images, images if kept else images[perm[:, 1]])
     assert torch.equal(mixed.targets, targets if kept else targets[perm[:, 1]])

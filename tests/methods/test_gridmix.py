@@ -6,15 +6,15 @@ import scipy.stats
 import torch
 from given import HEIGHT, WIDTH, batch, make, rng
 
-from adautomix.methods.base import draw_beta, draw_partners
 from adautomix.methods.gridmix import (
-    CellsDraw,
+    CellsParams,
     GridMix,
     GridMixSettings,
-    LatticeDraw,
+    LatticeParams,
     draw_cells,
     draw_lattice,
 )
+from adautomix.mixing.params import draw_beta, draw_partners
 
 
 def test_lattice_hole_by_hole() -> None:
@@ -24,7 +24,7 @@ def test_lattice_hole_by_hole() -> None:
     )
     cell, hole = torch.tensor([5, 2, 2, 3, 6, 4]), torch.tensor([2, 1, 1, 2, 5, 3])
     perm = draw_partners(6, rng())
-    mixed = make(GridMix).mix(images, targets, LatticeDraw(perm, crop, cell, hole))
+    mixed = make(GridMix).mix(images, targets, LatticeParams(perm, crop, cell, hole))
     for b, (top, bottom, left, right) in enumerate(crop.tolist()):
         side, wide = int(cell[b]), int(hole[b])
         partner = np.zeros((HEIGHT, WIDTH), dtype=bool)
@@ -38,10 +38,10 @@ def test_lattice_hole_by_hole() -> None:
 
 def test_lattices_are_drawn_as_gridmixup_draws_them() -> None:
     s = GridMixSettings(alpha=1.0, per_sample=True)
-    draw = draw_lattice(4000, 40, 32, s, rng())
-    top, bottom, left, right = draw.crop.unbind(dim=1)
+    params = draw_lattice(4000, 40, 32, s, rng())
+    top, bottom, left, right = params.crop.unbind(dim=1)
     down, across = bottom - top, right - left
-    assert (draw.crop >= 0).all()
+    assert (params.crop >= 0).all()
     assert (bottom <= 40).all()
     assert (right <= 32).all()
     inner = (down < 40) & (across < 32)  # the others were cut to the image
@@ -50,16 +50,16 @@ def test_lattices_are_drawn_as_gridmixup_draws_them() -> None:
     assert share.max() < 1
     assert aspect.min() < 0.9
     assert aspect.max() > 1.5
-    counts = torch.stack([(across / draw.cell).ceil() == n for n in range(2, 7)])
+    counts = torch.stack([(across / params.cell).ceil() == n for n in range(2, 7)])
     assert counts.any(dim=0).all(), "two to six cells a row"
     expected = (across[:, None] / torch.arange(2, 7)).ceil()
-    assert (expected == draw.cell[:, None]).any(dim=1).all()
-    hit = torch.stack([(expected[:, n] == draw.cell).double().mean() for n in range(5)])
+    assert (expected == params.cell[:, None]).any(dim=1).all()
+    hit = torch.stack([(expected[:, n] == params.cell).double().mean() for n in range(5)])
     assert hit.min() > 0.15, "each as often"
-    ratio = draw.hole / draw.cell
-    assert (draw.hole >= 1).all()
-    assert (draw.hole <= draw.cell - 1).all()
-    wide = draw.cell >= 10
+    ratio = params.hole / params.cell
+    assert (params.hole >= 1).all()
+    assert (params.hole <= params.cell - 1).all()
+    wide = params.cell >= 10
     cut = (1 - ratio[wide].square()).mean().item()
     assert cut == pytest.approx(0.5, abs=0.06), "mean λ₀ of Beta(1, 1)"
     starts = (left[across < 24] == 0).double().mean().item()
@@ -67,17 +67,17 @@ def test_lattices_are_drawn_as_gridmixup_draws_them() -> None:
 
 
 def test_a_shared_lattice_is_one() -> None:
-    draw = draw_lattice(8, 32, 32, GridMixSettings(), rng())
-    assert draw.shared
-    assert all(len(part.unique(dim=0)) == 1 for part in (draw.crop, draw.cell, draw.hole))
-    assert len(draw.perm.unique(dim=0)) == 8
+    params = draw_lattice(8, 32, 32, GridMixSettings(), rng())
+    assert params.shared
+    assert all(len(part.unique(dim=0)) == 1 for part in (params.crop, params.cell, params.hole))
+    assert len(params.perm.unique(dim=0)) == 8
 
 
 def test_cells_come_whole_from_one_image() -> None:
     images = torch.rand(5, 3, 16, 8, generator=rng(1))
     partner = torch.rand(5, 4, 4, generator=rng(2)) < 0.5
     perm = draw_partners(5, rng())
-    mixed = make(GridMix, pattern="cells").mix(images, torch.eye(5), CellsDraw(perm, partner))
+    mixed = make(GridMix, pattern="cells").mix(images, torch.eye(5), CellsParams(perm, partner))
     for b in range(5):
         for row in range(4):
             for column in range(4):

@@ -10,14 +10,14 @@ from given import make, rng, telling_network, toys
 from maps_by_hand import gray_by_hand, spectral_residual_by_hand
 from torch import Tensor
 
-from adautomix.methods.base import draw_partners
 from adautomix.methods.guidedmixup import (
     GuidedMixup,
-    GuidedMixupDraw,
+    GuidedMixupParams,
     distant_partners,
     spectral_saliency,
 )
-from adautomix.methods.saliency import blurred, gradient_saliency, shares
+from adautomix.mixing.params import draw_partners
+from adautomix.mixing.saliency import blurred, gradient_saliency, shares
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +28,15 @@ def student() -> Any:
 def test_guidedmixup_pixel_by_pixel() -> None:
     images, targets = torch.rand(5, 3, 12, 16, generator=rng()), torch.eye(5)
     method = make(GuidedMixup, pairing="random", prob=1.0)
-    draw = GuidedMixupDraw(draw_partners(5, rng(1)), mixed=True)
-    mixed = method.sample(images, targets, None, None, draw)
+    params = GuidedMixupParams(draw_partners(5, rng(1)), mixed=True)
+    mixed = method.mix_batch(images, targets, None, None, params)
     assert mixed.masks is not None
     maps = []
     for image in images:
         amplitude = spectral_residual_by_hand(gray_by_hand(image))
         saliency = blurred(blurred(torch.tensor(amplitude)[None], 7, 3.0), 7, 3.0)[0]
         maps.append(saliency / saliency.sum())
-    for b, (own, partner) in enumerate(draw.perm.tolist()):
+    for b, (own, partner) in enumerate(params.perm.tolist()):
         weight = maps[own] / (maps[own] + maps[partner])
         expected = weight * images[own].double() + (1 - weight) * images[partner].double()
         torch.testing.assert_close(mixed.images[b].double(), expected, atol=1e-4, rtol=0)
@@ -49,27 +49,27 @@ def test_guidedmixup_pixel_by_pixel() -> None:
 def test_guidedmixup_by_gradients(student: Any) -> None:
     images, targets = toys()
     method = make(GuidedMixup, student, saliency="gradient", prob=1.0)
-    draw = method.draw(images.shape, rng(), 0)
-    seen = method.look(images, targets, student, None, draw)["saliency"]
+    params = method.make_params(images.shape, rng(), 0)
+    features = method.extract_features(images, targets, student, None, params)["saliency"]
     expected = blurred(gradient_saliency(student, images, targets), 7, 3.0)
-    torch.testing.assert_close(seen, expected / expected.sum(dim=(1, 2), keepdim=True))
+    torch.testing.assert_close(features, expected / expected.sum(dim=(1, 2), keepdim=True))
 
 
 def test_guidedmixup_where_no_image_says_anything_is_half_and_half() -> None:
     images, targets = toys()
-    draw = GuidedMixupDraw(draw_partners(7, rng()), mixed=True)
+    params = GuidedMixupParams(draw_partners(7, rng()), mixed=True)
     method = make(GuidedMixup, pairing="random")
-    mixed = method.mix(images, targets, draw, saliency=torch.zeros(7, 16, 16))
-    half = (images + images[draw.perm[:, 1]]) / 2
+    mixed = method.mix(images, targets, params, saliency=torch.zeros(7, 16, 16))
+    half = (images + images[params.perm[:, 1]]) / 2
     torch.testing.assert_close(mixed.images, half)
 
 
 def test_guidedmixup_leaves_the_other_batches_as_they_are() -> None:
     images, targets = toys()
     method = make(GuidedMixup, prob=0.0)
-    draw = method.draw(images.shape, rng(), 0)
-    assert method.look(images, targets, None, None, draw) == {}
-    mixed = method.mix(images, targets, draw)
+    params = method.make_params(images.shape, rng(), 0)
+    assert method.extract_features(images, targets, None, None, params) == {}
+    mixed = method.mix(images, targets, params)
     assert torch.equal(mixed.images, images)
     assert torch.equal(mixed.targets, targets)
     assert mixed.lam.tolist() == [[1, 0]] * 7
@@ -83,7 +83,7 @@ def test_guidedmixup_mixes_as_many_batches_as_the_paper(
     settings: dict[str, Any], share: float
 ) -> None:
     method = make(GuidedMixup, **settings)
-    mixed = [method.draw((4, 3, 8, 8), rng(k), 0).mixed for k in range(500)]
+    mixed = [method.make_params((4, 3, 8, 8), rng(k), 0).mixed for k in range(500)]
     assert sum(mixed) / 500 == pytest.approx(share, abs=0.07)
 
 
@@ -150,8 +150,8 @@ def test_partners_of_one_image() -> None:
 def test_partners_do_not_depend_on_which_rows_are_mixed() -> None:
     images, targets = toys(8)
     method = make(GuidedMixup, prob=1.0)
-    draw = method.draw(images.shape, rng(), 0)
-    whole = method.sample(images, targets, None, None, draw)
-    part = method.sample(images, targets, None, None, draw.rows(slice(2, 5)))
+    params = method.make_params(images.shape, rng(), 0)
+    whole = method.mix_batch(images, targets, None, None, params)
+    part = method.mix_batch(images, targets, None, None, params.rows(slice(2, 5)))
     assert sorted(whole.perm[:, 1].tolist()) == list(range(8))
     assert torch.equal(part.perm, whole.perm[2:5])

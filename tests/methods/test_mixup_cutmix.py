@@ -11,11 +11,11 @@ import torchvision.transforms.v2 as tv
 from given import batch, make, rng
 from torch import Tensor
 
-from adautomix.methods.cutmix import CutMix, CutMixDraw
-from adautomix.methods.mixup import Mixup, MixupDraw
+from adautomix.methods.cutmix import CutMix, CutMixParams
+from adautomix.methods.mixup import Mixup, MixupParams
 from adautomix.methods.mixup_cutmix import (
     MixupCutMix,
-    MixupCutMixDraw,
+    MixupCutMixParams,
     MixupCutMixSettings,
     draw_mixup_cutmix,
     draw_stretch,
@@ -82,8 +82,8 @@ def test_the_switch_gives_timms_mixes(
     timms = TimmRecord(monkeypatch, mode, seed, mixup_alpha=0.8, cutmix_alpha=1.0, prob=0.8)
     lam, box, cut = timms.rows(mode)
     kind: Any = ("cutmix" if cut[0] else "mixup") if mode == "batch" else "both"
-    draw = MixupCutMixDraw(FLIPPED, lam, box, cut, kind)
-    mixed = make(MixupCutMix).mix(timms.images, torch.eye(8), draw)
+    params = MixupCutMixParams(FLIPPED, lam, box, cut, kind)
+    mixed = make(MixupCutMix).mix(timms.images, torch.eye(8), params)
     torch.testing.assert_close(mixed.images, timms.mixed)
     torch.testing.assert_close(mixed.targets, timms.targets)
 
@@ -91,7 +91,7 @@ def test_the_switch_gives_timms_mixes(
 @MODES
 def test_mixup_gives_timms_mixes(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     timms = TimmRecord(monkeypatch, mode, 1, mixup_alpha=1.0, cutmix_alpha=0.0)
-    mixed = make(Mixup).mix(timms.images, torch.eye(8), MixupDraw(FLIPPED, timms.rows(mode)[0]))
+    mixed = make(Mixup).mix(timms.images, torch.eye(8), MixupParams(FLIPPED, timms.rows(mode)[0]))
     torch.testing.assert_close(mixed.images, timms.mixed)
     torch.testing.assert_close(mixed.targets, timms.targets)
 
@@ -101,7 +101,7 @@ def test_mixup_gives_timms_mixes(monkeypatch: pytest.MonkeyPatch, mode: str) -> 
 def test_cutmix_gives_timms_mixes(monkeypatch: pytest.MonkeyPatch, mode: str, seed: int) -> None:
     timms = TimmRecord(monkeypatch, mode, seed, mixup_alpha=0.0, cutmix_alpha=1.0)
     _, box, _ = timms.rows(mode)
-    mixed = make(CutMix).mix(timms.images, torch.eye(8), CutMixDraw(FLIPPED, box))
+    mixed = make(CutMix).mix(timms.images, torch.eye(8), CutMixParams(FLIPPED, box))
     assert torch.equal(mixed.images, timms.mixed)
     torch.testing.assert_close(mixed.targets, timms.targets)
 
@@ -123,14 +123,14 @@ def test_the_switch_gives_torchvisions_mixes(monkeypatch: pytest.MonkeyPatch, by
     cut = torch.full((8,), by_box)
     kinds: Any = ("cutmix" if by_box else "mixup", "both")
     for kind in kinds:
-        draw = MixupCutMixDraw(perm, lam, ends, cut, kind)
-        mixed = make(MixupCutMix).mix(images, torch.eye(8), draw)
+        params = MixupCutMixParams(perm, lam, ends, cut, kind)
+        mixed = make(MixupCutMix).mix(images, torch.eye(8), params)
         torch.testing.assert_close(mixed.images, their_images)
         torch.testing.assert_close(mixed.targets, their_targets)
 
 
 def test_boxes_are_drawn_as_timm_draws_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut shares (k/32)² have exact roots; timm is handed the centres that we drew."""
+    """Cut shares (k/32)² have exact roots; timm is handed the centers that we drew."""
     for k in range(33):
         lam = torch.tensor([1 - (k / 32) ** 2])
         box = [end.item() for size in (32, 24) for end in draw_stretch(lam, size, rng(k))]
@@ -144,22 +144,22 @@ def test_boxes_are_drawn_as_timm_draws_them(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_switch_is_tossed_as_its_settings_say() -> None:
     kinds, lams = {"mixup": 0, "cutmix": 0}, []
     for seed in range(400):
-        draw = draw_mixup_cutmix(4, 16, 16, MixupCutMixSettings(), rng(seed))
-        kinds[draw.kind] += 1
-        assert bool(draw.cut[0]) == (draw.kind == "cutmix")
-        assert len(draw.lam.unique(dim=0)) == len(draw.box.unique(dim=0)) == 1
-        if draw.kind == "mixup":
-            lams.append(draw.lam[0, 0].item())
+        params = draw_mixup_cutmix(4, 16, 16, MixupCutMixSettings(), rng(seed))
+        kinds[params.kind] += 1
+        assert bool(params.cut[0]) == (params.kind == "cutmix")
+        assert len(params.lam.unique(dim=0)) == len(params.box.unique(dim=0)) == 1
+        if params.kind == "mixup":
+            lams.append(params.lam[0, 0].item())
     assert scipy.stats.binomtest(kinds["cutmix"], 400).pvalue > 0.001
     assert scipy.stats.kstest(lams, "beta", (0.8, 0.8)).pvalue > 0.001
 
     s = MixupCutMixSettings(per_sample=True, prob=0.6, switch_prob=0.25)
-    draw = draw_mixup_cutmix(8000, 16, 16, s, rng())
-    untouched = (draw.lam[:, 0] == 1) & ~draw.cut
-    assert draw.kind == "both"
+    params = draw_mixup_cutmix(8000, 16, 16, s, rng())
+    untouched = (params.lam[:, 0] == 1) & ~params.cut
+    assert params.kind == "both"
     assert untouched.double().mean().item() == pytest.approx(0.4, abs=0.02)
-    assert draw.cut.double().mean().item() == pytest.approx(0.15, abs=0.015)
-    by_lam = draw.lam[~draw.cut & ~untouched, 0].numpy()
+    assert params.cut.double().mean().item() == pytest.approx(0.15, abs=0.015)
+    by_lam = params.lam[~params.cut & ~untouched, 0].numpy()
     assert scipy.stats.kstest(by_lam, "beta", (0.8, 0.8)).pvalue > 0.001
 
 
@@ -167,6 +167,6 @@ def test_the_switch_can_leave_a_batch_alone() -> None:
     images, targets = batch()
     for per_sample in (False, True):
         method = make(MixupCutMix, prob=0.0, per_sample=per_sample)
-        mixed = method.mix(images, targets, method.draw(images.shape, rng(), 0))
+        mixed = method.mix(images, targets, method.make_params(images.shape, rng(), 0))
         assert torch.equal(mixed.images, images)
         assert torch.equal(mixed.targets, targets)

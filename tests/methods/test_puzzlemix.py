@@ -16,10 +16,9 @@ from tiny import CLASSES
 from torch import Tensor
 
 from adautomix.errors import UsageError
-from adautomix.methods.base import Mixed, cells_to_pixels, draw_partners
 from adautomix.methods.puzzlemix import (
     PuzzleMix,
-    PuzzleMixDraw,
+    PuzzleMixParams,
     PuzzleMixSettings,
     cell_sums,
     distances,
@@ -27,26 +26,28 @@ from adautomix.methods.puzzlemix import (
     seam_costs,
     transport,
 )
-from adautomix.methods.saliency import gradient_saliency
-from adautomix.methods.solvers import cut_levels, swap_places
+from adautomix.mixing.ops import Mixed, cells_to_pixels
+from adautomix.mixing.params import draw_partners
+from adautomix.mixing.saliency import gradient_saliency
+from adautomix.mixing.solvers import cut_levels, swap_places
 
 
 def puzzle_energy(
     saliency: Tensor, blocks: int, method: PuzzleMix
-) -> tuple[Tensor, Tensor, PuzzleMixDraw]:
+) -> tuple[Tensor, Tensor, PuzzleMixParams]:
     """Slopes and weights as PuzzleMix has them, on smooth images."""
     count = len(saliency)
     images = F.interpolate(torch.rand(count, 3, 8, 8, generator=rng(9)), 32, mode="bilinear")
     share = torch.rand(count, generator=rng(8))
-    draw = PuzzleMixDraw(
+    params = PuzzleMixParams(
         draw_partners(count, rng(7)), torch.stack([share, 1 - share], dim=1), blocks
     )
     s = method.settings
     beta = s.beta / (16 * blocks)
-    seams = seam_costs(images, draw.perm, blocks, s.seam) * (beta * s.gamma)
-    lost = cell_sums(saliency, blocks)[draw.perm]
+    seams = seam_costs(images, params.perm, blocks, s.seam) * (beta * s.gamma)
+    lost = cell_sums(saliency, blocks)[params.perm]
     energy = mask_energy(lost, seams, share, beta, s.eta, s.labels - 1)
-    return *energy, draw
+    return *energy, params
 
 
 @pytest.mark.parametrize(
@@ -98,13 +99,13 @@ def cheapest_places(cost: Tensor) -> Tensor:
 def test_gap_of_the_transport(cells: int, noise: bool, mean: float, worst: float) -> None:
     """The bounds of the card: on masks as PuzzleMix finds them, and on any."""
     method = PuzzleMix(PuzzleMixSettings(), num_classes=CLASSES)
-    slopes, weights, draw = puzzle_energy(blobs(24), 8, method)
+    slopes, weights, params = puzzle_energy(blobs(24), 8, method)
     mask = cut_levels(slopes, weights, 32) > 0
     if noise:
         mask = torch.rand(mask.shape, generator=rng(2)) < 0.5
-    seen = cells_to_pixels(mask, cells, cells).flatten(1)[:, None]
-    saliency = cell_sums(blobs(24), cells)[draw.perm[:, 0]].flatten(1)
-    costs = seen * (0.8 * distances(cells, torch.device("cpu")) - saliency[:, :, None])
+    features = cells_to_pixels(mask, cells, cells).flatten(1)[:, None]
+    saliency = cell_sums(blobs(24), cells)[params.perm[:, 0]].flatten(1)
+    costs = features * (0.8 * distances(cells, torch.device("cpu")) - saliency[:, :, None])
     exact = place_cost(costs, cheapest_places(costs))
     gap = place_cost(costs, swap_places(costs, 8)) - exact
     gain = costs.diagonal(dim1=1, dim2=2).sum(dim=1) - exact
@@ -114,7 +115,7 @@ def test_gap_of_the_transport(cells: int, noise: bool, mean: float, worst: float
     assert gap.mean() < 0.1 * gain.mean()
 
 
-def published_rounds(saliency: Tensor, seen: Tensor, cost: float) -> Tensor:
+def published_rounds(saliency: Tensor, features: Tensor, cost: float) -> Tensor:
     """Which block comes to each place as published, `[M, t²]`.
 
     Every block claims its cheapest place, the cheapest of a place's claimants gets it, and for
@@ -126,7 +127,7 @@ def published_rounds(saliency: Tensor, seen: Tensor, cost: float) -> Tensor:
         cost: of a move across a side.
     """
     side = saliency.shape[1]
-    gain = saliency.flatten(1)[:, :, None] * seen.flatten(1)[:, None]
+    gain = saliency.flatten(1)[:, :, None] * features.flatten(1)[:, None]
     costs = cost * distances(side, torch.device("cpu")) - gain
     for _ in range(side):
         claims = F.one_hot(costs.argmin(dim=2), side**2)
@@ -140,17 +141,17 @@ def test_transport_is_the_published_one_where_it_is_seen(blocks: int, cells: int
     """The card's remark: nearly all that is seen is the same, and gains as much."""
     maps = blobs(24).square()
     maps = maps / maps.sum(dim=(1, 2), keepdim=True)
-    slopes, weights, draw = puzzle_energy(maps, blocks, puzzlemix())
+    slopes, weights, params = puzzle_energy(maps, blocks, puzzlemix())
     mask = cells_to_pixels(cut_levels(slopes, weights, 4 * max(blocks, 4)) / 2, cells, cells)
     shares = torch.stack([mask, 1 - mask], dim=1)
-    saliency = cell_sums(maps, cells)[draw.perm]
+    saliency = cell_sums(maps, cells)[params.perm]
     ours = transport(saliency, shares, 0.8).flatten(0, 1)
-    saliency, seen = saliency.flatten(0, 1), (shares > 0).flatten(0, 1)
-    theirs = published_rounds(saliency, seen, 0.8)
+    saliency, features = saliency.flatten(0, 1), (shares > 0).flatten(0, 1)
+    theirs = published_rounds(saliency, features, 0.8)
     still = torch.arange(cells**2).expand_as(theirs)
-    assert (ours == theirs)[seen.flatten(1)].double().mean() > 0.99
+    assert (ours == theirs)[features.flatten(1)].double().mean() > 0.99
     moves = 0.8 * distances(cells, torch.device("cpu"))
-    costs = seen.flatten(1)[:, None] * (moves - saliency.flatten(1)[:, :, None])
+    costs = features.flatten(1)[:, None] * (moves - saliency.flatten(1)[:, :, None])
     paid = [costs.gather(1, shown[:, None]).sum().item() / 48 for shown in (ours, theirs, still)]
     assert paid[1] < paid[2] - 0.002, "there was something to gain"
     assert paid[0] < paid[1] + 1e-5
@@ -160,19 +161,19 @@ def puzzlemix(**settings: Any) -> PuzzleMix:
     return PuzzleMix(PuzzleMixSettings(**settings), num_classes=CLASSES)
 
 
-def puzzle_draw(count: int, blocks: int, share: float = 0.5) -> PuzzleMixDraw:
+def puzzle_draw(count: int, blocks: int, share: float = 0.5) -> PuzzleMixParams:
     """Each image with the one before it."""
     rows = torch.arange(count)
     lam = torch.tensor([share, 1 - share]).expand(count, 2)
-    return PuzzleMixDraw(torch.stack([rows, rows.roll(1)], dim=1), lam, blocks)
+    return PuzzleMixParams(torch.stack([rows, rows.roll(1)], dim=1), lam, blocks)
 
 
 def puzzle(
-    method: PuzzleMix, images: Tensor, targets: Tensor, draw: PuzzleMixDraw, maps: Tensor
+    method: PuzzleMix, images: Tensor, targets: Tensor, params: PuzzleMixParams, maps: Tensor
 ) -> Mixed:
     """The mix under saliency that is given pixel by pixel."""
-    cells = draw.blocks * method.pieces(images, draw)
-    return method.mix(images, targets, draw, saliency=cell_sums(maps, cells))
+    cells = params.blocks * method.pieces(images, params)
+    return method.mix(images, targets, params, saliency=cell_sums(maps, cells))
 
 
 def lost_by_hand(saliency: list[Any], y: int, x: int, size: int) -> float:
@@ -201,7 +202,7 @@ def seam_by_hand(
 
 
 def seam_energy(here: float, there: float, costs: dict[tuple[int, int], float]) -> float:
-    """Of neighbours with these shares of the first image; costs by who is the first's.
+    """Of neighbors with these shares of the first image; costs by who is the first's.
 
     Exact where the mask is 0 or 1; in between, sides are mixed and steps are squared.
     """
@@ -275,11 +276,11 @@ def test_energy_of_a_mask_by_hand(blocks: int, labels: int) -> None:
 def test_puzzlemix_block_by_block(blocks: int, moving: bool) -> None:
     images, targets = batch(6, 16, 16)
     method, maps = puzzlemix(transport=moving, transport_cost=0.1), blobs(6, 16)
-    draw = puzzle_draw(6, blocks, 0.6)
-    mixed = puzzle(method, images, targets, draw, maps)
-    cells = blocks * method.pieces(images, draw)
-    saliency = cell_sums(maps, cells)[draw.perm]
-    mask = cells_to_pixels(method.mask(images, saliency, draw), cells, cells)
+    params = puzzle_draw(6, blocks, 0.6)
+    mixed = puzzle(method, images, targets, params, maps)
+    cells = blocks * method.pieces(images, params)
+    saliency = cell_sums(maps, cells)[params.perm]
+    mask = cells_to_pixels(method.mask(images, saliency, params), cells, cells)
     shares = torch.stack([mask, 1 - mask], dim=1)
     shown = transport(saliency, shares, 0.1)
     if not moving:
@@ -317,8 +318,10 @@ def test_share_of_puzzlemix_is_that_of_its_pixels() -> None:
 
 def test_saliency_of_puzzlemix_is_that_in_evaluation_mode() -> None:
     student, (images, targets) = telling_network().train(), toys()
-    draw = puzzle_draw(7, 4)
-    found = puzzlemix(transport=False).look(images, targets, student, None, draw)["saliency"]
+    params = puzzle_draw(7, 4)
+    found = puzzlemix(transport=False).extract_features(images, targets, student, None, params)[
+        "saliency"
+    ]
     in_training = cell_sums(gradient_saliency(student, images, targets), 4)
     assert (found - in_training).abs().max() > 1e-3
     expected = cell_sums(gradient_saliency(student.eval(), images, targets), 4)
@@ -329,8 +332,8 @@ def test_the_mask_takes_what_is_salient() -> None:
     images = torch.rand(1, 3, 16, 16, generator=rng()).expand(2, -1, -1, -1)
     maps = torch.full((2, 16, 16), 1e-6)
     maps[0, :, :8], maps[1, :, 8:] = 1 / 128, 1 / 128
-    draw = puzzle_draw(2, 4)
-    mask = puzzlemix().mask(images, cell_sums(maps, 4)[draw.perm], draw)
+    params = puzzle_draw(2, 4)
+    mask = puzzlemix().mask(images, cell_sums(maps, 4)[params.perm], params)
     left = torch.tensor([1.0, 1, 0, 0]).expand(4, 4)
     assert torch.equal(mask, torch.stack([left, 1 - left]))
 
@@ -350,18 +353,18 @@ def test_lam_pulls_at_the_mask() -> None:
     images, _ = batch(12, 16, 16)
     means = []
     for share in (0.1, 0.35, 0.65, 0.9):
-        draw = puzzle_draw(12, 4, share)
-        saliency = cell_sums(blobs(12, 16), 4)[draw.perm]
-        means.append(puzzlemix(eta=2.0).mask(images, saliency, draw).mean().item())
+        params = puzzle_draw(12, 4, share)
+        saliency = cell_sums(blobs(12, 16), 4)[params.perm]
+        means.append(puzzlemix(eta=2.0).mask(images, saliency, params).mean().item())
     assert means == pytest.approx([0.1, 0.35, 0.65, 0.9], abs=0.15)
 
 
 def test_smoothness_makes_masks_constant() -> None:
     images, _ = batch(12, 16, 16)
-    draw = puzzle_draw(12, 4)
-    saliency = cell_sums(blobs(12, 16), 4)[draw.perm]
-    rough = puzzlemix(beta=0.0).mask(images, saliency, draw).flatten(1)
-    smooth = puzzlemix(beta=100.0, iterations=100).mask(images, saliency, draw).flatten(1)
+    params = puzzle_draw(12, 4)
+    saliency = cell_sums(blobs(12, 16), 4)[params.perm]
+    rough = puzzlemix(beta=0.0).mask(images, saliency, params).flatten(1)
+    smooth = puzzlemix(beta=100.0, iterations=100).mask(images, saliency, params).flatten(1)
     assert (rough.std(dim=1) > 0.2).all()
     assert (smooth == smooth[:, :1]).all()
 
@@ -396,37 +399,37 @@ def test_finer_blocks_to_move() -> None:
 
 def test_draws_of_puzzlemix() -> None:
     method = puzzlemix(alpha=0.7)
-    draws = [method.draw((4, 3, 32, 32), rng(seed), 0) for seed in range(400)]
-    counts = [sum(draw.blocks == n for draw in draws) for n in (2, 4, 8, 16)]
+    draws = [method.make_params((4, 3, 32, 32), rng(seed), 0) for seed in range(400)]
+    counts = [sum(params.blocks == n for params in draws) for n in (2, 4, 8, 16)]
     assert sum(counts) == 400
     assert scipy.stats.chisquare(counts).pvalue > 0.001
-    lam = torch.stack([draw.lam[0, 0] for draw in draws])
-    assert all((draw.lam == draw.lam[0]).all() for draw in draws)
+    lam = torch.stack([params.lam[0, 0] for params in draws])
+    assert all((params.lam == params.lam[0]).all() for params in draws)
     assert scipy.stats.kstest(lam.numpy(), scipy.stats.beta(0.7, 0.7).cdf).pvalue > 0.001
-    assert {method.draw((2, 3, 12, 20), rng(seed), 0).blocks for seed in range(40)} == {2, 4}
-    own = puzzlemix(per_sample=True).draw((9, 3, 32, 32), rng(), 0)
+    assert {method.make_params((2, 3, 12, 20), rng(seed), 0).blocks for seed in range(40)} == {2, 4}
+    own = puzzlemix(per_sample=True).make_params((9, 3, 32, 32), rng(), 0)
     assert len(own.lam[:, 0].unique()) == 9
 
 
 def test_puzzlemix_of_an_odd_image() -> None:
     with pytest.raises(UsageError, match="15 x 16 pixels"):
-        puzzlemix().draw((4, 3, 15, 16), rng(), 0)
+        puzzlemix().make_params((4, 3, 15, 16), rng(), 0)
 
 
 @pytest.mark.parametrize("moving", [False, True])
 def test_some_of_the_puzzles(moving: bool) -> None:
     images, targets = batch(7, 24, 16)
     method, maps = puzzlemix(transport=moving), torch.rand(7, 24, 16, generator=rng(4))
-    draw = puzzle_draw(7, 4)
-    whole = puzzle(method, images, targets, draw, maps)
-    part = puzzle(method, images, targets, draw.rows(slice(1, 4)), maps)
+    params = puzzle_draw(7, 4)
+    whole = puzzle(method, images, targets, params, maps)
+    part = puzzle(method, images, targets, params.rows(slice(1, 4)), maps)
     for mine, theirs in zip(rows_of(whole, slice(1, 4)), rows_of(part, slice(None)), strict=True):
         torch.testing.assert_close(mine, theirs)
 
 
 def test_puzzlemix_of_an_image_with_itself() -> None:
     images, targets = batch(1, 16, 16)
-    draw = puzzlemix().draw(images.shape, rng(), 0)
-    mixed = puzzle(puzzlemix(transport=False), images, targets, draw, blobs(1, 16))
+    params = puzzlemix().make_params(images.shape, rng(), 0)
+    mixed = puzzle(puzzlemix(transport=False), images, targets, params, blobs(1, 16))
     torch.testing.assert_close(mixed.images, images)
     torch.testing.assert_close(mixed.targets, targets)

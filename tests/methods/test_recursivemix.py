@@ -12,15 +12,16 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from adautomix.methods import recursivemix as recursivemix_module
-from adautomix.methods.base import Mixed, Sources, soft_targets
+from adautomix.methods.base import MixInputs
 from adautomix.methods.recursivemix import (
     HISTORY,
     RecursiveMix,
-    RecursiveMixDraw,
+    RecursiveMixParams,
     box_average,
     draw_recursivemix,
 )
 from adautomix.methods.vanilla import Vanilla
+from adautomix.mixing.ops import Mixed, soft_targets
 
 
 @pytest.mark.parametrize(("height", "width", "shape"), [(32, 32, (4, 4)), (24, 40, (6, 5))])
@@ -49,10 +50,10 @@ class ByHand:
         self.model, self.head, self.omega = model, method.roi_head, method.settings.omega
         self.history: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
-    def step(self, images: Tensor, labels: Tensor, draw: RecursiveMixDraw) -> dict[str, Any]:
+    def step(self, images: Tensor, labels: Tensor, params: RecursiveMixParams) -> dict[str, Any]:
         mixes, targets, lams = [], [], []
         size = images.shape[2]
-        for b, (top, bottom, left, right) in enumerate(draw.box.tolist()):
+        for b, (top, bottom, left, right) in enumerate(params.box.tolist()):
             mix, target, lam = images[b].clone(), F.one_hot(labels[b], CLASSES).float(), 1.0
             if b in self.history and bottom > top and right > left:
                 old, old_target, _ = self.history[b]
@@ -69,7 +70,7 @@ class ByHand:
         loss = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
         consistency = torch.zeros(())
         scale = features.tap.shape[2] / size
-        for b, (top, bottom, left, right) in enumerate(draw.box.tolist()):
+        for b, (top, bottom, left, right) in enumerate(params.box.tolist()):
             if lams[b] < 1:
                 box = torch.tensor([[b, left, top, right, bottom]]).float()
                 region = roi_align(features.tap, box, 1, spatial_scale=scale, aligned=True)
@@ -91,9 +92,9 @@ def test_recursivemix_step_by_step(per_sample: bool) -> None:
     by_hand = ByHand(twin, other)
     for step, count in enumerate((6, 6, 4, 6, 1, 5)):
         images, labels = toy_images(count, seed=step)
-        draw = method.draw_at(images.shape, step)
+        params = method.params_for_step(images.shape, step)
         losses = method.losses(images, labels, model, None, step)
-        expected = by_hand.step(images, labels, draw)
+        expected = by_hand.step(images, labels, params)
         losses["loss"].backward()
         expected["loss"].backward()
         assert losses["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-5)
@@ -188,9 +189,9 @@ def test_looking_at_mixes_changes_no_history() -> None:
     for count, size in ((9, 16), (6, 16), (3, 20)):
         images, labels = toy_images(count, seed=9, size=size)
         targets = soft_targets(labels, CLASSES)
-        draw = method.draw_at(images.shape, 1)
-        mixed = method.sample(images, targets, model, None, draw)
-        for b, (top, bottom, left, right) in enumerate(draw.box.tolist()):
+        params = method.params_for_step(images.shape, 1)
+        mixed = method.mix_batch(images, targets, model, None, params)
+        for b, (top, bottom, left, right) in enumerate(params.box.tolist()):
             # Where no history has that size, the image ahead in the batch stands in.
             past = method.kept_images[b] if (count, size) == (6, 16) else images[b - 1]
             expected = images[b].clone()
@@ -208,13 +209,15 @@ def test_parts_of_a_batch_take_and_leave_the_batchs_history() -> None:
     one, two = (make(RecursiveMix, model, per_sample=True) for model in (whole, split))
     for step in range(3):
         images, labels = toy_images(6, seed=step)
-        draw = one.draw_at(images.shape, step)
-        expected = one.terms(one.sources(images, labels, whole, None, draw), whole, None, draw)
-        sources = two.sources(images, labels, split, None, draw)
+        params = one.params_for_step(images.shape, step)
+        expected = one.compute_loss(
+            one.prepare(images, labels, whole, None, params), whole, None, params
+        )
+        sources = two.prepare(images, labels, split, None, params)
         loss = 0.0
         for own in (slice(0, 2), slice(2, 6)):
-            part = Sources(sources.images, sources.targets, sources.seen, own)
-            found = two.terms(part, split, None, draw.rows(own))["loss"]
+            part = MixInputs(sources.images, sources.targets, sources.features, own)
+            found = two.compute_loss(part, split, None, params.rows(own))["loss"]
             found.backward()
             loss += (own.stop - own.start) / 6 * found.item()
         assert loss == pytest.approx(expected["loss"].item(), rel=1e-5)
@@ -277,8 +280,8 @@ def test_recursivemix_in_half_precision() -> None:
             loss = method.losses(images, labels, model, None, step)["loss"]
         loss.backward()
         assert loss.dtype == method.kept_logits.dtype == torch.float32
-    draw = method.draw_at((5, 3, 16, 16), 1)
-    half = method.mix(images.bfloat16(), torch.eye(5), draw)
+    params = method.params_for_step((5, 3, 16, 16), 1)
+    half = method.mix(images.bfloat16(), torch.eye(5), params)
     assert half.images.dtype == torch.bfloat16
     assert half.images.is_contiguous(memory_format=torch.channels_last)
 
@@ -288,20 +291,20 @@ def test_a_step_of_recursivemix_is_one_graph_once_there_is_a_history() -> None:
     method, other = make(RecursiveMix, model), make(RecursiveMix, twin)
     images, labels = toy_images(6)
 
-    def step_of(method: Any, model: Any) -> Callable[[RecursiveMixDraw], Tensor]:
-        def work(draw: RecursiveMixDraw) -> Tensor:
-            sources = method.sources(images, labels, model, None, draw)
-            loss: Tensor = method.terms(sources, model, None, draw)["loss"]
+    def step_of(method: Any, model: Any) -> Callable[[RecursiveMixParams], Tensor]:
+        def work(params: RecursiveMixParams) -> Tensor:
+            sources = method.prepare(images, labels, model, None, params)
+            loss: Tensor = method.compute_loss(sources, model, None, params)["loss"]
             return loss
 
         return work
 
     mine, theirs = step_of(method, model), step_of(other, twin)
-    first = method.draw_at(images.shape, 0)
+    first = method.params_for_step(images.shape, 0)
     assert mine(first).item() == theirs(first).item()
     with compiled(mine) as graph:
         for step in range(1, 4):
-            draw = method.draw_at(images.shape, step)
-            torch.testing.assert_close(graph(draw), theirs(draw))
+            params = method.params_for_step(images.shape, step)
+            torch.testing.assert_close(graph(params), theirs(params))
             for name in HISTORY:
                 torch.testing.assert_close(getattr(method, name), getattr(other, name))

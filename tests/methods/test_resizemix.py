@@ -6,8 +6,13 @@ import torch
 import torch.nn.functional as F
 from given import make, rng
 
-from adautomix.methods.base import draw_partners
-from adautomix.methods.resizemix import ResizeMix, ResizeMixDraw, ResizeMixSettings, draw_resizemix
+from adautomix.methods.resizemix import (
+    ResizeMix,
+    ResizeMixParams,
+    ResizeMixSettings,
+    draw_resizemix,
+)
+from adautomix.mixing.params import draw_partners
 
 
 def test_resizemix_pastes_what_pytorch_resizes() -> None:
@@ -20,7 +25,7 @@ def test_resizemix_pastes_what_pytorch_resizes() -> None:
         top = torch.randint(0, 10 - tall, (5,), generator=rng(side))
         left = torch.randint(0, 15 - wide, (5,), generator=rng(side + 50))
         box = torch.stack([top, top + tall, left, left + wide], dim=1)
-        mixed = method.mix(images, torch.eye(5), ResizeMixDraw(perm, box))
+        mixed = method.mix(images, torch.eye(5), ResizeMixParams(perm, box))
         for b in range(5):
             expected = images[b].clone()
             small = F.interpolate(images[perm[b, 1]][None], size=(tall, wide))[0]
@@ -30,10 +35,10 @@ def test_resizemix_pastes_what_pytorch_resizes() -> None:
 
 
 def test_resizemix_scales_and_places() -> None:
-    draw = draw_resizemix(20_000, 40, 20, ResizeMixSettings(per_sample=True), rng())
-    top, bottom, left, right = draw.box.unbind(dim=1)
+    params = draw_resizemix(20_000, 40, 20, ResizeMixSettings(per_sample=True), rng())
+    top, bottom, left, right = params.box.unbind(dim=1)
     tall, wide = bottom - top, right - left
-    assert (draw.box >= 0).all()
+    assert (params.box >= 0).all()
     assert (bottom <= 40).all()
     assert (right <= 20).all()
     assert tall.min() == 4
@@ -41,7 +46,7 @@ def test_resizemix_scales_and_places() -> None:
     assert torch.equal(wide, tall // 2), "the image's own aspect"
     counts = torch.bincount(tall, minlength=32)[4:32]
     assert scipy.stats.chisquare(counts.numpy()).pvalue > 0.001, "a uniform scale"
-    at_top = top[tall == 20] == 0  # centres 0 to 10 of 40 are pushed to the border
+    at_top = top[tall == 20] == 0  # centers 0 to 10 of 40 are pushed to the border
     assert at_top.double().mean().item() == pytest.approx(11 / 40, abs=0.06)
 
 

@@ -15,11 +15,11 @@ from tiny import CLASSES
 from torch import Tensor
 
 from adautomix.errors import UsageError
-from adautomix.methods.hidden import altered
+from adautomix.methods.base_feature import replaced_output
 from adautomix.methods.puzzlemix import cell_sums
 from adautomix.methods.saliencygrafting import (
     SaliencyGrafting,
-    SaliencyGraftingDraw,
+    SaliencyGraftingParams,
     SaliencyGraftingSettings,
     calibrated_lam,
     draw_saliencygrafting,
@@ -89,14 +89,14 @@ def test_saliency_of_a_transformer_by_hand(name: str) -> None:
                 flat[:, place] *= by
                 return flat.view_as(out)
 
-            with altered(student, student.stages[0], scaled), torch.no_grad():
+            with replaced_output(student, student.stages[0], scaled), torch.no_grad():
                 losses.append(F.cross_entropy(student(images), targets, reduction="none"))
         slopes[:, y, x] = (losses[1] - losses[0]).abs()
     expected = slopes / slopes.sum(dim=(1, 2), keepdim=True)
     torch.testing.assert_close(maps, expected, atol=1e-4, rtol=1e-2)
 
 
-def test_a_stage_that_is_normalised_says_nothing() -> None:
+def test_a_stage_that_is_normalized_says_nothing() -> None:
     """A layer norm forgets how long features are, and then no place is salient."""
     convnext = build_model("convnext_tiny", CLASSES, stem="cifar", width=0.125, image_size=16)
     vit = build_model("vit_tiny_patch16_224", CLASSES, width=0.25, image_size=32)
@@ -104,7 +104,7 @@ def test_a_stage_that_is_normalised_says_nothing() -> None:
     assert [tells(vit, tap) for tap in (6, 10, 11, 12)] == [True, True, False, False]
     assert telling_tap(convnext, None) == 4
     assert telling_tap(vit, None) == 6
-    with pytest.raises(UsageError, match=r"saliencygrafting\.tap = 3: convnext_tiny normalises"):
+    with pytest.raises(UsageError, match=r"saliencygrafting\.tap = 3: convnext_tiny normalizes"):
         telling_tap(convnext, 3)
 
 
@@ -113,9 +113,9 @@ def test_grafting_cell_by_cell() -> None:
     method = grafting(cells=4)
     rows = torch.arange(5)
     picked = torch.rand(5, 4, 4, generator=rng(3)) < 0.6
-    draw = SaliencyGraftingDraw(torch.stack([rows, rows.roll(1)], dim=1), picked)
+    params = SaliencyGraftingParams(torch.stack([rows, rows.roll(1)], dim=1), picked)
     saliency = cell_sums(blobs(5, 16), 4)
-    mixed = method.mix(images, targets, draw, saliency=saliency)
+    mixed = method.mix(images, targets, params, saliency=saliency)
     assert mixed.masks is not None
     grafts = 0
     for b in range(5):
@@ -166,7 +166,7 @@ def test_without_saliency_nothing_is_grafted() -> None:
     mixed = grafting().mix(
         images,
         targets,
-        grafting().draw(images.shape, rng(), 0),
+        grafting().make_params(images.shape, rng(), 0),
         saliency=torch.full((3, 8, 8), 1 / 64),
     )
     assert torch.equal(mixed.images, images)

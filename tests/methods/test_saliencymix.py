@@ -10,22 +10,22 @@ from given import make, rng, toys
 from maps_by_hand import fine_grained_by_hand, gray_by_hand
 from tiny import CLASSES
 
-from adautomix.methods.base import draw_partners
-from adautomix.methods.cutmix import boxes_around
-from adautomix.methods.saliency import peaks
-from adautomix.methods.saliencymix import SaliencyMix, SaliencyMixDraw
+from adautomix.methods.saliencymix import SaliencyMix, SaliencyMixParams
+from adautomix.mixing.boxes import boxes_around
+from adautomix.mixing.params import draw_partners
+from adautomix.mixing.saliency import peaks
 
 
 def test_saliencymix_pixel_by_pixel() -> None:
     images, targets = torch.rand(5, 3, 14, 20, generator=rng()), torch.eye(5)
     shares_of_box = torch.tensor([0.3, 0.05, 1.0, 0.0, 0.7])
-    draw = SaliencyMixDraw(
+    params = SaliencyMixParams(
         draw_partners(5, rng(4)), torch.stack([1 - shares_of_box, shares_of_box], dim=1)
     )
-    mixed = make(SaliencyMix).mix(images, targets, draw)
+    mixed = make(SaliencyMix).mix(images, targets, params)
     assert mixed.masks is not None
     for b in range(5):
-        own, partner = draw.perm[b].tolist()
+        own, partner = params.perm[b].tolist()
         saliency = fine_grained_by_hand(gray_by_hand(images[partner]))
         row, column = divmod(int(saliency.argmax()), 20)
         cut = math.sqrt(shares_of_box[b].item())
@@ -54,22 +54,24 @@ def test_saliencymix_spectral_peak_is_where_the_square_is() -> None:
     for image, (y, x) in zip(images, corners.tolist(), strict=True):
         image[:, y : y + 5, x : x + 5] += 1
     tiny_box = torch.tensor([[0.99, 0.01]]).expand(8, 2)
-    draw = SaliencyMixDraw(draw_partners(8, rng()), tiny_box)
+    params = SaliencyMixParams(draw_partners(8, rng()), tiny_box)
     method = make(SaliencyMix, detector="spectral_residual")
-    mixed = method.mix(images, torch.eye(8)[:, :CLASSES], draw)
+    mixed = method.mix(images, torch.eye(8)[:, :CLASSES], params)
     assert mixed.masks is not None
-    where = peaks(mixed.masks[:, 1])  # the first pixel of the box: its centre less one
-    distance = (where + 1 - (corners[draw.perm[:, 1]] + 2)).abs().amax(dim=1)
+    where = peaks(mixed.masks[:, 1])  # the first pixel of the box: its center less one
+    distance = (where + 1 - (corners[params.perm[:, 1]] + 2)).abs().amax(dim=1)
     assert (distance <= 4).all()
 
 
 def test_saliencymix_mixes_as_many_batches_as_asked() -> None:
     method = make(SaliencyMix, prob=0.3)
-    mixed = [bool(method.draw((4, 3, 8, 8), rng(k), 0).lam[0, 1] > 0) for k in range(400)]
+    mixed = [bool(method.make_params((4, 3, 8, 8), rng(k), 0).lam[0, 1] > 0) for k in range(400)]
     assert sum(mixed) / 400 == pytest.approx(0.3, abs=0.08)
     lam = torch.cat(
         [
-            make(SaliencyMix, per_sample=True, alpha=0.5).draw((500, 3, 8, 8), rng(k), 0).lam[:, 0]
+            make(SaliencyMix, per_sample=True, alpha=0.5)
+            .make_params((500, 3, 8, 8), rng(k), 0)
+            .lam[:, 0]
             for k in range(4)
         ]
     )
@@ -79,9 +81,9 @@ def test_saliencymix_mixes_as_many_batches_as_asked() -> None:
 @pytest.mark.parametrize("detector", ["fine_grained", "spectral_residual"])
 def test_saliencymix_is_one_graph(detector: str) -> None:
     method, (images, targets) = make(SaliencyMix, detector=detector), toys()
-    draw = method.draw(images.shape, rng(), 0)
+    params = method.make_params(images.shape, rng(), 0)
     torch.compiler.reset()
     whole: Any = torch.compile(method.mix, fullgraph=True, backend="eager")
-    compiled, plain = whole(images, targets, draw), method.mix(images, targets, draw)
+    compiled, plain = whole(images, targets, params), method.mix(images, targets, params)
     torch.testing.assert_close(compiled.images, plain.images)
     torch.testing.assert_close(compiled.targets, plain.targets)

@@ -7,7 +7,7 @@ import scipy.stats
 import torch
 from given import HEIGHT, WIDTH, make, rng
 
-from adautomix.methods.smoothmix import SmoothMix, SmoothMixDraw, draw_smoothmix, smooth_mask
+from adautomix.methods.smoothmix import SmoothMix, SmoothMixParams, draw_smoothmix, smooth_mask
 
 
 def test_soft_masks_pixel_by_pixel() -> None:
@@ -26,27 +26,27 @@ def test_soft_masks_pixel_by_pixel() -> None:
 
 
 def test_soft_masks_are_the_weight_of_the_image_itself() -> None:
-    """White images among black ones: a white one is white at its mask's centre."""
+    """White images among black ones: a white one is white at its mask's center."""
     images = torch.zeros(2, 1, HEIGHT, WIDTH)
     images[0] = 1
     perm = torch.tensor([[0, 1], [1, 0]])
-    draw = SmoothMixDraw(perm, torch.tensor([[3, 3], [6, 5]]), torch.full((2, 1), 0.3))
-    mixed = make(SmoothMix).mix(images, torch.eye(2), draw)
+    params = SmoothMixParams(perm, torch.tensor([[3, 3], [6, 5]]), torch.full((2, 1), 0.3))
+    mixed = make(SmoothMix).mix(images, torch.eye(2), params)
     assert mixed.images[0, 0, 3, 3] == 1
     assert mixed.images[1, 0, 6, 5] == 0
     assert mixed.targets[0, 0].item() == pytest.approx(mixed.images[0].mean().item())
     assert mixed.targets[1, 0].item() == pytest.approx(mixed.images[1].mean().item())
 
 
-def test_smoothmix_scales_and_centres() -> None:
+def test_smoothmix_scales_and_centers() -> None:
     for pattern, low, high in (("circle", 0.25, 0.5), ("square", 0.0, 1.0)):
-        draw = draw_smoothmix(4000, 16, 8, pattern, rng(), per_sample=True)  # type: ignore[arg-type]
+        params = draw_smoothmix(4000, 16, 8, pattern, rng(), per_sample=True)  # type: ignore[arg-type]
         assert (
-            scipy.stats.kstest(draw.scale[:, 0].numpy(), "uniform", (low, high - low)).pvalue
+            scipy.stats.kstest(params.scale[:, 0].numpy(), "uniform", (low, high - low)).pvalue
             > 0.001
         )
         for column, size in enumerate((16, 8)):
-            counts = torch.bincount(draw.center[:, column], minlength=size)
+            counts = torch.bincount(params.center[:, column], minlength=size)
             assert scipy.stats.chisquare(counts.numpy()).pvalue > 0.001
     vanishing = smooth_mask(torch.tensor([[3, 3]]), torch.zeros(1, 1), 8, 8, "square", 0.2)
     assert vanishing.sum() == 1

@@ -9,15 +9,15 @@ from given import make, rng, telling_network, toys
 from tiny import CLASSES, state_of, toy_images
 from torch import Tensor
 
-from adautomix.methods.base import draw_partners
 from adautomix.methods.snapmix import (
     SnapMix,
-    SnapMixDraw,
+    SnapMixParams,
     activation_maps,
     draw_snapmix,
     percent_maps,
     resized_boxes,
 )
+from adautomix.mixing.params import draw_partners
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +31,17 @@ BOXES = [[0, 6, 2, 9], [3, 4, 0, 16], [0, 16, 0, 16], [5, 12, 7, 8], [0, 0, 0, 0
 TAKEN = [[4, 14, 1, 5], [0, 8, 8, 12], [2, 5, 3, 11], [0, 16, 0, 16], [0, 0, 0, 0]]
 
 
-def snapmix_draw() -> SnapMixDraw:
-    return SnapMixDraw(draw_partners(5, rng(3)), torch.tensor(BOXES), torch.tensor(TAKEN))
+def snapmix_draw() -> SnapMixParams:
+    return SnapMixParams(draw_partners(5, rng(3)), torch.tensor(BOXES), torch.tensor(TAKEN))
 
 
 def test_snapmix_by_cropping_and_resizing(student: Any) -> None:
     images, targets = toy_images(5, size=16)[0], torch.eye(5)
     maps = torch.rand(5, 4, 4, generator=rng(6))
-    draw = snapmix_draw()
-    mixed = make(SnapMix, student).mix(images, targets, draw, maps=maps)
+    params = snapmix_draw()
+    mixed = make(SnapMix, student).mix(images, targets, params, maps=maps)
     for b, (box, taken) in enumerate(zip(BOXES, TAKEN, strict=True)):
-        own, partner = draw.perm[b].tolist()
+        own, partner = params.perm[b].tolist()
         top, bottom, left, right = box
         first, end, begin, stop = taken
         expected = images[own].clone()
@@ -88,15 +88,15 @@ def test_snapmix_maps_are_the_classes_logits_place_by_place() -> None:
     model, (images, targets) = telling_network().eval(), toys()
     hard = F.one_hot(torch.arange(7) % CLASSES, CLASSES).float()
     method = make(SnapMix, model)
-    maps = method.look(images, hard, model, None, None)["maps"]
+    maps = method.extract_features(images, hard, model, None, None)["maps"]
     assert maps.shape == (7, 2, 2)
     with torch.no_grad():
         logits = (model(images) - model.heads["clean"].bias)[hard.bool()]
     torch.testing.assert_close(maps.mean(dim=(1, 2)), logits, atol=1e-4, rtol=1e-4)
-    soft = method.look(images, targets, model, None, None)["maps"]
+    soft = method.extract_features(images, targets, model, None, None)["maps"]
     by_class = torch.stack(
         [
-            method.look(images, torch.eye(CLASSES)[[k] * 7], model, None, None)["maps"]
+            method.extract_features(images, torch.eye(CLASSES)[[k] * 7], model, None, None)["maps"]
             for k in range(CLASSES)
         ],
         dim=1,
@@ -120,16 +120,16 @@ def test_activation_maps_see_only_what_is_positive() -> None:
 def test_snapmix_looks_without_a_trace(student: Any) -> None:
     kept, modes = state_of(student), [module.training for module in student.modules()]
     images, targets = toys()
-    seen = make(SnapMix, student).look(images, targets, student, None, None)
-    assert not seen["maps"].requires_grad
+    features = make(SnapMix, student).extract_features(images, targets, student, None, None)
+    assert not features["maps"].requires_grad
     assert all(torch.equal(value, kept[name]) for name, value in student.state_dict().items())
     assert [module.training for module in student.modules()] == modes
 
 
 def test_snapmix_boxes_are_independent_and_empty_together() -> None:
-    draw = draw_snapmix(4000, 16, 24, 0.5, rng(), per_sample=True)
-    sides = [(b[:, 1] - b[:, 0]).double() for b in (draw.box, draw.source)]
-    empty = [(b[:, 1::2] <= b[:, 0::2]).any(dim=1) for b in (draw.box, draw.source)]
+    params = draw_snapmix(4000, 16, 24, 0.5, rng(), per_sample=True)
+    sides = [(b[:, 1] - b[:, 0]).double() for b in (params.box, params.source)]
+    empty = [(b[:, 1::2] <= b[:, 0::2]).any(dim=1) for b in (params.box, params.source)]
     assert torch.equal(empty[0], empty[1])
     assert 0 < empty[0].sum() < 4000
     filled = ~empty[0]

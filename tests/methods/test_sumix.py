@@ -9,9 +9,10 @@ from given import make, rng, toys
 from tiny import CLASSES, TinyClassifier, gradients_of, tiny_classifier, toy_images
 from torch import Tensor, nn
 
-from adautomix.methods.base import Mixed, Sources, soft_targets
+from adautomix.methods.base import MixInputs
 from adautomix.methods.cutmix import CutMix
 from adautomix.methods.sumix import SUMix, corrected_lam, semantic_distance
+from adautomix.mixing.ops import Mixed, soft_targets
 
 
 class Pooling(TinyClassifier):
@@ -33,7 +34,7 @@ def softmax(values: list[float]) -> list[float]:
     return [value / sum(exponentials) for value in exponentials]
 
 
-def normalised(values: list[float]) -> list[float]:
+def normalized(values: list[float]) -> list[float]:
     length = math.sqrt(sum(value**2 for value in values))
     return [value / length for value in values]
 
@@ -47,7 +48,7 @@ def sumix_by_hand(
         with torch.no_grad():
             pooled = model.features(batch).pooled
             doubt = method.uncertainty(pooled).double().tolist()
-            return model.logits(pooled).double().tolist(), [normalised(softmax(u)) for u in doubt]
+            return model.logits(pooled).double().tolist(), [normalized(softmax(u)) for u in doubt]
 
     logits, doubts = predict(images)
     mixed_logits, mixed_doubts = predict(mixed.images)
@@ -63,7 +64,7 @@ def sumix_by_hand(
             p[labels[other]] = 0.0
             alpha = [
                 scale * value
-                for value in normalised(softmax([m - c for m, c in zip(p_mix, p, strict=True)]))
+                for value in normalized(softmax([m - c for m, c in zip(p_mix, p, strict=True)]))
             ]
             weights.append(lam * math.exp(-alpha[labels[source]]))
             beta = [u + v for u, v in zip(doubts[source], mixed_doubts[b], strict=True)]
@@ -92,15 +93,15 @@ def test_sumix_sample_by_sample(scale: float | None) -> None:
     method, model = sumix(scale=scale, options={"per_sample": True}, gamma=0.7)
     images, _ = toy_images(7)
     labels = torch.tensor([0, 1, 2, 3, 4, 0, 1])
-    draw = method.draw(images.shape, rng(4), 0)
-    sources = Sources(images, soft_targets(labels, CLASSES), {})
-    losses = method.terms(sources, model, None, draw)
-    mixed = method.mix(images, sources.targets, draw)
+    params = method.make_params(images.shape, rng(4), 0)
+    sources = MixInputs(images, soft_targets(labels, CLASSES), {})
+    losses = method.compute_loss(sources, model, None, params)
+    mixed = method.mix(images, sources.targets, params)
     expected = sumix_by_hand(model, method, images, labels.tolist(), mixed, scale or 7)
     assert losses["mixed"].item() == pytest.approx(expected[0], rel=1e-4)
     assert losses["uncertainty"].item() == pytest.approx(expected[1], rel=1e-4)
     assert losses["loss"].item() == pytest.approx(expected[0] + 0.7 * expected[1], rel=1e-4)
-    assert set(losses) == {"loss", "mixed", "uncertainty", "captured"}
+    assert set(losses) == {"loss", "mixed", "uncertainty", "mixture_accuracy"}
     assert len(set(expected[2])) == 7
     apart = max(abs(a - b) for a, b in zip(expected[2], mixed.lam[:, 0].tolist(), strict=True))
     assert apart > 0.01, "λ is corrected"
@@ -167,15 +168,15 @@ def test_sumix_in_parts_is_sumix_at_once() -> None:
     """Without batch norm's statistics: the partners' doubts keep their gradient."""
     images, targets = toys(6)
     method, model = make(SUMix, tiny_classifier(), scale=2.0), tiny_classifier().eval()
-    draw = method.draw(images.shape, rng(), 0)
-    whole = Sources(images, targets, {})
-    method.terms(whole, model, None, draw)["loss"].backward()
+    params = method.make_params(images.shape, rng(), 0)
+    whole = MixInputs(images, targets, {})
+    method.compute_loss(whole, model, None, params)["loss"].backward()
     at_once = gradients_of(model)
     model.zero_grad()
     for own in (slice(0, 2), slice(2, 6)):
-        part = Sources(images, targets, {}, own)
+        part = MixInputs(images, targets, {}, own)
         share = (own.stop - own.start) / 6
-        (share * method.terms(part, model, None, draw.rows(own))["loss"]).backward()
+        (share * method.compute_loss(part, model, None, params.rows(own))["loss"]).backward()
     for name, gradient in gradients_of(model).items():
         torch.testing.assert_close(gradient, at_once[name], atol=1e-6, rtol=1e-4)
 
@@ -191,10 +192,12 @@ def test_sumix_of_a_large_batch_is_finite() -> None:
 def test_permuting_lam_changes_the_loss() -> None:
     method, model = sumix(options={"per_sample": True})
     images, labels = toy_images(7)
-    draw = method.draw(images.shape, rng(), 0)
-    sources = Sources(images, soft_targets(labels, CLASSES), {})
-    shuffled = type(draw)(draw.perm, draw.box.flip(0), draw.shared)
-    one, other = (method.terms(sources, model, None, d)["loss"].item() for d in (draw, shuffled))
+    params = method.make_params(images.shape, rng(), 0)
+    sources = MixInputs(images, soft_targets(labels, CLASSES), {})
+    shuffled = type(params)(params.perm, params.box.flip(0), params.shared)
+    one, other = (
+        method.compute_loss(sources, model, None, d)["loss"].item() for d in (params, shuffled)
+    )
     assert one != pytest.approx(other, abs=1e-4)
 
 
@@ -202,9 +205,9 @@ def test_sumix_wraps_the_method_asked_for() -> None:
     images, targets = toys()
     method = make(SUMix, tiny_classifier(), mix="cutmix", options={"alpha": 0.3})
     plain = make(CutMix, alpha=0.3)
-    mixed = method.mix(images, targets, method.draw(images.shape, rng(), 0))
+    mixed = method.mix(images, targets, method.make_params(images.shape, rng(), 0))
     assert torch.equal(
-        mixed.images, plain.mix(images, targets, plain.draw(images.shape, rng(), 0)).images
+        mixed.images, plain.mix(images, targets, plain.make_params(images.shape, rng(), 0)).images
     )
     alone = make(SUMix, tiny_classifier(), mix="vanilla")
     losses = alone.losses(images, targets, tiny_classifier(), None, 0)

@@ -1,1 +1,1 @@
-"""Measurements of speed: this package's own steps and mixes, and those of its peers."""
+"""Time the real training step, and plan a run."""

@@ -13,11 +13,11 @@ import torch
 from adautomix.bench.steps import time_steps
 from adautomix.bench.workload import Row, Workload, endless, endless_trainer, time_call
 from adautomix.config import TrainConfig, merge
+from adautomix.device import peak_memory_mib
 from adautomix.methods import find_method
+from adautomix.runs.build import load_images
+from adautomix.runs.folder import RunFolder
 from adautomix.training.loop import Trainer
-from adautomix.training.run_folder import RunFolder
-from adautomix.training.runtime import peak_memory_mib
-from adautomix.training.setup import load_images
 
 AXES = {"batch_size": "images a batch", "image_size": "image side, pixels", "n": "N, images a mix"}
 """What can grow, and what a reader is told that it is."""
@@ -27,14 +27,14 @@ POINTS = {"batch_size": (25, 50, 100, 200), "image_size": (16, 32, 48, 64), "n":
 def time_growth(
     work: Workload,
     points: Mapping[str, Sequence[int]] = POINTS,
-    told: Callable[[str], None] = lambda point: None,
+    on_progress: Callable[[str], None] = lambda point: None,
 ) -> list[Row]:
     """Median step of each method while one kind of work grows and the rest stays as set.
 
     Args:
         work: what to measure; along "n" only the methods that have such a setting.
         points: along each of `AXES` the values to time at.
-        told: called with each point before it is timed.
+        on_progress: called with each point before it is timed.
 
     Returns:
         Rows with "axis", "value", "method" and "seconds".
@@ -42,7 +42,7 @@ def time_growth(
     rows = []
     for axis, value in ((axis, value) for axis, values in points.items() for value in values):
         if (grown := grow(work, axis, value)).methods:
-            told(f"{axis} {value}")
+            on_progress(f"{axis} {value}")
             point = {"axis": axis, "value": value}
             timings = time_steps(grown)
             rows += [point | {"method": t.method, "seconds": t.median} for t in timings]

@@ -18,7 +18,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-import adautomix.mix
+import adautomix.functional
 from adautomix.bench.peers import PEERS, is_installed, require_peer
 from adautomix.bench.workload import Measured, time_call
 from adautomix.errors import UsageError
@@ -52,8 +52,8 @@ class MixTiming(Measured):
 
 
 def our_mixer(method: str, mode: Mode) -> Mixer:
-    """The function of `adautomix.mix`."""
-    mix = getattr(adautomix.mix, method)
+    """The function of `adautomix.functional`."""
+    mix = getattr(adautomix.functional, method)
     return lambda images, labels: mix(
         images, labels, num_classes=CLASSES, per_sample=mode == "sample"
     )

@@ -77,7 +77,7 @@ class OpenMixupStep:
     device: torch.device
 
     def __call__(self) -> None:
-        """Forward, backward, optimiser and the peer's moving average, as its runner has them."""
+        """Forward, backward, optimizer and the peer's moving average, as its runner has them."""
         with cuda_means(self.device):
             loss = self.model.train_step(self.batch, self.optimizer)["loss"]
             self.optimizer.zero_grad()
@@ -115,7 +115,7 @@ def openmixup_step(
         network = import_openmixup_models().build_model(config).to(device).train()
     # It would draw three figures a step, whatever its settings; they are no part of training.
     network.co_plot_mix = lambda *args, **kwargs: None
-    # Its recipes name PyTorch's SGD; its own module of optimisers no longer imports.
+    # Its recipes name PyTorch's SGD; its own module of optimizers no longer imports.
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.01, momentum=0.9, weight_decay=1e-4)
     return OpenMixupStep(network, optimizer, noise(batch_size, classes, size, device), device)

@@ -22,7 +22,7 @@ from adautomix.bench.workload import Row, Workload, cycle, endless, endless_trai
 from adautomix.errors import UsageError
 from adautomix.training.loop import Trainer
 
-PHASES = ("data", "teacher", "generator", "student forward", "backward", "optimiser", "average")
+PHASES = ("data", "teacher", "generator", "student forward", "backward", "optimizer", "average")
 REST = "rest"  # mixing, losses, meters
 PASSES = ("features", "feature_map", "logits", "forward")  # the ways through a Classifier
 
@@ -123,7 +123,7 @@ def parts_of(trainer: Trainer) -> list[tuple[Any, str, str]]:
         (step, "inputs", "data"),
         (trainer.batches, "augment", "data"),
         (torch.autograd, "backward", "backward"),  # what the loss's own method calls
-        (step, "apply_gradients", "optimiser"),
+        (step, "apply_gradients", "optimizer"),
         (trainer.teacher, "update", "average"),
     ]
     parts += [(trainer.teacher.model, name, "teacher") for name in PASSES]

@@ -1,4 +1,4 @@
-"""What a run would cost, before it is started: some real steps of it and of its neighbours."""
+"""What a run would cost, before it is started: some real steps of it and of its neighbors."""
 
 import statistics
 from dataclasses import replace
@@ -7,17 +7,19 @@ from functools import partial
 import torch
 
 from adautomix.bench.steps import Makers, Timing, time_by_turns
-from adautomix.bench.workload import Row, Told, endless_trainer, real_step, time_call
+from adautomix.bench.workload import ProgressCallback, Row, endless_trainer, real_step, time_call
 from adautomix.config import TrainConfig
+from adautomix.device import autocast
+from adautomix.runs.build import load_images
 from adautomix.training.loop import Trainer
-from adautomix.training.runtime import autocast
-from adautomix.training.setup import load_images
 
 NEIGHBOURS = ("vanilla", "mixup")  # what a plain step costs, and one that mixes
 
 
-def plan(config: TrainConfig, *, steps: int = 20, told: Told = lambda done: None) -> list[Row]:
-    """Cost of the run and of the same run with neighbouring methods, from timed steps by turns.
+def plan(
+    config: TrainConfig, *, steps: int = 20, on_progress: ProgressCallback = lambda done: None
+) -> list[Row]:
+    """Cost of the run and of the same run with neighboring methods, from timed steps by turns.
 
     The steps are the trainer's own on the run's own images, teacher included. Nothing is written,
     but for the cache of decoded images that the run itself would make.
@@ -25,7 +27,7 @@ def plan(config: TrainConfig, *, steps: int = 20, told: Told = lambda done: None
     Args:
         config: the settings of the run.
         steps: measured steps a method, at least 2.
-        told: called with the number of rounds done.
+        on_progress: called with the number of rounds done.
 
     Returns:
         Rows, that of the method asked for first. "seconds_an_epoch" and "hours" to the end count
@@ -35,13 +37,13 @@ def plan(config: TrainConfig, *, steps: int = 20, told: Told = lambda done: None
         UsageError: the images cannot be loaded, or a setting does not fit them.
     """
     data = load_images(config)
-    # Copied, not made anew: a neighbour keeps settings that only the asked-for method may have.
+    # Copied, not made anew: a neighbor keeps settings that only the asked-for method may have.
     configs = [
         config.model_copy(update={"method": name})
         for name in dict.fromkeys((config.method, *NEIGHBOURS))
     ]
     makers: Makers = {one.method: partial(real_step, one, data) for one in configs}
-    timings = time_by_turns(makers, config, steps=steps, told=told)
+    timings = time_by_turns(makers, config, steps=steps, on_progress=on_progress)
     trainer = endless_trainer(config, data)
     evaluation = seconds_to_evaluate(trainer)
     return [cost(config, timing, trainer.batches.steps_per_epoch, evaluation) for timing in timings]

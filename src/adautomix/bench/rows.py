@@ -19,8 +19,8 @@ import torch
 
 from adautomix.bench.peers import PEERS
 from adautomix.bench.workload import Row
+from adautomix.device import versions
 from adautomix.errors import UsageError
-from adautomix.training.runtime import versions
 
 
 def append(

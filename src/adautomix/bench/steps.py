@@ -9,18 +9,19 @@ import torch
 from adautomix.bench.peers import OPENMIXUP_MIXERS, openmixup_step
 from adautomix.bench.workload import (
     Measured,
+    ProgressCallback,
     Row,
     Step,
-    Told,
     Workload,
     cycle,
     real_step,
     time_call,
 )
 from adautomix.config import TrainConfig
+from adautomix.device import peak_memory_mib, pick_device
 from adautomix.errors import UsageError
 from adautomix.training.graphs import EAGER_STEPS
-from adautomix.training.runtime import peak_memory_mib, pick_device, pick_runtime
+from adautomix.training.runtimes import pick_runtime
 
 Makers = dict[str, Callable[[], Step]]
 
@@ -43,7 +44,7 @@ class Timing(Measured):
 
 
 def time_steps(
-    work: Workload, *, vs_openmixup: bool = False, told: Told = lambda done: None
+    work: Workload, *, vs_openmixup: bool = False, on_progress: ProgressCallback = lambda done: None
 ) -> list[Timing]:
     """Time steps of each method: the trainer's own, from reading a batch to the teacher.
 
@@ -51,7 +52,7 @@ def time_steps(
         work: what to measure.
         vs_openmixup: let openmixup's steps of the same methods, where it has them, join the
             turns. Its batch lies ready: neither reading nor augmentation is counted there.
-        told: called with the number of rounds done.
+        on_progress: called with the number of rounds done.
 
     Raises:
         UsageError: a setting is wrong, or openmixup has no such network.
@@ -60,7 +61,7 @@ def time_steps(
     makers: Makers = {config.method: partial(real_step, config, data) for config in configs}
     if vs_openmixup:
         makers |= openmixup_makers(work)
-    return time_by_turns(makers, max(configs, key=cycle), steps=work.steps, told=told)
+    return time_by_turns(makers, max(configs, key=cycle), steps=work.steps, on_progress=on_progress)
 
 
 def openmixup_makers(work: Workload) -> Makers:
@@ -93,7 +94,7 @@ def time_by_turns(
     config: TrainConfig,
     *,
     steps: int,
-    told: Told = lambda done: None,
+    on_progress: ProgressCallback = lambda done: None,
 ) -> list[Timing]:
     """Time `steps` steps of each, one of each in turn, after some to warm up.
 
@@ -103,7 +104,7 @@ def time_by_turns(
         makers: for each name, what makes its step.
         config: batch size, device and runtime of all, and the longest cycle of kinds of step.
         steps: measured steps of each.
-        told: called with the number of rounds done.
+        on_progress: called with the number of rounds done.
     """
     device = pick_device(config.device)
     made = [warmed_up(make, config, device) for make in makers.values()]
@@ -111,7 +112,7 @@ def time_by_turns(
     for round_ in range(steps):
         for (step, _), row in zip(made, seconds, strict=True):
             row.append(time_call(step, device))
-        told(round_ + 1)
+        on_progress(round_ + 1)
     # On the CPU all there is to see is what the process grew to, which all methods share.
     alone = peak_memory_mib(device) if len(made) == 1 else None
     return [

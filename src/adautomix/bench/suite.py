@@ -7,7 +7,7 @@ from adautomix.bench.peers import require_peer
 from adautomix.bench.phases import require_seams, time_phases
 from adautomix.bench.steps import side_by_side, step_rows, time_steps
 from adautomix.bench.work import work_rows
-from adautomix.bench.workload import Row, Told, Workload
+from adautomix.bench.workload import ProgressCallback, Row, Workload
 
 MIXED = ("mixup", "cutmix")  # what other libraries mix with too
 
@@ -19,7 +19,7 @@ def run_suite(
     phases: bool = False,
     work: bool = False,
     mixing: bool = False,
-    told: Told = lambda done: None,
+    on_progress: ProgressCallback = lambda done: None,
 ) -> dict[str, list[Row]]:
     """Measure, and return rows of data by kind: "steps", "peers", "phases", "work", "mixing".
 
@@ -29,7 +29,7 @@ def run_suite(
         phases: also where the time of a step goes.
         work: also the operations of a step and the machine's peak.
         mixing: mixing alone and no steps, against the named peers or all that are installed.
-        told: called with the number of rounds of steps done.
+        on_progress: called with the number of rounds of steps done.
 
     Raises:
         UsageError: a setting is wrong, or a peer is not installed.
@@ -42,7 +42,7 @@ def run_suite(
     if mixing:
         return {"mixing": measure_mixing(asked, libraries)}
     openmixup = "openmixup" in peers
-    timings = time_steps(asked, vs_openmixup=openmixup, told=told)
+    timings = time_steps(asked, vs_openmixup=openmixup, on_progress=on_progress)
     results = {"steps": step_rows(timings)}
     if openmixup:
         results["peers"] = side_by_side(timings)

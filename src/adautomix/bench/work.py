@@ -20,7 +20,7 @@ from adautomix.bench.steps import Timing
 from adautomix.bench.workload import Row, Workload, cycle, real_step, time_call
 from adautomix.config import TrainConfig
 from adautomix.data import ImageData
-from adautomix.training.runtime import DTYPES
+from adautomix.device import DTYPES
 
 PEAK_ROUNDS = 5
 SIDES = {"cpu": 2048, "cuda": 8192}  # of matrices that keep every unit busy for a while

@@ -12,18 +12,18 @@ import torch
 
 from adautomix.config import TrainConfig, make_config, merge
 from adautomix.data import Batch, ImageData
-from adautomix.data.sets import InMemory, suited_crop
+from adautomix.data.dataset import InMemory, suited_crop
+from adautomix.device import pick_device
 from adautomix.errors import UsageError
+from adautomix.runs.folder import RunFolder
 from adautomix.training.loop import Trainer
-from adautomix.training.run_folder import RunFolder
-from adautomix.training.runtime import pick_device
 
 LASTING = 5000  # steps, more than anybody measures
 NOWHERE = Path(os.devnull)  # a measurement writes no run folder
 
 Row = dict[str, Any]
 Step = Callable[[], None]
-Told = Callable[[int], None]
+ProgressCallback = Callable[[int], None]
 
 
 class Measured:

@@ -1,1 +1,1 @@
-"""Proofs about anybody's mixing: `ledger` counts pixels, `doctor` looks at a training loop."""
+"""Check labels against pixels, and training loops for mistakes with mixing."""

@@ -27,7 +27,7 @@ import torch
 
 from adautomix.checks.ranks import Mixes, two_processes
 from adautomix.checks.script import address_of
-from adautomix.checks.watch import ROUNDING, LossCall, Seen, lit_batches, watch
+from adautomix.checks.watch import ROUNDING, LossCall, StepTrace, lit_batches, watch
 from adautomix.checks.watch import Loop as Loop
 from adautomix.errors import UsageError
 
@@ -76,7 +76,7 @@ def examine(
         return [*findings, *same_mixes(mixes_of_processes())]
 
 
-def never_mixed(steps: Sequence[Seen]) -> Iterator[Finding]:
+def never_mixed(steps: Sequence[StepTrace]) -> Iterator[Finding]:
     """Where no training batch was mixed, which no silence should hide."""
     if not any(step.mixed for step in steps):
         yield Finding(
@@ -86,7 +86,7 @@ def never_mixed(steps: Sequence[Seen]) -> Iterator[Finding]:
         )
 
 
-def hard_labels(steps: Sequence[Seen]) -> Iterator[Finding]:
+def hard_labels(steps: Sequence[StepTrace]) -> Iterator[Finding]:
     """Where mixed images are learned with one class each.
 
     In half of the mixed steps at least: in a few, two classes may happen to be mixed each with
@@ -113,7 +113,7 @@ def has_one_class(losses: Sequence[LossCall]) -> bool:
     return len(named) == len(losses) and all(torch.equal(named[0], classes) for classes in named)
 
 
-def mixed_in_validation(steps: Sequence[Seen]) -> Iterator[Finding]:
+def mixed_in_validation(steps: Sequence[StepTrace]) -> Iterator[Finding]:
     """Where validation sees mixed images."""
     mixed = sum(bool(step.mixed) for step in steps)
     if mixed:

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adautomix.checks.ledger import Count, LedgerRow, Trial
+from adautomix.checks.label_ledger import Count, LedgerRow, Trial
 from adautomix.checks.script import load_named
-from adautomix.checks.seeded import seeded
 from adautomix.errors import UsageError
 from adautomix.methods import Mixed
+from adautomix.rng import seeded
 
 Mixer = Callable[[Tensor, Tensor], Any]
 
@@ -25,12 +25,12 @@ def check_object(
     Called with float images `[B, B, S, S]` and labels 0 … B-1, it may return
 
     - images and labels, soft `[M, K]` or classes `[M]`, as timm's and torchvision's do;
-    - a `Mixed`, as the functions of `adautomix.mix` do;
+    - a `Mixed`, as the functions of `adautomix.functional` do;
     - images, labels, partners' labels and λ, the weight of the first, as in many a script;
     - images and rows of (label, partner's label, λ), `[M, 3]` or several of these, as kornia's do.
       Its mixers do not agree on whose weight λ is: the verdict says which reading fits.
 
-    It is to take any number of channels: leave normalisation and the like out of what is checked.
+    It is to take any number of channels: leave normalization and the like out of what is checked.
 
     Args:
         mixer: called afresh for every batch; it may work in place.

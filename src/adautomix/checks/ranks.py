@@ -68,8 +68,8 @@ def wait_for(processes: dict[Path, "subprocess.Popen[bytes]"]) -> list[Mixes]:
     while time.monotonic() < end:
         codes = {file: process.poll() for file, process in processes.items()}
         if failed := [file for file, code in codes.items() if code]:
-            told = failed[0].read_text() if failed[0].exists() else f"exit {codes[failed[0]]}"
-            raise RunError(f"the loop failed in {PROCESSES} processes ({told}): {ALONE}")
+            text = failed[0].read_text() if failed[0].exists() else f"exit {codes[failed[0]]}"
+            raise RunError(f"the loop failed in {PROCESSES} processes ({text}): {ALONE}")
         if None not in codes.values():
             return [json.loads(file.read_text()) for file in codes]
         time.sleep(0.05)
@@ -88,11 +88,11 @@ def main(address: str, steps: str, file: str) -> None:
     try:
         loop = load_named(address)()
         seen = watch(loop.train_step, lit_batches(loop, int(steps)))
-        told = json.dumps([[rows.tolist() for rows in step.mixed] for step in seen])
+        text = json.dumps([[rows.tolist() for rows in step.mixed] for step in seen])
     except Exception as error:
         Path(file).write_text(f"{type(error).__name__}: {error}")
         raise
-    Path(file).write_text(told)
+    Path(file).write_text(text)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class Loop:
 
     Attributes:
         train_step: takes images `[B, C, H, W]` and labels as the loader gives them, and does all
-            that is done in training with a batch: mixing, forward, loss, backward, optimiser.
+            that is done in training with a batch: mixing, forward, loss, backward, optimizer.
         batches: (images, labels) of the loader, B at least 6. Only the first is read, for its
             shape and its classes: the doctor makes batches of its own after it.
         validate: takes images and labels too, and does what is done with a batch in validation.
@@ -79,7 +79,7 @@ class LossCall:
 
 
 @dataclass
-class Seen:
+class StepTrace:
     """What was seen in one step.
 
     Attributes:
@@ -111,7 +111,7 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.channels = {1, 3, batch.shape[1]}
         self.pixels = batch[0].numel()
-        self.seen = Seen(len(batch))
+        self.seen = StepTrace(len(batch))
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -133,7 +133,7 @@ class Watch(TorchFunctionMode):
             self.seen.inputs.append(values.detach().double().flatten(1).mean(dim=1).cpu())
 
 
-def watch(call: Callable[[Tensor, Tensor], Any], batches: Iterable[Batch]) -> list[Seen]:
+def watch(call: Callable[[Tensor, Tensor], Any], batches: Iterable[Batch]) -> list[StepTrace]:
     """Call a part of a loop on each batch and see what it does.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Batched crop, flip and normalisation on the device.
+"""Batched crop, flip and normalization on the device.
 
 Random parameters are drawn apart from being applied: a draw is a small object of CPU tensors,
 and applying it is a pure function of images and draw. Images are squares, `[B, C, S, S]`.
@@ -18,7 +18,7 @@ _TRIES = 10  # boxes drawn per image before a whole-image box is taken, as the f
 
 
 @dataclass(frozen=True)
-class _Draw:
+class _Params:
     flip: Tensor
     """bool `[B]`: mirrored left to right."""
 
@@ -36,7 +36,7 @@ class _Draw:
 
 
 @dataclass(frozen=True)
-class CropDraw(_Draw):
+class CropParams(_Params):
     """Where each image of a batch is cut out of its padded self."""
 
     top: Tensor
@@ -46,7 +46,7 @@ class CropDraw(_Draw):
 
 
 @dataclass(frozen=True)
-class ResizedCropDraw(_Draw):
+class ResizedCropParams(_Params):
     """The box cut out of each image of a batch, relative to the image's side."""
 
     height: Tensor
@@ -71,13 +71,13 @@ def _draw_flip(batch: int, flip: bool, generator: torch.Generator) -> Tensor:
     return torch.rand(batch, generator=generator) < (0.5 if flip else 0.0)
 
 
-def draw_crop(batch: int, pad: int, flip: bool, generator: torch.Generator) -> CropDraw:
+def draw_crop(batch: int, pad: int, flip: bool, generator: torch.Generator) -> CropParams:
     """Uniform offsets into images padded by `pad` pixels; each flipped half the time if `flip`."""
     top, left = torch.randint(2 * pad + 1, (2, batch), generator=generator)
-    return CropDraw(flip=_draw_flip(batch, flip, generator), top=top, left=left)
+    return CropParams(flip=_draw_flip(batch, flip, generator), top=top, left=left)
 
 
-def apply_crop(images: Tensor, draw: CropDraw, pad: int) -> Tensor:
+def apply_crop(images: Tensor, draw: CropParams, pad: int) -> Tensor:
     """Crop images `[B, C, S, S]` out of themselves padded by reflection, then flip.
 
     The padding is never made: each output pixel looks up where it comes from. Returns the
@@ -108,7 +108,7 @@ def draw_resized_crop(
     generator: torch.Generator,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> ResizedCropDraw:
+) -> ResizedCropParams:
     """Boxes of random area (`scale`, share of the image) and shape (`ratio`, width by height).
 
     Area is uniform, the logarithm of the ratio is uniform, the place is uniform. Boxes that
@@ -123,7 +123,7 @@ def draw_resized_crop(
     found = fits.any(1)
     widest = min(max(1.0, ratio[0]), ratio[1])  # the allowed shape nearest to a square
     top, left = torch.rand(2, batch, generator=generator)
-    return ResizedCropDraw(
+    return ResizedCropParams(
         flip=_draw_flip(batch, flip, generator),
         height=torch.where(found, height.gather(1, first)[:, 0], min(1.0, 1 / widest)),
         width=torch.where(found, width.gather(1, first)[:, 0], min(1.0, widest)),
@@ -132,7 +132,7 @@ def draw_resized_crop(
     )
 
 
-def apply_resized_crop(images: Tensor, draw: ResizedCropDraw, size: int) -> Tensor:
+def apply_resized_crop(images: Tensor, draw: ResizedCropParams, size: int) -> Tensor:
     """Resize each image's box to `size` × `size` and flip: float32 `[B, C, size, size]`, 0 to 255.
 
     Bilinear with antialiasing. Resampling is separable and linear, so a batch whose boxes all

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from adautomix.data.color import Moments, Pixels, image_moments
-from adautomix.data.decoders import BadRows
+from adautomix.data.decoding.decoders import BadRows
 from adautomix.errors import RunError
 
 FORMAT = 1  # raise it when decoding gives other pixels

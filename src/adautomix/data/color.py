@@ -20,7 +20,7 @@ def image_moments(pixels: Pixels) -> Moments:
 def mean_and_std(moments: Moments) -> tuple[Color, Color]:
     """Mean and deviation of all pixels of the images with these moments."""
     mean, square = moments.mean(0)
-    std = np.sqrt(np.maximum(square - mean**2, 0)).clip(min=1 / 255)  # of one flat colour: not 0
+    std = np.sqrt(np.maximum(square - mean**2, 0)).clip(min=1 / 255)  # of one flat color: not 0
     return _color(mean), _color(std)
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from adautomix.data import cifar
 from adautomix.data.augment import resize
 from adautomix.data.color import image_moments, mean_and_std
-from adautomix.data.files import ImageFolder
+from adautomix.data.dataset import Collection, ImageData, InMemory, suited_crop
+from adautomix.data.image_folder import ImageFolder
 from adautomix.data.partition import partition
-from adautomix.data.sets import Collection, ImageData, InMemory, suited_crop
 from adautomix.errors import UsageError
 
 _BY_NAME = {
@@ -111,8 +111,8 @@ def _digits(image_size: int | None) -> Collection:
     from sklearn.datasets import load_digits  # late: it takes a second
 
     digits = load_digits()
-    grey = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
-    large = F.interpolate(grey, (32, 32), mode="bilinear").round().to(torch.uint8)
+    gray = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
+    large = F.interpolate(gray, (32, 32), mode="bilinear").round().to(torch.uint8)
     images = _at_most(large.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous(), image_size)
     moments = image_moments(images.numpy())
     return Collection(

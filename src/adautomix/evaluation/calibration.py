@@ -15,8 +15,14 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from adautomix.evaluation.subject import Subject
-from adautomix.evaluation.suite import NotApplicableError, Parts, Suite, SuiteResult, SuiteSettings
+from adautomix.evaluation.suite import (
+    NotApplicableError,
+    ResultCache,
+    Suite,
+    SuiteResult,
+    SuiteSettings,
+)
+from adautomix.evaluation.target import EvalTarget
 
 TEMPERATURES = (0.01, 100.0)
 """Between these T is sought. Where all fitted images are right, NLL falls down to the lower one."""
@@ -169,7 +175,7 @@ def figures(logits: Tensor, labels: Tensor, bins: int, temperature: float = 1.0)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature, within `TEMPERATURES`, that minimises the NLL of logits `[n, K]`.
+    """The temperature, within `TEMPERATURES`, that minimizes the NLL of logits `[n, K]`.
 
     NLL is convex in 1/T, so it has one valley over log T, where it is sought.
     """
@@ -193,7 +199,7 @@ class HeldOut(NamedTuple):
     scored: tuple[dict[str, Tensor], Tensor]
 
 
-def hold_out(subject: Subject) -> HeldOut:
+def hold_out(subject: EvalTarget) -> HeldOut:
     """The `val` split to fit on, or a half of the test images that is then not scored.
 
     Raises:
@@ -224,7 +230,7 @@ def at(rows: Tensor, logits: dict[str, Tensor], labels: Tensor) -> tuple[dict[st
 
 
 def run_calibration(
-    subject: Subject, settings: CalibrationSettings, parts: Parts
+    subject: EvalTarget, settings: CalibrationSettings, parts: ResultCache
 ) -> CalibrationResult:
     """Measure the calibration of each network on test images, and what a temperature mends."""
     compute = scaled if settings.temperature else plain
@@ -232,7 +238,7 @@ def run_calibration(
     return CalibrationResult.model_validate(found)
 
 
-def plain(subject: Subject, bins: int) -> CalibrationResult:
+def plain(subject: EvalTarget, bins: int) -> CalibrationResult:
     """Every test image scored as it is."""
     logits, labels = subject.logits()
     return CalibrationResult(
@@ -243,7 +249,7 @@ def plain(subject: Subject, bins: int) -> CalibrationResult:
     )
 
 
-def scaled(subject: Subject, bins: int) -> CalibrationResult:
+def scaled(subject: EvalTarget, bins: int) -> CalibrationResult:
     """The scored images before and after the temperature that held-out images ask for."""
     source, (fitted, fitted_labels), (scored, labels) = hold_out(subject)
     networks = {}

@@ -5,8 +5,8 @@ Perturbations*, ICLR 2019: the published arrays or folders of images where there
 the same corruptions made from the test images (see `data/corrupted.py` for what differs).
 
 The mean corruption error (mCE) of a result is the plain mean of the error over severities and
-corruptions, as the field reports it for CIFAR. Normalised by AlexNet, as for ImageNet-C, it would
-mean nothing on other data; `mce_against` normalises by another network on the same images.
+corruptions, as the field reports it for CIFAR. Normalized by AlexNet, as for ImageNet-C, it would
+mean nothing on other data; `mce_against` normalizes by another network on the same images.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,12 +20,18 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from adautomix.data import Split
-from adautomix.data.corrupted import CORRUPTIONS, KINDS, PAPER, Corrupters
-from adautomix.data.corruption_sources import Generated, Source, first_image, published
-from adautomix.data.decoders import Decoders
+from adautomix.data.corruptions.corrupted import CORRUPTIONS, KINDS, PAPER, Corrupters
+from adautomix.data.corruptions.sources import Generated, Source, first_image, published
+from adautomix.data.decoding.decoders import Decoders
 from adautomix.errors import UsageError
-from adautomix.evaluation.subject import Subject, cut
-from adautomix.evaluation.suite import NotApplicableError, Parts, Suite, SuiteResult, SuiteSettings
+from adautomix.evaluation.suite import (
+    NotApplicableError,
+    ResultCache,
+    Suite,
+    SuiteResult,
+    SuiteSettings,
+)
+from adautomix.evaluation.target import EvalTarget, cut
 from adautomix.models import evaluating
 
 PICTURE = "corruptions.png"
@@ -96,7 +102,7 @@ class Robustness(BaseModel):
         clean: accuracy on the test images as they are.
         accuracy: by corruption, at each of the severities; the error is 1 − accuracy.
         mean_accuracy: over severities and corruptions.
-        mce: mean corruption error, not normalised: 1 − `mean_accuracy`.
+        mce: mean corruption error, not normalized: 1 − `mean_accuracy`.
     """
 
     clean: float
@@ -145,7 +151,7 @@ def mce_against(network: Robustness, baseline: Robustness) -> float | None:
 
 
 def run_corruption(
-    subject: Subject, settings: CorruptionSettings, parts: Parts
+    subject: EvalTarget, settings: CorruptionSettings, parts: ResultCache
 ) -> CorruptionResult:
     """Score each network on the clean images, then corruption by corruption."""
     with open_source(subject, settings) as source:
@@ -176,7 +182,7 @@ def run_corruption(
 
 
 @contextmanager
-def open_source(subject: Subject, settings: CorruptionSettings) -> Iterator[Source]:
+def open_source(subject: EvalTarget, settings: CorruptionSettings) -> Iterator[Source]:
     """The corrupted images, while the processes that make or decode them are there."""
     size = subject.data.image_size
     if settings.folder is not None:
@@ -214,7 +220,7 @@ def present(settings: CorruptionSettings, source: Source) -> list[str]:
 
 
 def corrupted_top1(
-    subject: Subject, source: Source, corruption: str, severity: int
+    subject: EvalTarget, source: Source, corruption: str, severity: int
 ) -> dict[str, float]:
     """Top-1 of each network, 0 to 1, under one corruption.
 
@@ -225,7 +231,7 @@ def corrupted_top1(
     return top1(subject, cut(split, len(subject.data.test), subject.generator("images")))
 
 
-def top1(subject: Subject, split: Split) -> dict[str, float]:
+def top1(subject: EvalTarget, split: Split) -> dict[str, float]:
     """Top-1 of each network on a split, 0 to 1."""
     right = dict.fromkeys(subject.networks, 0)
     with evaluating(*subject.networks.values()):
@@ -241,10 +247,10 @@ def pictured(severities: Sequence[int]) -> int:
 
 
 def draw_picture(
-    subject: Subject, source: Source, names: Sequence[str], severity: int, parts: Parts
+    subject: EvalTarget, source: Source, names: Sequence[str], severity: int, parts: ResultCache
 ) -> None:
     """The first test image as it is, then under every corruption."""
-    from adautomix.reporting.tiles import write_tiles
+    from adautomix.pictures.tiles import write_tiles
 
     tiles = {"clean": first_image(subject.data.test)}
     tiles |= {name.replace("_", " "): source.first(name, severity) for name in names}

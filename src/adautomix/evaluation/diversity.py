@@ -21,25 +21,19 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from adautomix.evaluation.mixing import (
-    FEWEST,
-    Mixer,
-    own_mixer,
-    shuffled_batches,
-    weights_of,
-)
-from adautomix.evaluation.subject import Subject
+from adautomix.evaluation.mixing import FEWEST, Mixer, own_mixer, shuffled_batches, weights_of
 from adautomix.evaluation.suite import (
     NotApplicableError,
-    Parts,
+    ResultCache,
     Suite,
     SuiteResult,
     SuiteSettings,
 )
-from adautomix.methods import Draw, Mixed
-from adautomix.reporting.figures import thin
-from adautomix.reporting.sheet import Tile, heat_tile, image_tile, write_sheet
-from adautomix.training.checkpoint import kept_epochs, kept_name
+from adautomix.evaluation.target import EvalTarget
+from adautomix.methods import Mixed, MixParams
+from adautomix.pictures.sheet import Tile, heat_tile, image_tile, write_sheet
+from adautomix.pictures.thin import thin
+from adautomix.runs.checkpoint import kept_epochs, kept_name
 
 TOO_FEW = (
     "the run kept fewer than two checkpoints; train with --keep-every 5, say, to see the same "
@@ -104,7 +98,9 @@ class DiversityResult(SuiteResult):
     note: str
 
 
-def run_diversity(subject: Subject, settings: DiversitySettings, parts: Parts) -> DiversityResult:
+def run_diversity(
+    subject: EvalTarget, settings: DiversitySettings, parts: ResultCache
+) -> DiversityResult:
     """The spread over draws and, where checkpoints were kept, the distances over training.
 
     Raises:
@@ -133,7 +129,7 @@ def run_diversity(subject: Subject, settings: DiversitySettings, parts: Parts) -
     )
 
 
-def batches_of(subject: Subject, settings: DiversitySettings) -> Iterator[tuple[Tensor, Tensor]]:
+def batches_of(subject: EvalTarget, settings: DiversitySettings) -> Iterator[tuple[Tensor, Tensor]]:
     """The images that are mixed and their labels, always the same."""
     return shuffled_batches(subject, settings.images, subject.generator("diversity/images"))
 
@@ -142,7 +138,7 @@ def batches_of(subject: Subject, settings: DiversitySettings) -> Iterator[tuple[
 
 
 def spread_of(
-    subject: Subject, settings: DiversitySettings, mixer: Mixer
+    subject: EvalTarget, settings: DiversitySettings, mixer: Mixer
 ) -> dict[str, float | int | None]:
     """Mean distances over the pairs of draws, and of how many mixes."""
     generator = subject.generator("diversity/spread")
@@ -150,8 +146,8 @@ def spread_of(
     for pixels, labels in batches_of(subject, settings):
         mixes = same_sources(
             [
-                mixer.mix(pixels, labels, draw)
-                for draw in draws_of(mixer, pixels, settings, generator)
+                mixer.mix(pixels, labels, params)
+                for params in draws_of(mixer, pixels, settings, generator)
             ]
         )
         masks.append(of_masks(torch.stack([weights_of(mixed) for mixed in mixes])))
@@ -165,14 +161,14 @@ def spread_of(
 
 def draws_of(
     mixer: Mixer, pixels: Tensor, settings: DiversitySettings, generator: torch.Generator
-) -> Iterator[Draw]:
+) -> Iterator[MixParams]:
     """Several draws for a batch, all with the sources of the first."""
-    first = mixer.draw(pixels, generator)
+    first = mixer.make_params(pixels, generator)
     names = [field.name for field in dataclasses.fields(first) if field.name.endswith("perm")]
     sources = {name: getattr(first, name) for name in names}
     yield first
     for _ in range(settings.draws - 1):
-        yield dataclasses.replace(mixer.draw(pixels, generator), **sources)
+        yield dataclasses.replace(mixer.make_params(pixels, generator), **sources)
 
 
 def same_sources(mixes: Sequence[Mixed]) -> list[Mixed]:
@@ -186,7 +182,7 @@ def same_sources(mixes: Sequence[Mixed]) -> list[Mixed]:
 
 
 def over_training(
-    subject: Subject, settings: DiversitySettings, epochs: Sequence[int], picture: Path
+    subject: EvalTarget, settings: DiversitySettings, epochs: Sequence[int], picture: Path
 ) -> dict[str, float | list[float] | str]:
     """Mean distances over checkpoints, and a picture of them."""
     at_checkpoints = [list(mixes_at(subject, settings, epoch)) for epoch in epochs]
@@ -200,12 +196,12 @@ def over_training(
     }
 
 
-def mixes_at(subject: Subject, settings: DiversitySettings, epoch: int) -> Iterator[Mixed]:
+def mixes_at(subject: EvalTarget, settings: DiversitySettings, epoch: int) -> Iterator[Mixed]:
     """The mixes of each batch as the method made them after so many epochs: always one draw."""
     mixer = own_mixer(subject, kept_name(epoch))
     generator = subject.generator("diversity/training")
     for pixels, labels in batches_of(subject, settings):
-        yield mixer.mix(pixels, labels, mixer.draw(pixels, generator))
+        yield mixer.mix(pixels, labels, mixer.make_params(pixels, generator))
 
 
 # ---------------------------------------------------------------------- distances
@@ -234,7 +230,7 @@ def mean_distance(values: Tensor) -> Tensor:
 
 
 def draw_picture(
-    subject: Subject,
+    subject: EvalTarget,
     settings: DiversitySettings,
     epochs: Sequence[int],
     mixes: Sequence[Mixed],

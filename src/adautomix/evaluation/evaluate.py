@@ -7,26 +7,26 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from adautomix.config import one_line_errors
 from adautomix.errors import UsageError
 from adautomix.evaluation.accuracy import ACCURACY
-from adautomix.evaluation.attacks import ATTACK
-from adautomix.evaluation.attention_maps import MAPS
+from adautomix.evaluation.attack import ATTACK
 from adautomix.evaluation.calibration import CALIBRATION
 from adautomix.evaluation.corruption import CORRUPTION
 from adautomix.evaluation.diversity import DIVERSITY
+from adautomix.evaluation.maps import MAPS
 from adautomix.evaluation.occlusion import OCCLUSION
-from adautomix.evaluation.subject import Subject
 from adautomix.evaluation.suite import (
     NotApplicableError,
-    Parts,
     Progress,
+    ResultCache,
     Suite,
     SuiteResult,
     name_of,
     silent,
 )
+from adautomix.evaluation.target import EvalTarget
 from adautomix.evaluation.transfer import TRANSFER
+from adautomix.validation import one_line_errors
 
 SUITES: dict[str, Suite] = {
     suite.name: suite
@@ -73,7 +73,7 @@ class Evaluation(BaseModel):
 
 
 def evaluate(
-    subject: Subject,
+    subject: EvalTarget,
     names: Sequence[str],
     settings: Mapping[str, Mapping[str, Any]],
     progress: Progress = silent,
@@ -97,7 +97,7 @@ def evaluate(
     evaluation = read_or_begin(subject, fingerprint)
     for name, options in checked.items():
         suite = SUITES[name]
-        parts = Parts(
+        parts = ResultCache(
             subject.folder / "evaluation" / "parts.jsonl",
             name_of(suite, options, fingerprint),
             subject.folder / "evaluation" / name,
@@ -144,9 +144,9 @@ def suite_settings(name: str, values: Mapping[str, Any]) -> Any:
         return find_suite(name).Settings.model_validate(values)
 
 
-def read_or_begin(subject: Subject, fingerprint: str) -> Evaluation:
+def read_or_begin(subject: EvalTarget, fingerprint: str) -> Evaluation:
     """What was found before of these weights on these images, or a new record."""
-    from adautomix.training.runtime import describe_device, versions
+    from adautomix.device import describe_device, versions
 
     known = read(subject.folder)
     if known is not None and known.fingerprint == fingerprint:

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adautomix.errors import UsageError
-from adautomix.evaluation.subject import PixelNetwork
 from adautomix.evaluation.suite import NotApplicableError
+from adautomix.evaluation.target import PixelNetwork
 from adautomix.models import evaluating
 
 REMEDY = "name a module of the network, say --maps.layer stages.2"
@@ -102,7 +102,7 @@ def grad_cam(network: PixelNetwork, layer: MappedLayer, pixels: Tensor, classes:
         classes: int64 `[B]`.
 
     Returns:
-        Float32 `[B, H, W]`, in the unit of logits, not normalised.
+        Float32 `[B, H, W]`, in the unit of logits, not normalized.
     """
     attribution = load_captum()
     with held_fixed(network), layer.exposed() as passage:
@@ -211,7 +211,7 @@ def timm_stages(network: PixelNetwork, pixels: Tensor) -> list[tuple[str, Tensor
     if not hasattr(backbone, "forward_intermediates"):
         return []
     with evaluating(network):
-        maps = backbone.forward_intermediates(network.normalise(pixels), intermediates_only=True)
+        maps = backbone.forward_intermediates(network.normalize(pixels), intermediates_only=True)
     return list(zip([stage["module"] for stage in backbone.feature_info], maps, strict=False))
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from adautomix.errors import UsageError
-from adautomix.evaluation.subject import Subject
-from adautomix.methods import Draw, Method, Mixed, build_method
-from adautomix.methods.base import soft_targets
-from adautomix.training.trained import load_trained
+from adautomix.evaluation.target import EvalTarget
+from adautomix.methods import Method, Mixed, MixParams, build_method
+from adautomix.mixing.ops import soft_targets
+from adautomix.runs.trained import load_trained
 
 LARGEST_BATCH = 32
 FEWEST = 16  # images a batch: as many as any method mixes with one another
@@ -26,7 +26,7 @@ class Mixer:
 
     Attributes:
         method: the method.
-        mean: of the normalised images that it mixes, for pixels in [0, 1]; `[3, 1, 1]`.
+        mean: of the normalized images that it mixes, for pixels in [0, 1]; `[3, 1, 1]`.
         std: likewise.
         student: for methods that look inside the network; None for those that need nothing.
         teacher: its moving average.
@@ -38,19 +38,19 @@ class Mixer:
     student: Any = None
     teacher: Any = None
 
-    def draw(self, pixels: Tensor, generator: torch.Generator) -> Draw:
+    def make_params(self, pixels: Tensor, generator: torch.Generator) -> MixParams:
         """The random part of the mixes of a batch `[B, 3, H, W]`."""
-        return self.method.draw(pixels.shape, generator, 0).to(pixels.device)
+        return self.method.make_params(pixels.shape, generator, 0).to(pixels.device)
 
-    def mix(self, pixels: Tensor, labels: Tensor, draw: Draw) -> Mixed:
+    def mix(self, pixels: Tensor, labels: Tensor, params: MixParams) -> Mixed:
         """The mixes of pixels `[B, 3, H, W]` in [0, 1], as pixels, without gradient."""
         images = (pixels - self.mean) / self.std
         targets = soft_targets(labels, self.method.num_classes)
-        mixed = self.method.sample(images, targets, self.student, self.teacher, draw)
+        mixed = self.method.mix_batch(images, targets, self.student, self.teacher, params)
         return dataclasses.replace(mixed, images=mixed.images.detach() * self.std + self.mean)
 
 
-def own_mixer(subject: Subject, which: str | None = None) -> Mixer:
+def own_mixer(subject: EvalTarget, which: str | None = None) -> Mixer:
     """The method of the subject's run with what it had learned.
 
     Args:
@@ -75,7 +75,7 @@ def own_mixer(subject: Subject, which: str | None = None) -> Mixer:
     )
 
 
-def plain_mixer(name: str, subject: Subject) -> Mixer:
+def plain_mixer(name: str, subject: EvalTarget) -> Mixer:
     """A method that mixes nothing but its input, with its default settings."""
     method = build_method(name, num_classes=len(subject.classes))
     zero = torch.zeros(3, 1, 1, device=subject.device)
@@ -90,7 +90,7 @@ def lively(method: Method) -> Method:
 
 
 def shuffled_batches(
-    subject: Subject, count: int, generator: torch.Generator
+    subject: EvalTarget, count: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Test images in random order, as pixels `[B, 3, H, W]`, and their labels `[B]`.
 

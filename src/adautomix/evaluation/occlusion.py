@@ -1,6 +1,6 @@
 """Accuracy on images of which more and more is hidden.
 
-Random patches of every image are painted in the mean colour of the training data: the paper's
+Random patches of every image are painted in the mean color of the training data: the paper's
 Fig. 5 (16 × 16 patches of a 224 × 224 image, 0 to 100 % hidden), after Naseer et al., *Intriguing
 Properties of Vision Transformers*, NeurIPS 2021. The released script hides the same patches in a
 whole batch; here each image has an order of its own, and a patch hidden at one share stays hidden
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from adautomix.evaluation.subject import Subject
-from adautomix.evaluation.suite import Parts, Suite, SuiteResult, SuiteSettings
+from adautomix.evaluation.suite import ResultCache, Suite, SuiteResult, SuiteSettings
+from adautomix.evaluation.target import EvalTarget
 from adautomix.models import evaluating
 
 PICTURE = "hidden.png"
@@ -104,11 +104,13 @@ def hidden_pixels(order: Tensor, share: float, image_size: int, patch: int) -> T
 
 
 def hide(pixels: Tensor, hidden: Tensor, mean: Tensor) -> Tensor:
-    """Images `[B, 3, S, S]` with the mean colour `[3, 1, 1]` where `hidden` `[B, 1, S, S]` is."""
+    """Images `[B, 3, S, S]` with the mean color `[3, 1, 1]` where `hidden` `[B, 1, S, S]` is."""
     return torch.where(hidden, mean, pixels)
 
 
-def run_occlusion(subject: Subject, settings: OcclusionSettings, parts: Parts) -> OcclusionResult:
+def run_occlusion(
+    subject: EvalTarget, settings: OcclusionSettings, parts: ResultCache
+) -> OcclusionResult:
     """Score each network at every share, and draw what it was shown."""
     size = subject.data.image_size
     patch = min(size, settings.patch or suited_patch(size))
@@ -131,7 +133,7 @@ def run_occlusion(subject: Subject, settings: OcclusionSettings, parts: Parts) -
     )
 
 
-def accuracy_at(subject: Subject, share: float, patch: int) -> dict[str, float]:
+def accuracy_at(subject: EvalTarget, share: float, patch: int) -> dict[str, float]:
     """Top-1 of each network, 0 to 1, with a share of every test image's patches hidden."""
     right = dict.fromkeys(subject.networks, 0)
     with evaluating(*subject.networks.values()):
@@ -143,7 +145,7 @@ def accuracy_at(subject: Subject, share: float, patch: int) -> dict[str, float]:
 
 
 def hidden_batches(
-    subject: Subject, share: float, patch: int
+    subject: EvalTarget, share: float, patch: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Pixels and labels of the test images, and which pixels are hidden; always the same orders."""
     generator = subject.generator("occlusion")
@@ -159,7 +161,7 @@ def area(shares: list[float], accuracy: list[float]) -> float:
     return float(torch.trapezoid(torch.tensor(accuracy).double(), torch.tensor(shares).double()))
 
 
-def draw_picture(subject: Subject, patch: int, parts: Parts) -> None:
+def draw_picture(subject: EvalTarget, patch: int, parts: ResultCache) -> None:
     """A few test images, one a row, as they look at the `PICTURED_SHARES`, from left to right."""
     from torchvision.utils import save_image
 
@@ -169,8 +171,10 @@ def draw_picture(subject: Subject, patch: int, parts: Parts) -> None:
     generator = subject.generator("occlusion/picture")
     order = draw_order(len(pixels), patches_a_side(size, patch) ** 2, generator).to(pixels.device)
     mean = next(iter(subject.networks.values())).mean
-    shown = [hide(pixels, hidden_pixels(order, s, size, patch), mean) for s in PICTURED_SHARES]
-    tiles = fit(torch.stack(shown, dim=1).flatten(0, 1))
+    mask_source = [
+        hide(pixels, hidden_pixels(order, s, size, patch), mean) for s in PICTURED_SHARES
+    ]
+    tiles = fit(torch.stack(mask_source, dim=1).flatten(0, 1))
     save_image(tiles, parts.picture(PICTURE), nrow=len(PICTURED_SHARES), padding=6, pad_value=1)
 
 

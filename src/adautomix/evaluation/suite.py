@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from adautomix.errors import UsageError
-from adautomix.evaluation.subject import Subject
+from adautomix.evaluation.target import EvalTarget
 
 
 class NotApplicableError(UsageError):
@@ -41,7 +41,7 @@ def silent(part: str, done: int, of: int) -> None:
 
 
 @dataclass
-class Parts:
+class ResultCache:
     """The parts of a suite's work, each kept on disk as soon as it is computed.
 
     A suite that was stopped finds the parts again that it had, as long as the weights, the
@@ -109,7 +109,7 @@ class Suite:
 
     name: str
     summary: str
-    run: Callable[[Subject, Any, Parts], Any]
+    run: Callable[[EvalTarget, Any, ResultCache], Any]
     Result: type[SuiteResult]
     Settings: type[SuiteSettings] = SuiteSettings
 

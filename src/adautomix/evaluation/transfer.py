@@ -4,13 +4,13 @@ Three readings of the top-1 accuracy on the test images, the cheapest first:
 
 - k-NN: the nearest training images vote, by the cosine between pooled features;
 - linear probe: a logistic regression on the pooled features, brought to mean 0 and deviation 1.
-  Its regularisation C is the one of `GRID` that does best on a fifth of the training images of
+  Its regularization C is the one of `GRID` that does best on a fifth of the training images of
   each class, held out (the strongest of equals); it is then fitted to all of them;
 - fine-tuning: the whole network goes on from its backbone with a new head. The paper's Table 3
   does this with ImageNet networks on CUB-200 and Cars for 100 epochs: `finetune: 100`.
 
-For the first two, images are brought to the size that the network knows and normalised as in its
-own training; fine-tuning is a run like any other, normalised with the colours of the new set.
+For the first two, images are brought to the size that the network knows and normalized as in its
+own training; fine-tuning is a run like any other, normalized with the colors of the new set.
 """
 
 from collections.abc import Callable
@@ -28,13 +28,13 @@ from adautomix.config import TrainConfig, make_config
 from adautomix.data import ImageData, Split
 from adautomix.data.partition import partition
 from adautomix.errors import UsageError
-from adautomix.evaluation.subject import PixelNetwork, Subject, cut
-from adautomix.evaluation.suite import Parts, Suite, SuiteResult, SuiteSettings
+from adautomix.evaluation.suite import ResultCache, Suite, SuiteResult, SuiteSettings
+from adautomix.evaluation.target import EvalTarget, PixelNetwork, cut
 from adautomix.methods import find_method
 from adautomix.models import evaluating
+from adautomix.runs.build import load_images
+from adautomix.runs.folder import RunFolder
 from adautomix.training.compare import run_once
-from adautomix.training.run_folder import RunFolder
-from adautomix.training.setup import load_images
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 HELD_OUT = 0.2
@@ -48,7 +48,7 @@ class TransferSettings(SuiteSettings):
     )
     data_root: Path | None = Field(None, description="folder of downloaded data sets")
     probe: bool = Field(True, description="a linear classifier on the pooled features")
-    knn: int = Field(5, ge=0, description="neighbours that vote; 0: no k-NN")
+    knn: int = Field(5, ge=0, description="neighbors that vote; 0: no k-NN")
     images: int | None = Field(
         10_000, ge=2, description="training images for probe and k-NN, at most; none: all"
     )
@@ -81,7 +81,7 @@ class Transferred(BaseModel):
 
     Attributes:
         probe: of the linear probe.
-        knn: top-1 of the nearest neighbours, 0 to 1.
+        knn: top-1 of the nearest neighbors, 0 to 1.
         finetuned: `Scores` after the last epoch of "student", the fine-tuned network, and of
             "teacher", its moving average.
     """
@@ -122,7 +122,7 @@ class Features(NamedTuple):
 class Tried:
     """One network on one data set; its features are computed once, when first needed."""
 
-    subject: Subject
+    subject: EvalTarget
     network: PixelNetwork
     data: ImageData
 
@@ -140,12 +140,14 @@ class Tried:
         """The linear probe, as `Probe`."""
         return linear_probe(self.train, self.test, self.subject.seed).model_dump()
 
-    def knn(self, neighbours: int) -> float:
-        """Top-1 of the nearest neighbours, 0 to 1."""
-        return nearest_neighbours(self.train, self.test, neighbours)
+    def knn(self, neighbors: int) -> float:
+        """Top-1 of the nearest neighbors, 0 to 1."""
+        return nearest_neighbors(self.train, self.test, neighbors)
 
 
-def run_transfer(subject: Subject, settings: TransferSettings, parts: Parts) -> TransferResult:
+def run_transfer(
+    subject: EvalTarget, settings: TransferSettings, parts: ResultCache
+) -> TransferResult:
     """Try each network on the data set."""
     data = images_of(subject, settings)
     readings = (settings.probe, settings.knn > 0, settings.finetune > 0)
@@ -160,7 +162,7 @@ def run_transfer(subject: Subject, settings: TransferSettings, parts: Parts) -> 
     )
 
 
-def images_of(subject: Subject, settings: TransferSettings) -> ImageData:
+def images_of(subject: EvalTarget, settings: TransferSettings) -> ImageData:
     """The data set to try the networks on, its training images cut to those asked for.
 
     Raises:
@@ -176,7 +178,7 @@ def images_of(subject: Subject, settings: TransferSettings) -> ImageData:
     return replace(data, train=train)
 
 
-def run_settings(subject: Subject, settings: TransferSettings, **more: Any) -> TrainConfig:
+def run_settings(subject: EvalTarget, settings: TransferSettings, **more: Any) -> TrainConfig:
     """The settings of a run on the data set, with the method of fine-tuning."""
     return make_config(
         {
@@ -190,7 +192,7 @@ def run_settings(subject: Subject, settings: TransferSettings, **more: Any) -> T
 
 
 def transfer(
-    subject: Subject, name: str, data: ImageData, settings: TransferSettings, parts: Parts
+    subject: EvalTarget, name: str, data: ImageData, settings: TransferSettings, parts: ResultCache
 ) -> Transferred:
     """What one network gives, each reading a part."""
     tried = Tried(subject, subject.networks[name], data)
@@ -207,7 +209,7 @@ def transfer(
     )
 
 
-def features(subject: Subject, network: PixelNetwork, split: Split) -> Features:
+def features(subject: EvalTarget, network: PixelNetwork, split: Split) -> Features:
     """The pooled features of a split, of any data set, at the size that the network knows."""
     pooled, labels = [], []
     with evaluating(network):
@@ -242,11 +244,11 @@ def regression(train: Features, test: Features, c: float) -> float:
     return scored(model, train, test)
 
 
-def nearest_neighbours(train: Features, test: Features, neighbours: int) -> float:
+def nearest_neighbors(train: Features, test: Features, neighbors: int) -> float:
     """Top-1 on `test`, 0 to 1, where the nearest of `train` by cosine vote, one voice each."""
     from sklearn.neighbors import KNeighborsClassifier
 
-    count = min(neighbours, len(train.labels))
+    count = min(neighbors, len(train.labels))
     return scored(KNeighborsClassifier(count, metric="cosine"), train, test)
 
 
@@ -257,7 +259,7 @@ def scored(model: Any, train: Features, test: Features) -> float:
 
 
 def finetune(
-    subject: Subject, name: str, settings: TransferSettings, parts: Parts
+    subject: EvalTarget, name: str, settings: TransferSettings, parts: ResultCache
 ) -> dict[str, dict[str, float]]:
     """Train on from a network's backbone; the run folder stays, and a stopped run goes on.
 

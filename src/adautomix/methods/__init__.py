@@ -8,7 +8,7 @@ from adautomix.methods.adautomix import AdAutoMix
 from adautomix.methods.alignmix import AlignMix
 from adautomix.methods.attentivecutmix import AttentiveCutMix
 from adautomix.methods.automix import AutoMix
-from adautomix.methods.base import Draw, InputMixing, Method, MethodSettings, Mixed, Sources
+from adautomix.methods.base import InputMixing, Method, MethodSettings, MixInputs
 from adautomix.methods.comixup import CoMixup
 from adautomix.methods.cutmix import CutMix
 from adautomix.methods.cutout import Cutout
@@ -35,6 +35,8 @@ from adautomix.methods.tokenmix import TokenMix
 from adautomix.methods.tokenmixup import TokenMixup
 from adautomix.methods.transmix import TransMix
 from adautomix.methods.vanilla import Vanilla
+from adautomix.mixing.ops import Mixed
+from adautomix.mixing.params import MixParams
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -102,12 +104,12 @@ def build_method(name: str, options: dict[str, Any] | None = None, **common: Any
 
 __all__ = [
     "METHODS",
-    "Draw",
     "InputMixing",
     "Method",
     "MethodSettings",
+    "MixInputs",
+    "MixParams",
     "Mixed",
-    "Sources",
     "build_method",
     "find_method",
     "suits",

@@ -35,9 +35,9 @@ Deviations from the released code, and why:
 - The λ margin is tested on both sides of λ_1, as the authors' repository does.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -45,22 +45,19 @@ from pydantic import Field
 from torch import Tensor
 
 from adautomix.errors import UsageError
-from adautomix.methods.base import (
-    Draw,
-    Method,
-    MethodSettings,
-    Mixed,
-    Seen,
-    Shape,
-    Sources,
-    captured_share,
-    draw_beta,
-    draw_permutations,
-    mix_by_lam,
-    mix_by_masks,
+from adautomix.methods.base import FeatureDict, Method, MethodSettings, MixInputs
+from adautomix.methods.base_learned import (
+    Combination,
+    TwoMixParams,
+    View,
+    use_lam_near_edge,
+    view_logits,
 )
-from adautomix.methods.generator import MixGenerator, Upsampling
-from adautomix.models import Classifier, frozen_statistics, has_batch_norm, keeps_statistics
+from adautomix.metrics import mixture_accuracy
+from adautomix.mixing.generator import MixGenerator, Upsampling
+from adautomix.mixing.ops import Mixed, mix_by_lam, mix_by_masks
+from adautomix.mixing.params import Shape, draw_permutations, draw_simplex
+from adautomix.models import Classifier, frozen_statistics, keeps_statistics
 
 
 class AdAutoMixSettings(MethodSettings):
@@ -83,7 +80,7 @@ class AdAutoMixSettings(MethodSettings):
         None, ge=1, description="stage that feeds the generator; none: third of four, middle block"
     )
     variant: Literal["alternating", "paper"] = Field(
-        "alternating", description="what the generator minimises: released code or paper"
+        "alternating", description="what the generator minimizes: released code or paper"
     )
     adversary: bool = Field(True, description="off: the generator only helps, as in AutoMix")
     mixed_term: bool = Field(True, description="classifier: loss of the generated mixes")
@@ -97,58 +94,12 @@ class AdAutoMixSettings(MethodSettings):
     generator_min_lr: float | None = Field(None, ge=0, description="none: that of the student")
 
 
-class MixDraw(NamedTuple):
-    """Sources and shares of one set of mixes, both `[B, N]`."""
-
-    perm: Tensor
-    lam: Tensor
-
-
-class View(NamedTuple):
-    """One batch that the student is shown: its weight in the loss, its head, its labels."""
-
-    name: str
-    weight: float
-    head: str
-    images: Tensor
-    targets: Tensor
-
-
 @dataclass(frozen=True)
-class TwoMixesDraw(Draw):
-    """Sources and shares, `[B, N]`, of the classifier's mixes and of the generator's."""
-
-    classifier_perm: Tensor
-    classifier_lam: Tensor
-    generator_perm: Tensor
-    generator_lam: Tensor
-
-    @property
-    def classifier(self) -> MixDraw:
-        """The mixes that the classifier learns from."""
-        return MixDraw(self.classifier_perm, self.classifier_lam)
-
-    @property
-    def generator(self) -> MixDraw:
-        """The mixes that the generator is judged by."""
-        return MixDraw(self.generator_perm, self.generator_lam)
-
-
-@dataclass(frozen=True)
-class AdAutoMixDraw(TwoMixesDraw):
+class AdAutoMixParams(TwoMixParams):
     """`adversarial` says whose turn it is, `judged` whether the generator learns at this step."""
 
     adversarial: bool
-    judged: bool = True
-
-
-def draw_simplex(
-    batch: int, n: int, a: float, generator: torch.Generator, *, per_sample: bool = False
-) -> Tensor:
-    """λ = u / Σu with N i.i.d. u ~ Beta(a, a); for two images λ = (u, 1 - u). `[B, N]`."""
-    u = draw_beta(batch if per_sample else 1, n, a, generator)
-    lam = torch.stack([u[:, 0], 1 - u[:, 0]], dim=1) if n == 2 else u / u.sum(dim=1, keepdim=True)
-    return lam.expand(batch, n).contiguous()
+    trains_generator: bool = True
 
 
 def cosine_to_sources(logits: Tensor, source_logits: Tensor, perm: Tensor, lam: Tensor) -> Tensor:
@@ -162,13 +113,6 @@ def cosine_to_sources(logits: Tensor, source_logits: Tensor, perm: Tensor, lam: 
     """
     cosine = F.cosine_similarity(logits.float()[:, None], source_logits.float()[perm], dim=-1)
     return (lam * cosine).sum(dim=1).mean()
-
-
-def use_lam_near_edge(masks: Tensor, lam: Tensor, margin: float) -> Tensor:
-    """Constant masks λ where λ_1 is within `margin` of 0 or 1: the label is then nearly hard."""
-    first = lam[:, :1, None, None]
-    near_edge = (first <= margin) | (first > 1 - margin)
-    return torch.where(near_edge, lam[:, :, None, None], masks)
 
 
 class AdAutoMix(Method):
@@ -209,62 +153,66 @@ class AdAutoMix(Method):
         s = self.settings
         return s.generator_lr or lr, min_lr if s.generator_min_lr is None else s.generator_min_lr
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> AdAutoMixDraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> AdAutoMixParams:
         """Two independent sets of sources and shares, and whose turn it is."""
         n = self._draw_n(generator)
-        classifier, judged = (self._draw_mix(shape[0], n, generator) for _ in range(2))
+        classifier, trains_generator = (self._draw_mix(shape[0], n, generator) for _ in range(2))
         turn, rest = divmod(step, self.settings.generator_every)
-        return AdAutoMixDraw(*classifier, *judged, adversarial=turn % 2 == 0, judged=rest == 0)
+        return AdAutoMixParams(
+            *classifier, *trains_generator, adversarial=turn % 2 == 0, trains_generator=rest == 0
+        )
 
     @torch.no_grad()
-    def look(
+    def extract_features(
         self,
         images: Tensor,
         targets: Tensor,
         student: Classifier,
         teacher: Classifier,
-        draw: AdAutoMixDraw,
-    ) -> Seen:
+        params: AdAutoMixParams,
+    ) -> FeatureDict:
         """The teacher's feature map, and its logits where the generator is judged by them.
 
         Without a cosine to take, the teacher's last stage is left out, unless its batch norm
         keeps statistics of its own, which every clean batch is to move.
         """
-        if "cosine" in self.generator_weights(draw) or keeps_statistics(teacher):
+        if "cosine" in self.generator_weights(params) or keeps_statistics(teacher):
             clean = teacher.features(images, self.tap)
             assert clean.tap is not None
             return {"features": clean.tap, "logits": teacher.logits(clean.pooled, "mixed")}
         return {"features": teacher.feature_map(images, self.tap)}
 
-    def mix(self, images: Tensor, targets: Tensor, draw: AdAutoMixDraw, **seen: Tensor) -> Mixed:
+    def mix(
+        self, images: Tensor, targets: Tensor, params: AdAutoMixParams, **features: Tensor
+    ) -> Mixed:
         """The mixes that the student learns from: no gradient, plain Mixup near the edges of λ."""
-        perm, lam = draw.classifier
+        perm, lam = params.classifier
         with torch.no_grad():
-            masks = self.generator(seen["features"], perm, lam, images.shape[2:])
+            masks = self.generator(features["features"], perm, lam, images.shape[2:])
             masks = use_lam_near_edge(masks, lam, self.settings.lam_margin)
             return mix_by_masks(images, targets, perm, lam, masks)
 
-    def judged_mix(
-        self, images: Tensor, targets: Tensor, draw: AdAutoMixDraw, features: Tensor
+    def generator_mix(
+        self, images: Tensor, targets: Tensor, params: AdAutoMixParams, features: Tensor
     ) -> Mixed:
         """The mixes that the generator is judged by; differentiable in the generator."""
-        perm, lam = draw.generator
+        perm, lam = params.generator
         masks = self.generator(features, perm, lam, images.shape[2:])
         return mix_by_masks(images, targets, perm, lam, masks)
 
-    def terms(
-        self, sources: Sources, student: Classifier, teacher: Classifier, draw: AdAutoMixDraw
+    def compute_loss(
+        self, sources: MixInputs, student: Classifier, teacher: Classifier, params: AdAutoMixParams
     ) -> dict[str, Tensor]:
         """The classifier's loss and the generator's; their gradients do not meet."""
-        classifier_loss, parts = self.classifier_loss(sources, student, draw)
-        generator_loss, judged = self.generator_loss(sources, student, teacher, draw)
-        return {"loss": classifier_loss + generator_loss, **parts, **judged}
+        classifier_loss, parts = self.classifier_loss(sources, student, params)
+        generator_loss, trains_generator = self.generator_loss(sources, student, teacher, params)
+        return {"loss": classifier_loss + generator_loss, **parts, **trains_generator}
 
     def classifier_loss(
-        self, sources: Sources, student: Classifier, draw: AdAutoMixDraw
+        self, sources: MixInputs, student: Classifier, params: AdAutoMixParams
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_C, what the student minimises, and its parts."""
-        views = list(self.classifier_views(sources, draw))
+        """L_C, what the student minimizes, and its parts."""
+        views = list(self.classifier_views(sources, params))
         loss = sources.images.new_zeros((), dtype=torch.float32)
         parts: dict[str, Tensor] = {}
         outputs = view_logits(student, views)
@@ -273,37 +221,37 @@ class AdAutoMix(Method):
             loss = loss + view.weight * part
             parts[view.name] = part.detach()
         if views:
-            parts["captured"] = captured_share(outputs[-1], views[-1].targets)
+            parts["mixture_accuracy"] = mixture_accuracy(outputs[-1], views[-1].targets)
         return loss, parts
 
-    def classifier_views(self, sources: Sources, draw: AdAutoMixDraw) -> Iterator[View]:
+    def classifier_views(self, sources: MixInputs, params: AdAutoMixParams) -> Iterator[View]:
         """What the student is shown, in the order in which its batch norm sees it."""
         s, images, targets = self.settings, sources.images, sources.targets
         if s.clean_term and s.alpha < 1:
             yield View("clean", 1 - s.alpha, "clean", images[sources.own], targets[sources.own])
         if s.mixup_term and s.alpha > 0:
-            linear = mix_by_lam(images, targets, *draw.classifier)
+            linear = mix_by_lam(images, targets, *params.classifier)
             yield View("mixup", s.alpha, "mixed", linear.images, linear.targets)
         if s.mixed_term:
-            mixed = self.mix(images, targets, draw, **sources.seen)
+            mixed = self.mix(images, targets, params, **sources.features)
             yield View("mixed", 1.0, "mixed", mixed.images, mixed.targets)
 
     def generator_loss(
-        self, sources: Sources, student: Classifier, teacher: Classifier, draw: AdAutoMixDraw
+        self, sources: MixInputs, student: Classifier, teacher: Classifier, params: AdAutoMixParams
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the generator minimises, and its parts: the networks are held fixed."""
-        weights = self.generator_weights(draw)
+        """What the generator minimizes, and its parts: the networks are held fixed."""
+        weights = self.generator_weights(params)
         loss = sources.images.new_zeros((), dtype=torch.float32)
         if not weights:
             return loss, {}
-        seen = sources.seen
+        features = sources.features
         parts: dict[str, Tensor] = {}
-        mixed = self.judged_mix(sources.images, sources.targets, draw, seen["features"])
+        mixed = self.generator_mix(sources.images, sources.targets, params, features["features"])
         if weights.keys() & {"teacher", "cosine"}:
             logits = teacher(mixed.images, head="mixed")
             parts["teacher"] = self.cross_entropy(logits, mixed.targets)
         if "cosine" in weights:
-            parts["cosine"] = cosine_to_sources(logits, seen["logits"], mixed.perm, mixed.lam)
+            parts["cosine"] = cosine_to_sources(logits, features["logits"], mixed.perm, mixed.lam)
         if "student" in weights:
             logits = fixed_forward(student, mixed.images, head="mixed")
             parts["student"] = self.cross_entropy(logits, mixed.targets)
@@ -311,11 +259,11 @@ class AdAutoMix(Method):
             loss = loss + weight * parts[name]
         return loss, {f"generator_{name}": part.detach() for name, part in parts.items()}
 
-    def generator_weights(self, draw: AdAutoMixDraw) -> dict[str, float]:
-        """Weight of each part in what the generator minimises at this step, if it learns at all."""
-        if not draw.judged:
+    def generator_weights(self, params: AdAutoMixParams) -> dict[str, float]:
+        """Weight of each part in what the generator minimizes at this step, if it learns at all."""
+        if not params.trains_generator:
             return {}
-        return generator_weights(self.settings, adversarial=draw.adversarial)
+        return generator_weights(self.settings, adversarial=params.adversarial)
 
     def _draw_n(self, generator: torch.Generator) -> int:
         n = int(self.settings.n)
@@ -323,14 +271,14 @@ class AdAutoMix(Method):
             return n
         return int(torch.randint(2, n + 1, (), generator=generator))
 
-    def _draw_mix(self, batch: int, n: int, generator: torch.Generator) -> MixDraw:
+    def _draw_mix(self, batch: int, n: int, generator: torch.Generator) -> Combination:
         s = self.settings
         lam = draw_simplex(batch, n, s.beta_parameter, generator, per_sample=s.per_sample)
-        return MixDraw(draw_permutations(batch, n, generator), lam)
+        return Combination(draw_permutations(batch, n, generator), lam)
 
 
 def generator_weights(settings: AdAutoMixSettings, *, adversarial: bool) -> dict[str, float]:
-    """Weight of each part in what the generator minimises; parts that do not count are left out.
+    """Weight of each part in what the generator minimizes; parts that do not count are left out.
 
     Args:
         settings: variant, β, adversary and the switches of the terms.
@@ -351,18 +299,6 @@ def generator_weights(settings: AdAutoMixSettings, *, adversarial: bool) -> dict
         "cosine": settings.cosine_term,
     }
     return {name: w for name, w in weights.items() if w and switched_on[name]}
-
-
-def view_logits(student: Classifier, views: Sequence[View]) -> list[Tensor]:
-    """Logits of each view, from one forward of all where no batch norm would mix their statistics.
-
-    Without batch norm every image goes through the network alone, so the numbers are the same.
-    """
-    if has_batch_norm(student):
-        return [student(view.images, head=view.head) for view in views]
-    pooled = student.features(torch.cat([view.images for view in views])).pooled
-    parts = pooled.split([len(view.images) for view in views])
-    return [student.logits(part, view.head) for part, view in zip(parts, views, strict=True)]
 
 
 def fixed_forward(model: Classifier, images: Tensor, head: str) -> Tensor:

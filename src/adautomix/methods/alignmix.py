@@ -16,7 +16,7 @@ operations for each of its iterations. Where a batch is split, over processes or
 takes the maps of its partners from a pass of its own and such steps take 6F.
 Defaults: a = 2, ε = 0.1, 100 iterations, each coin fair (the authors', for all data sets).
 
-Approximation: Sinkhorn's iterations normalise rows and columns in turn and end with the columns,
+Approximation: Sinkhorn's iterations normalize rows and columns in turn and end with the columns,
 whose sums are then exact. Maps are not scaled, as in the authors' code, and ε = 0.1 is small for
 distances that are sums over all channels: of random maps, where those are around 1000, the sums of
 the rows are still off by a quarter to a third on average, and around 10 by less than 0.001.
@@ -35,13 +35,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adautomix.methods.base import Draw, MethodSettings, Shape, Sources, draw_lam, draw_partners
-from adautomix.methods.hidden import HiddenMixing
+from adautomix.methods.base import MethodSettings, MixInputs
+from adautomix.methods.base_feature import FeatureMixing
+from adautomix.mixing.params import MixParams, Shape, draw_lam, draw_partners
 from adautomix.models import Classifier
 
 
 @dataclass(frozen=True)
-class AlignMixDraw(Draw):
+class AlignMixParams(MixParams):
     """`perm` and `lam` `[B, 2]`; the coins: mix feature maps or images, move which of the maps."""
 
     perm: Tensor
@@ -104,7 +105,7 @@ def mix_aligned(
     return weights[:, 0] * first + weights[:, 1] * second
 
 
-class AlignMix(HiddenMixing):
+class AlignMix(FeatureMixing):
     """AlignMix (Venkataramanan et al., CVPR 2022)."""
 
     name = "alignmix"
@@ -115,27 +116,27 @@ class AlignMix(HiddenMixing):
         super().__init__(settings, **common)
         self.channels, _, _ = common["model"].tap_shape(self.depth)
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> AlignMixDraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> AlignMixParams:
         """A partner for each image, the shares of both, and the coins."""
         s = self.settings
         perm = draw_partners(shape[0], generator)
         lam = draw_lam(shape[0], s.alpha, generator, per_sample=s.per_sample)
         level, side = torch.rand(2, generator=generator).tolist()
-        return AlignMixDraw(perm, lam, level < s.features, side < 0.5)
+        return AlignMixParams(perm, lam, level < s.features, side < 0.5)
 
-    def terms(
-        self, sources: Sources, student: Classifier, teacher: Any, draw: AlignMixDraw
+    def compute_loss(
+        self, sources: MixInputs, student: Classifier, teacher: Any, params: AlignMixParams
     ) -> dict[str, Tensor]:
         """Mix the images or after the last stage, predict, soft cross-entropy."""
-        if not draw.features:
-            return super().terms(sources, student, teacher, draw)
+        if not params.features:
+            return super().compute_loss(sources, student, teacher, params)
 
         def mix(maps: Tensor, perm: Tensor) -> Tensor:
-            return self.mix_maps(maps, perm, draw)
+            return self.mix_maps(maps, perm, params)
 
-        return self.mixed_after(self.depth, mix, sources, student, draw)
+        return self.mixed_after(self.depth, mix, sources, student, params)
 
-    def mix_maps(self, maps: Tensor, perm: Tensor, draw: AlignMixDraw) -> Tensor:
+    def mix_maps(self, maps: Tensor, perm: Tensor, params: AlignMixParams) -> Tensor:
         """Aligned mixes `perm` `[M, 2]` of what a stage gives, in the layout that it gives.
 
         Channels are the second dimension of a convolutional network's maps, the last of a
@@ -147,5 +148,5 @@ class AlignMix(HiddenMixing):
         first, second = (pair.flatten(1, -2) for pair in pairs)
         s = self.settings
         plan = transport_plan(first.detach(), second.detach(), s.epsilon, s.iterations)
-        mixed = mix_aligned(first, second, draw.lam, plan, move_first=draw.move_first)
+        mixed = mix_aligned(first, second, params.lam, plan, move_first=params.move_first)
         return mixed.view(-1, *layout).movedim(-1, axis)

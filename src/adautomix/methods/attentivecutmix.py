@@ -15,7 +15,7 @@ Deviations:
   of the student, stands in for it: no other weights are needed, and its attention grows with
   the training. `network: resnet50` (any timm name) is the paper's choice: its weights must be
   cached or a network be there, its images are resized to 224 pixels, and they keep the
-  normalisation of the data, not the one that it was trained with.
+  normalization of the data, not the one that it was trained with.
 - A feature map of another size than g × g is resized to it (the 4 × 4 cells of a CIFAR ResNet are
   interpolated), where the paper has 7 × 7 from 224 pixels.
 - The paper leaves open how channels are put together; the mean is OpenMixup's reading.
@@ -33,24 +33,16 @@ from pydantic import Field
 from torch import Tensor
 
 from adautomix.errors import UsageError
-from adautomix.methods.base import (
-    Draw,
-    Method,
-    MethodSettings,
-    Mixed,
-    Seen,
-    Shape,
-    cells_to_pixels,
-    draw_beta,
-    draw_partners,
-)
-from adautomix.methods.cutmix import paste
-from adautomix.methods.saliency import last_stage, looking, resized
+from adautomix.methods.base import FeatureDict, Method, MethodSettings
+from adautomix.mixing.boxes import paste
+from adautomix.mixing.ops import Mixed, cells_to_pixels
+from adautomix.mixing.params import MixParams, Shape, draw_beta, draw_partners
+from adautomix.mixing.saliency import last_stage, looking, resized
 from adautomix.models import Classifier, build_model
 
 
 @dataclass(frozen=True)
-class AttentiveCutMixDraw(Draw):
+class AttentiveCutMixParams(MixParams):
     """`perm` `[B, 2]` and `count` `[B]`, the number of cells that are pasted."""
 
     perm: Tensor
@@ -74,13 +66,13 @@ class AttentiveCutMixSettings(MethodSettings):
 
 def draw_attentivecutmix(
     batch: int, cells: int, patches: int, alpha: float | None, generator: torch.Generator
-) -> AttentiveCutMixDraw:
+) -> AttentiveCutMixParams:
     """A partner for each image and how many of its cells are pasted."""
     perm = draw_partners(batch, generator)
     count = torch.tensor(patches)
     if alpha is not None:
         count = (cells * draw_beta(1, 1, alpha, generator)[0, 0]).long()
-    return AttentiveCutMixDraw(perm, count.clamp(1, cells).repeat(batch))
+    return AttentiveCutMixParams(perm, count.clamp(1, cells).repeat(batch))
 
 
 def largest(attention: Tensor, count: Tensor) -> Tensor:
@@ -120,15 +112,17 @@ class AttentiveCutMix(Method):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> AttentiveCutMixDraw:
+    def make_params(
+        self, shape: Shape, generator: torch.Generator, step: int
+    ) -> AttentiveCutMixParams:
         """A partner for each image and how many of its cells are pasted."""
         s = self.settings
         return draw_attentivecutmix(shape[0], s.grid**2, s.patches, s.alpha, generator)
 
     @torch.no_grad()
-    def look(
-        self, images: Tensor, targets: Tensor, student: Any, teacher: Classifier, draw: Any
-    ) -> Seen:
+    def extract_features(
+        self, images: Tensor, targets: Tensor, student: Any, teacher: Classifier, params: Any
+    ) -> FeatureDict:
         """How much each cell is attended to, `[B, g, g]`."""
         network = self._network[0] if self._network else teacher
         if self._network:
@@ -140,11 +134,11 @@ class AttentiveCutMix(Method):
         return {"attention": resized(features.float().mean(dim=1), grid, grid)}
 
     def mix(
-        self, images: Tensor, targets: Tensor, draw: AttentiveCutMixDraw, **seen: Tensor
+        self, images: Tensor, targets: Tensor, params: AttentiveCutMixParams, **features: Tensor
     ) -> Mixed:
         """The partner in the cells that it is attended to most, the image elsewhere."""
-        cells = largest(seen["attention"][draw.perm[:, 1]], draw.count)
-        return paste(images, targets, draw.perm, ~cells_to_pixels(cells, *images.shape[2:]))
+        cells = largest(features["attention"][params.perm[:, 1]], params.count)
+        return paste(images, targets, params.perm, ~cells_to_pixels(cells, *images.shape[2:]))
 
 
 def frozen(network: str, size: int) -> Classifier:

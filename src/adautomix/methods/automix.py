@@ -40,14 +40,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from adautomix.methods.generator import Upsampling
-from adautomix.methods.mixblock import (
-    MixBlock,
-    MixBlockMethod,
-    MixBlockSettings,
-    initialised,
-    picked,
-)
+from adautomix.methods.base_learned import MixBlockMethod, MixBlockSettings
+from adautomix.mixing.generator import Upsampling
+from adautomix.mixing.mix_block import MixBlock, initialized, picked
 
 
 class AutoMixSettings(MixBlockSettings):
@@ -71,8 +66,8 @@ class AutoMixBlock(MixBlock):
         super().__init__(upsampling)
         self.lam_embedding = lam_embedding
         inputs = channels + lam_embedding
-        self.query = initialised(nn.Conv2d(inputs, max(1, channels // 2), kernel_size=1))
-        self.value = initialised(nn.Conv2d(inputs, 1, kernel_size=1))
+        self.query = initialized(nn.Conv2d(inputs, max(1, channels // 2), kernel_size=1))
+        self.value = initialized(nn.Conv2d(inputs, 1, kernel_size=1))
 
     def project(self, features: Tensor, perm: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value; see `MixBlock`."""

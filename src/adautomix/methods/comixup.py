@@ -6,7 +6,7 @@ Diversity", ICLR 2021, arXiv 2102.03065.
 Computes, for each part of m images of the batch, on n × n blocks, N = n²:
 
     saliency  u_k(i), sums to 1 over the blocks of image k                        [P, m, N]
-    labels    z_o(i), the image that mix o shows in block i; sweeps over the mixes o minimise
+    labels    z_o(i), the image that mix o shows in block i; sweeps over the mixes o minimize
               Σ_i -u_z(i) - η/N log α_z + β/N Σ_{i ~ j} [z(i) ≠ z(j)] + 2γ/N Σ_i c_z [c_z > τ N],
               α ~ Dirichlet(a), c = ((1 - ω) I + ω A) times the blocks that the other mixes show of
               each image, A the L1 distances of the most salient windows, m in sum
@@ -48,22 +48,14 @@ from pydantic import Field
 from torch import Tensor
 
 from adautomix.errors import UsageError
-from adautomix.methods.adautomix import View, view_logits
-from adautomix.methods.base import (
-    Draw,
-    Method,
-    MethodSettings,
-    Mixed,
-    Seen,
-    Shape,
-    Sources,
-    captured_share,
-    cells_to_pixels,
-    weighted_sum,
-)
+from adautomix.methods.base import FeatureDict, Method, MethodSettings, MixInputs
+from adautomix.methods.base_learned import View, view_logits
 from adautomix.methods.puzzlemix import cell_sums, mix_blocks
-from adautomix.methods.saliency import gradient_saliency, peaks
-from adautomix.methods.solvers import Chessboard, anneal_labels, chessboard
+from adautomix.metrics import mixture_accuracy
+from adautomix.mixing.ops import Mixed, cells_to_pixels, weighted_sum
+from adautomix.mixing.params import MixParams, Shape
+from adautomix.mixing.saliency import gradient_saliency, peaks
+from adautomix.mixing.solvers import Chessboard, anneal_labels, chessboard
 
 ANNEALING = 6  # temperatures
 NEVER = 1e3  # cost of a label that cannot be had
@@ -73,7 +65,7 @@ PAIRS = ((0, 1), (0, 2), (1, 2))  # of the images that a mix shows most
 
 
 @dataclass(frozen=True)
-class CoMixupDraw(Draw):
+class CoMixupParams(MixParams):
     """The parts that the batch falls into, m images each; mix `first + b` is row b.
 
     Attributes:
@@ -113,7 +105,7 @@ class CoMixupSettings(MethodSettings):
 
 
 class Problem(NamedTuple):
-    """The joint labelling of P parts of m images and m mixes on N blocks.
+    """The joint labeling of P parts of m images and m mixes on N blocks.
 
     Attributes:
         unary: cost of image k at each block, `[P, m, N]`.
@@ -142,7 +134,7 @@ class Labels(NamedTuple):
 
 def draw_comixup(
     batch: int, part: int, blocks: int, alpha: float, generator: torch.Generator
-) -> CoMixupDraw:
+) -> CoMixupParams:
     """Random parts of the batch, a Dirichlet draw and random labels for each."""
     size = min(part, batch)
     parts = math.ceil(batch / size)
@@ -160,7 +152,7 @@ def draw_comixup(
     images = present.sum(dim=1)[:, None, None]
     start = (torch.rand(parts, size, blocks**2, generator=generator) * images).to(torch.uint8)
     of_mix = torch.arange(batch) // size
-    return CoMixupDraw(members[of_mix], prior[of_mix], start[of_mix])
+    return CoMixupParams(members[of_mix], prior[of_mix], start[of_mix])
 
 
 def window_distances(peak: Tensor) -> Tensor:
@@ -292,10 +284,10 @@ def _what_is_shown(shows: Tensor, chosen: Tensor, present: Tensor) -> Tensor:
     return picked * present[:, None, None]
 
 
-def of_parts(rows: Tensor, draw: CoMixupDraw) -> Tensor:
+def of_parts(rows: Tensor, params: CoMixupParams) -> Tensor:
     """Of values that all mixes of a part share, one row for each part that these mixes touch."""
-    size = draw.perm.shape[1]
-    return torch.cat([rows[:1], rows[size - draw.first % size :: size]])
+    size = params.perm.shape[1]
+    return torch.cat([rows[:1], rows[size - params.first % size :: size]])
 
 
 class CoMixup(Method):
@@ -307,7 +299,7 @@ class CoMixup(Method):
     needs = "the gradient of the loss at the images"
     Settings = CoMixupSettings
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> CoMixupDraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> CoMixupParams:
         """The parts of the batch, how much of each image to show, and where to start.
 
         Raises:
@@ -322,54 +314,58 @@ class CoMixup(Method):
             )
         return draw_comixup(batch, s.part, s.blocks, s.alpha, generator)
 
-    def look(
-        self, images: Tensor, targets: Tensor, student: Any, teacher: Any, draw: CoMixupDraw
-    ) -> Seen:
+    def extract_features(
+        self, images: Tensor, targets: Tensor, student: Any, teacher: Any, params: CoMixupParams
+    ) -> FeatureDict:
         """The saliency of each block, and the place of the most salient window."""
         saliency = gradient_saliency(student, images, targets)
         window = min(self.settings.window, *saliency.shape[1:])
         means = F.avg_pool2d(saliency[:, None], window, stride=1)[:, 0]
         return {"saliency": cell_sums(saliency, self.settings.blocks), "peak": peaks(means)}
 
-    def mix(self, images: Tensor, targets: Tensor, draw: CoMixupDraw, **seen: Tensor) -> Mixed:
+    def mix(
+        self, images: Tensor, targets: Tensor, params: CoMixupParams, **features: Tensor
+    ) -> Mixed:
         """Label all parts, put the blocks together; labels by the share of the blocks."""
-        shown = self.shown(draw, **seen)
+        shown = self.shown(params, **features)
         cells = shown.mT.unflatten(2, (self.settings.blocks, -1))
-        mixed = self.composed(images, targets, draw, shown)
-        return replace(mixed, shown=cells_to_pixels(cells, *images.shape[2:]))
+        mixed = self.composed(images, targets, params, shown)
+        return replace(mixed, mask_source=cells_to_pixels(cells, *images.shape[2:]))
 
-    def shown(self, draw: CoMixupDraw, saliency: Tensor, peak: Tensor) -> Tensor:
+    def shown(self, params: CoMixupParams, saliency: Tensor, peak: Tensor) -> Tensor:
         """What each mix shows of each image of its part in each block, `[M, n², m]`."""
-        members, prior = of_parts(draw.perm, draw), of_parts(draw.prior, draw)
+        members, prior = of_parts(params.perm, params), of_parts(params.prior, params)
         s, cells = self.settings, self.settings.blocks**2
         present = prior > 0
         with torch.autocast(saliency.device.type, enabled=False):
             unary = -saliency[members].flatten(2) - s.eta / cells * (prior + 1e-8).log()[:, :, None]
             likeness = compatibility(peak[members], present, s.omega)
-            start = of_parts(draw.start, draw)
+            start = of_parts(params.start, params)
             parts = label_parts(Problem(unary, likeness, present), start, s)
-        begin = draw.first % draw.perm.shape[1]
-        mixes: Tensor = parts.flatten(0, 1)[begin : begin + len(draw.perm)]
+        begin = params.first % params.perm.shape[1]
+        mixes: Tensor = parts.flatten(0, 1)[begin : begin + len(params.perm)]
         return mixes
 
-    def composed(self, images: Tensor, targets: Tensor, draw: CoMixupDraw, shown: Tensor) -> Mixed:
+    def composed(
+        self, images: Tensor, targets: Tensor, params: CoMixupParams, shown: Tensor
+    ) -> Mixed:
         """The mixes, without a ledger of their pixels: that would be m maps for each."""
         cells, size = shown.shape[1:]
         # No block shows more than two images.
         weights, which = shown.topk(min(2, size), dim=2)
-        rows = draw.perm.gather(1, which.flatten(1)).view_as(which)
+        rows = params.perm.gather(1, which.flatten(1)).view_as(which)
         blocks = rows * cells + torch.arange(cells, device=rows.device)[:, None]
         lam = shown.mean(dim=1)
-        labels = weighted_sum(targets, draw.perm, lam[:, :, None])
-        return Mixed(mix_blocks(images, blocks, weights), labels, lam, draw.perm)
+        labels = weighted_sum(targets, params.perm, lam[:, :, None])
+        return Mixed(mix_blocks(images, blocks, weights), labels, lam, params.perm)
 
-    def terms(
-        self, sources: Sources, student: Any, teacher: Any, draw: CoMixupDraw
+    def compute_loss(
+        self, sources: MixInputs, student: Any, teacher: Any, params: CoMixupParams
     ) -> dict[str, Tensor]:
         """Cross-entropy of the mixes, and of the images themselves."""
         images, targets, weight = sources.images, sources.targets, self.settings.clean_weight
-        shown = self.shown(draw, **sources.seen)
-        mixed = self.composed(images, targets, draw, shown)
+        shown = self.shown(params, **sources.features)
+        mixed = self.composed(images, targets, params, shown)
         views = [View("mixed", 1.0, "clean", mixed.images, mixed.targets)]
         if weight:
             own = sources.own
@@ -381,4 +377,8 @@ class CoMixup(Method):
         ]
         loss = torch.stack([v.weight * part for v, part in zip(views, losses, strict=True)]).sum()
         parts = {v.name: part.detach() for v, part in zip(views, losses, strict=True)}
-        return {"loss": loss, **parts, "captured": captured_share(outputs[-1], mixed.targets)}
+        return {
+            "loss": loss,
+            **parts,
+            "mixture_accuracy": mixture_accuracy(outputs[-1], mixed.targets),
+        }

@@ -1,7 +1,7 @@
 """CutMix: a rectangle of one image pasted into another; labels by area.
 
 Paper: Yun et al., "CutMix", ICCV 2019, arXiv 1905.04899.
-Computes: λ₀ ~ Beta(a, a); a box with sides ⌊W√(1-λ₀)⌋ and ⌊H√(1-λ₀)⌋ around a uniform centre,
+Computes: λ₀ ~ Beta(a, a); a box with sides ⌊W√(1-λ₀)⌋ and ⌊H√(1-λ₀)⌋ around a uniform center,
 half-widths floored, clipped to the image; inside it x[π], outside x; λ = 1 - area / HW *after*
 clipping, so the label is the share of pixels.
 Needs: nothing. Cost: 3F a step, like no mixing.
@@ -17,20 +17,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adautomix.methods.base import (
-    Draw,
-    InputMixing,
-    MethodSettings,
-    Mixed,
-    Shape,
-    draw_beta,
-    draw_partners,
-    weighted_sum,
-)
+from adautomix.methods.base import InputMixing, MethodSettings
+from adautomix.mixing.boxes import draw_box, outside_box, paste
+from adautomix.mixing.ops import Mixed
+from adautomix.mixing.params import MixParams, Shape, draw_beta, draw_partners
 
 
 @dataclass(frozen=True)
-class CutMixDraw(Draw):
+class CutMixParams(MixParams):
     """`perm` `[B, 2]` and `box` `[B, 4]`: top, bottom, left, right; the end is exclusive.
 
     `shared` says that all boxes are the same, so that one mask serves the batch.
@@ -48,27 +42,6 @@ class CutMixSettings(MethodSettings):
     per_sample: bool = Field(False, description="one box a mix instead of one a batch")
 
 
-def box_around(center: Tensor, side: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """First pixel and end of a stretch of `side` pixels around `center`, clipped to `size`."""
-    half = side // 2
-    return (center - half).clamp(0, size), (center + half).clamp(0, size)
-
-
-def boxes_around(center: Tensor, share: Tensor, height: int, width: int) -> Tensor:
-    """Boxes of about a share `[n]` of the image around the pixels `[n, 2]` (y, x): `[n, 4]`."""
-    cut = share.sqrt()
-    top, bottom = box_around(center[:, 0], (height * cut).long(), height)
-    left, right = box_around(center[:, 1], (width * cut).long(), width)
-    return torch.stack([top, bottom, left, right], dim=1)
-
-
-def draw_box(lam: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Boxes that leave about a share `lam` `[n]` of the image outside, `[n, 4]`."""
-    sides = (height, width)
-    center = [torch.randint(size, lam.shape, generator=generator) for size in sides]
-    return boxes_around(torch.stack(center, dim=1), 1 - lam, height, width)
-
-
 def draw_cutmix(
     batch: int,
     height: int,
@@ -77,63 +50,12 @@ def draw_cutmix(
     generator: torch.Generator,
     *,
     per_sample: bool = False,
-) -> CutMixDraw:
+) -> CutMixParams:
     """A partner for each image and the box that it fills."""
     perm = draw_partners(batch, generator)
     lam = draw_beta(batch if per_sample else 1, 1, alpha, generator)[:, 0]
     box = draw_box(lam, height, width, generator)
-    return CutMixDraw(perm, box.expand(batch, 4).contiguous(), shared=not per_sample)
-
-
-def box_sides(box: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Which rows and which columns the boxes `[B, 4]` span: bool `[B, H]` and `[B, W]`."""
-    top, bottom, left, right = box[:, :, None].unbind(dim=1)
-    y = torch.arange(height, device=box.device)
-    x = torch.arange(width, device=box.device)
-    return (y >= top) & (y < bottom), (x >= left) & (x < right)
-
-
-def box_mask(box: Tensor, height: int, width: int) -> Tensor:
-    """True inside the boxes `[B, 4]`: `[B, H, W]`."""
-    rows, columns = box_sides(box, height, width)
-    return rows[:, :, None] & columns[:, None, :]
-
-
-def around(box: Tensor, height: int, width: int) -> Tensor:
-    """0 inside the boxes `[B, 4]` and 1 outside, float32 `[B, H, W]`.
-
-    Numbers, as PyTorch vectorises their products on the CPU and not those of bools.
-    """
-    rows, columns = box_sides(box, height, width)
-    return torch.maximum((~rows).float()[:, :, None], (~columns).float()[:, None, :])
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Masks of `count` mixes of two images from the weight of the first, `[B or 1, 1, H, W]`."""
-
-    first: Tensor
-    count: int
-
-    def float(self) -> Tensor:
-        """`[count, 2, H, W]`."""
-        return torch.cat([self.first, 1 - self.first], dim=1).expand(self.count, -1, -1, -1)
-
-
-def paste(images: Tensor, targets: Tensor, perm: Tensor, outside: Tensor) -> Mixed:
-    """The first image where `outside` `[B, H, W]` is true or 1, else the second; labels by area.
-
-    The first source is each image itself, as `draw_partners` has it: `perm[:, 0]` counts the
-    images, unless some of them are not mixed. `outside` may be `[1, H, W]`, to serve all mixes.
-    """
-    first = outside[:, None].float()
-    kept, pixels = first.sum(dim=(2, 3)), first[0].numel()
-    lam = (torch.cat([kept, pixels - kept], dim=1) / pixels).expand(len(perm), -1)
-    own = images if len(perm) == len(images) else images[perm[:, 0]]
-    # Weights of 0 and 1 are exact, and filling in place spares another copy of the batch.
-    pasted = images[perm[:, 1]].lerp_(own, first.to(images.dtype))
-    labels = weighted_sum(targets, perm, lam[:, :, None])
-    return Mixed(pasted, labels, lam, perm, Kept(first, len(perm)))
+    return CutMixParams(perm, box.expand(batch, 4).contiguous(), shared=not per_sample)
 
 
 class CutMix(InputMixing):
@@ -143,13 +65,15 @@ class CutMix(InputMixing):
     summary = "a rectangle of one image pasted into another"
     Settings = CutMixSettings
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> CutMixDraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> CutMixParams:
         """A partner for each image and the box that it fills."""
         batch, _, height, width = shape
         s = self.settings
         return draw_cutmix(batch, height, width, s.alpha, generator, per_sample=s.per_sample)
 
-    def mix(self, images: Tensor, targets: Tensor, draw: CutMixDraw, **seen: Tensor) -> Mixed:
+    def mix(
+        self, images: Tensor, targets: Tensor, params: CutMixParams, **features: Tensor
+    ) -> Mixed:
         """The partner inside the box, the image outside."""
-        boxes = draw.box[:1] if draw.shared else draw.box
-        return paste(images, targets, draw.perm, around(boxes, *images.shape[2:]))
+        boxes = params.box[:1] if params.shared else params.box
+        return paste(images, targets, params.perm, outside_box(boxes, *images.shape[2:]))

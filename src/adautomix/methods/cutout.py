@@ -3,7 +3,7 @@
 Paper: DeVries & Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout",
 2017, arXiv 1708.04552.
 Computes: for each image `holes` squares of `size` pixels a side around uniform pixels, half-sides
-floored, clipped to the image; inside them 0, which in normalised images is the mean of the data.
+floored, clipped to the image; inside them 0, which in normalized images is the mean of the data.
 Needs: nothing. Cost: 3F a step, like no mixing.
 Defaults: one hole of 8 pixels (CIFAR-100); the paper uses 16 on CIFAR-10 and 20 on SVHN.
 Deviations: none. No image is mixed with another: the ledger has each image as its own only source
@@ -16,12 +16,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adautomix.methods.base import Draw, InputMixing, MethodSettings, Mixed, Shape
-from adautomix.methods.cutmix import box_around, box_mask
+from adautomix.methods.base import InputMixing, MethodSettings
+from adautomix.mixing.boxes import box_around, box_mask
+from adautomix.mixing.ops import Mixed
+from adautomix.mixing.params import MixParams, Shape
 
 
 @dataclass(frozen=True)
-class CutoutDraw(Draw):
+class CutoutParams(MixParams):
     """`perm` `[B, 1]`, each image itself, and `boxes` `[B, holes, 4]`: top, bottom, left, right."""
 
     perm: Tensor
@@ -37,13 +39,13 @@ class CutoutSettings(MethodSettings):
 
 def draw_cutout(
     batch: int, height: int, width: int, size: int, holes: int, generator: torch.Generator
-) -> CutoutDraw:
+) -> CutoutParams:
     """Holes around uniform pixels, each image its own."""
     side = torch.tensor(size)
     center_y = torch.randint(height, (batch, holes), generator=generator)
     center_x = torch.randint(width, (batch, holes), generator=generator)
     edges = *box_around(center_y, side, height), *box_around(center_x, side, width)
-    return CutoutDraw(torch.arange(batch)[:, None], torch.stack(edges, dim=2))
+    return CutoutParams(torch.arange(batch)[:, None], torch.stack(edges, dim=2))
 
 
 def hole_mask(boxes: Tensor, height: int, width: int) -> Tensor:
@@ -60,15 +62,17 @@ class Cutout(InputMixing):
     summary = "a square hole in each image, the label stays"
     Settings = CutoutSettings
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> CutoutDraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> CutoutParams:
         """Where the holes are."""
         batch, _, height, width = shape
         return draw_cutout(batch, height, width, self.settings.size, self.settings.holes, generator)
 
-    def mix(self, images: Tensor, targets: Tensor, draw: CutoutDraw, **seen: Tensor) -> Mixed:
+    def mix(
+        self, images: Tensor, targets: Tensor, params: CutoutParams, **features: Tensor
+    ) -> Mixed:
         """Each image with its holes."""
-        rows = draw.perm[:, 0]
-        lam = torch.ones_like(draw.perm, dtype=torch.float32)
-        hole = hole_mask(draw.boxes, images.shape[2], images.shape[3])
+        rows = params.perm[:, 0]
+        lam = torch.ones_like(params.perm, dtype=torch.float32)
+        hole = hole_mask(params.boxes, images.shape[2], images.shape[3])
         cut = images[rows].masked_fill_(hole[:, None], 0)
-        return Mixed(cut, targets[rows], lam, draw.perm)
+        return Mixed(cut, targets[rows], lam, params.perm)

@@ -24,7 +24,7 @@ Cost: 8F a step and the generator (classifier on true and on made images 2 x 3, 
 Defaults: Z = 200, weight of the features 0.5, both stages at every step. The generator is the
 released one for 32 pixels: 4 x 4 x 512, then 5 x 5 transposed convolutions to 256, 128 and 3
 channels, the class as planes of every layer's input, batch norm without a gain, tanh, the last
-layer weight-normalised; weights N(0, 0.05). Other sizes have fewer or more layers. Memory: the
+layer weight-normalized; weights N(0, 0.05). Other sizes have fewer or more layers. Memory: the
 planes are B K h w numbers a layer.
 
 Schedule: the paper plays for 100 epochs of 300 and then freezes the generator and classifies;
@@ -32,16 +32,16 @@ Schedule: the paper plays for 100 epochs of 300 and then freezes the generator a
 step, as a method does not know how long the run is and a classifier that never classifies is none.
 
 Deviations from the paper's code, and why:
-- One step of one optimiser moves both players, from the same classifier; the code moves the
+- One step of one optimizer moves both players, from the same classifier; the code moves the
   classifier, then the generator twice. `generator_lr` can make up for it.
 - Made images have labels of a permuted batch; the code draws classes uniformly, which is the same
   on balanced data.
-- Any network classifies, in the place of a weight-normalised one with dropout; batch norm takes
+- Any network classifies, in the place of a weight-normalized one with dropout; batch norm takes
   its statistics from true and from made images apart, and its running ones from the true alone.
 - Where a batch is processed in parts, the generator's batch norm and the mean features are those of
   one part; of processes that share a batch they are those of all.
 - tanh is stretched to the range of the pixels seen so far, as a method does not know how they
-  were normalised. The classifier that is judged as an average is the trainer's teacher.
+  were normalized. The classifier that is judged as an average is the trainer's teacher.
 """
 
 import itertools
@@ -57,18 +57,12 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from adautomix.errors import UsageError
-from adautomix.methods.base import (
-    Draw,
-    Method,
-    MethodSettings,
-    Mixed,
-    Shape,
-    Sources,
-    captured_share,
-    draw_permutations,
-)
+from adautomix.methods.base import Method, MethodSettings, MixInputs
 from adautomix.methods.meada import Bounds, PixelRange
-from adautomix.methods.mixblock import mean_of_processes
+from adautomix.metrics import mixture_accuracy
+from adautomix.mixing.mix_block import mean_of_processes
+from adautomix.mixing.ops import Mixed
+from adautomix.mixing.params import MixParams, Shape, draw_permutations
 from adautomix.models import Classifier, frozen_statistics
 
 CLASS, SOURCE = "clean", "mixed"  # the heads of c and of s
@@ -88,7 +82,7 @@ class DADASettings(MethodSettings):
 
 
 @dataclass(frozen=True)
-class DADADraw(Draw):
+class DADAParams(MixParams):
     """What images are made of: whose label `[B, 1]`, and noise `[B, Z]`.
 
     One set is for the classifier to learn from, one for the generator. `plays` and `classifies`
@@ -167,9 +161,9 @@ class Norm(nn.Module):
         """`[B, C, h, w]` in float32; with `split` the batch is that of all processes."""
         over = (0, 2, 3)
         maps = maps.float()
-        centred = maps - mean_of_processes(maps.mean(over), split=split)[:, None, None]
-        var = mean_of_processes(centred.square().mean(over), split=split)
-        return centred * (var + 1e-6).rsqrt()[:, None, None] + self.bias[:, None, None]
+        centerd = maps - mean_of_processes(maps.mean(over), split=split)[:, None, None]
+        var = mean_of_processes(centerd.square().mean(over), split=split)
+        return centerd * (var + 1e-6).rsqrt()[:, None, None] + self.bias[:, None, None]
 
 
 def with_planes(maps: Tensor, targets: Tensor) -> Tensor:
@@ -200,7 +194,7 @@ class DADA(Method):
 
     @property
     def min_batch(self) -> int:
-        """The generator's first layer is normalised over the batch alone."""
+        """The generator's first layer is normalized over the batch alone."""
         return 2
 
     def learning_rates(self, lr: float, min_lr: float) -> tuple[float, float]:
@@ -208,7 +202,7 @@ class DADA(Method):
         s = self.settings
         return s.generator_lr or lr, min_lr if s.generator_min_lr is None else s.generator_min_lr
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> DADADraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> DADAParams:
         """Noise and whose labels, for both players, and the stage of the training."""
         batch, s = shape[0], self.settings
         if max(shape[2:]) > self.generator.size:
@@ -220,14 +214,14 @@ class DADA(Method):
         noise, generator_noise = torch.rand(2, batch, s.noise, generator=generator)
         both = s.play_steps is None
         plays = both or step < s.play_steps
-        return DADADraw(perm, noise, generator_perm, generator_noise, plays, both or not plays)
+        return DADAParams(perm, noise, generator_perm, generator_noise, plays, both or not plays)
 
-    def mix(self, images: Tensor, targets: Tensor, draw: DADADraw, **seen: Tensor) -> Mixed:
+    def mix(self, images: Tensor, targets: Tensor, params: DADAParams, **features: Tensor) -> Mixed:
         """Made images and their labels: constants to whoever learns from them."""
-        labels = targets[draw.perm[:, 0]]
+        labels = targets[params.perm[:, 0]]
         with torch.no_grad():
-            made = self.make(draw.noise, labels, images, self.pixel_range(images))
-        return Mixed(made, labels, torch.ones_like(draw.perm, dtype=torch.float32), draw.perm)
+            made = self.make(params.noise, labels, images, self.pixel_range(images))
+        return Mixed(made, labels, torch.ones_like(params.perm, dtype=torch.float32), params.perm)
 
     def make(self, noise: Tensor, targets: Tensor, like: Tensor, bounds: Bounds) -> Tensor:
         """Images like the batch `like` from noise `[M, Z]` and soft labels `[M, K]`."""
@@ -236,51 +230,60 @@ class DADA(Method):
         images: Tensor = self.generator(noise, targets, like.shape[2:], split=split)
         return (low + (images.float() + 1) / 2 * (high - low)).to(like.dtype)
 
-    def terms(
-        self, sources: Sources, student: Classifier, teacher: Any, draw: DADADraw
+    def compute_loss(
+        self, sources: MixInputs, student: Classifier, teacher: Any, params: DADAParams
     ) -> dict[str, Tensor]:
         """The losses of both players; their gradients do not meet."""
         bounds = self.pixel_range.widen(sources.images)
         images, targets = sources.images[sources.own], sources.targets[sources.own]
         true = student.features(images).pooled
-        parts = self.classifier_losses(sources, student, draw, true, targets)
-        if draw.plays:
-            parts |= self.generator_losses(sources, student, draw, true.detach(), bounds)
+        parts = self.classifier_losses(sources, student, params, true, targets)
+        if params.plays:
+            parts |= self.generator_losses(sources, student, params, true.detach(), bounds)
         weights = {"generator_features": self.settings.feature_weight}
         loss = torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()]).sum()
         with torch.no_grad():
-            captured = captured_share(student.logits(true, CLASS), targets)
-        return {"loss": loss, "captured": captured, **{n: p.detach() for n, p in parts.items()}}
+            captured = mixture_accuracy(student.logits(true, CLASS), targets)
+        return {
+            "loss": loss,
+            "mixture_accuracy": captured,
+            **{n: p.detach() for n, p in parts.items()},
+        }
 
     def classifier_losses(
         self,
-        sources: Sources,
+        sources: MixInputs,
         student: Classifier,
-        draw: DADADraw,
+        params: DADAParams,
         true: Tensor,
         targets: Tensor,
     ) -> dict[str, Tensor]:
-        """What the classifier minimises: true against made, and classes, each for both batches."""
-        made = self.mix(sources.images, sources.targets, draw)
+        """What the classifier minimizes: true against made, and classes, each for both batches."""
+        made = self.mix(sources.images, sources.targets, params)
         with frozen_statistics(student):
             features = student.features(made.images).pooled
         losses: dict[str, Tensor] = {}
-        if draw.plays:
+        if params.plays:
             losses["source"] = source_loss(student.logits(true, SOURCE), targets, true=True)
             losses["source_made"] = source_loss(
                 student.logits(features, SOURCE), made.targets, true=False
             )
-        if draw.classifies:
+        if params.classifies:
             losses["class"] = self.cross_entropy(student.logits(true, CLASS), targets)
             losses["class_made"] = self.cross_entropy(student.logits(features, CLASS), made.targets)
         return losses
 
     def generator_losses(
-        self, sources: Sources, student: Classifier, draw: DADADraw, true: Tensor, bounds: Bounds
+        self,
+        sources: MixInputs,
+        student: Classifier,
+        params: DADAParams,
+        true: Tensor,
+        bounds: Bounds,
     ) -> dict[str, Tensor]:
-        """What the generator minimises: made images pass for true ones, and look like them."""
-        targets = sources.targets[draw.generator_perm[:, 0]]
-        made = self.make(draw.generator_noise, targets, sources.images, bounds)
+        """What the generator minimizes: made images pass for true ones, and look like them."""
+        targets = sources.targets[params.generator_perm[:, 0]]
+        made = self.make(params.generator_noise, targets, sources.images, bounds)
         features, logits = fixed_features(student, made)
         gap = true.float().mean(dim=0) - features.float().mean(dim=0)
         gap = mean_of_processes(gap, split=len(made) < len(sources.images))

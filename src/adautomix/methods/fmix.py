@@ -24,23 +24,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adautomix.methods.base import (
-    Draw,
-    InputMixing,
-    MethodSettings,
-    Mixed,
-    Shape,
-    draw_lam,
-    draw_partners,
-    mix_by_masks,
-)
+from adautomix.methods.base import InputMixing, MethodSettings
+from adautomix.mixing.ops import Mixed, mix_by_masks
+from adautomix.mixing.params import MixParams, Shape, draw_lam, draw_partners
 
 Spectrum = Literal["reference", "isotropic"]
 BITS = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
-class FMixDraw(Draw):
+class FMixParams(MixParams):
     """`perm` and `lam` `[B, 2]`; `pixels` `[B]`, how many the image keeps; `seed` `[B]`.
 
     `shared` says that all masks are the same.
@@ -72,7 +65,7 @@ def draw_fmix(
     generator: torch.Generator,
     *,
     per_sample: bool = False,
-) -> FMixDraw:
+) -> FMixParams:
     """A partner for each image, the shares of both, and the mask's seed and size."""
     perm = draw_partners(batch, generator)
     lam = draw_lam(batch, alpha, generator, per_sample=per_sample)
@@ -81,7 +74,7 @@ def draw_fmix(
     up = (torch.rand(rows, generator=generator) < 0.5).expand(batch)
     pixels = torch.where(up, exact.ceil(), exact.floor()).long()
     seed = torch.randint(BITS + 1, (rows,), generator=generator).expand(batch).contiguous()
-    return FMixDraw(perm, lam, pixels, seed, shared=not per_sample)
+    return FMixParams(perm, lam, pixels, seed, shared=not per_sample)
 
 
 def scramble(numbers: Tensor) -> Tensor:
@@ -142,17 +135,17 @@ class FMix(InputMixing):
     summary = "two images, divided by smooth random blobs"
     Settings = FMixSettings
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> FMixDraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> FMixParams:
         """A partner for each image, the shares of both, and the mask's seed and size."""
         batch, _, height, width = shape
         s = self.settings
         return draw_fmix(batch, height, width, s.alpha, generator, per_sample=s.per_sample)
 
-    def mix(self, images: Tensor, targets: Tensor, draw: FMixDraw, **seen: Tensor) -> Mixed:
+    def mix(self, images: Tensor, targets: Tensor, params: FMixParams, **features: Tensor) -> Mixed:
         """The image where the waves are highest, the partner elsewhere."""
-        rows = slice(1) if draw.shared else slice(None)
+        rows = slice(1) if params.shared else slice(None)
         s, (height, width) = self.settings, images.shape[2:]
-        waves = random_waves(draw.seed[rows], height, width, s.decay, s.spectrum)
-        own = highest(waves, draw.pixels[rows])
-        masks = torch.stack([own, 1 - own], dim=1).expand(len(draw.perm), -1, -1, -1)
-        return mix_by_masks(images, targets, draw.perm, draw.lam, masks)
+        waves = random_waves(params.seed[rows], height, width, s.decay, s.spectrum)
+        own = highest(waves, params.pixels[rows])
+        masks = torch.stack([own, 1 - own], dim=1).expand(len(params.perm), -1, -1, -1)
+        return mix_by_masks(images, targets, params.perm, params.lam, masks)

@@ -29,21 +29,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from adautomix.errors import UsageError
-from adautomix.methods.base import (
-    Draw,
-    InputMixing,
-    MethodSettings,
-    Mixed,
-    Shape,
-    cells_to_pixels,
-    draw_beta,
-    draw_partners,
-)
-from adautomix.methods.cutmix import box_mask, paste
+from adautomix.methods.base import InputMixing, MethodSettings
+from adautomix.mixing.boxes import box_mask, paste
+from adautomix.mixing.ops import Mixed, cells_to_pixels
+from adautomix.mixing.params import MixParams, Shape, draw_beta, draw_partners
 
 
 @dataclass(frozen=True)
-class LatticeDraw(Draw):
+class LatticeParams(MixParams):
     """`perm` `[B, 2]`, `crop` `[B, 4]` (a box), `cell` and `hole` `[B]`, both in pixels a side.
 
     `shared` says that all masks are the same.
@@ -57,7 +50,7 @@ class LatticeDraw(Draw):
 
 
 @dataclass(frozen=True)
-class CellsDraw(Draw):
+class CellsParams(MixParams):
     """`perm` `[B, 2]` and `partner` `[B, q, q]`: true where the partner shows.
 
     `shared` says that all masks are the same.
@@ -118,7 +111,7 @@ def draw_crop(
 
 def draw_lattice(
     batch: int, height: int, width: int, s: GridMixSettings, generator: torch.Generator
-) -> LatticeDraw:
+) -> LatticeParams:
     """A partner for each image, and the lattice of holes in which it shows."""
     perm = draw_partners(batch, generator)
     count = batch if s.per_sample else 1
@@ -130,16 +123,16 @@ def draw_lattice(
     crop, cell, hole = (
         part.expand(batch, *part.shape[1:]).contiguous() for part in (crop, cell, hole)
     )
-    return LatticeDraw(perm, crop, cell, hole, shared=not s.per_sample)
+    return LatticeParams(perm, crop, cell, hole, shared=not s.per_sample)
 
 
-def draw_cells(batch: int, s: GridMixSettings, generator: torch.Generator) -> CellsDraw:
+def draw_cells(batch: int, s: GridMixSettings, generator: torch.Generator) -> CellsParams:
     """A partner for each image, and the cells in which it shows."""
     perm = draw_partners(batch, generator)
     count = batch if s.per_sample else 1
     lam = draw_beta(count, 1, s.alpha, generator)[:, :, None]
     partner = torch.rand(count, s.cells, s.cells, generator=generator) >= lam
-    return CellsDraw(perm, partner.expand(batch, -1, -1).contiguous(), shared=not s.per_sample)
+    return CellsParams(perm, partner.expand(batch, -1, -1).contiguous(), shared=not s.per_sample)
 
 
 def lattice_mask(crop: Tensor, cell: Tensor, hole: Tensor, height: int, width: int) -> Tensor:
@@ -157,7 +150,9 @@ class GridMix(InputMixing):
     summary = "two images, each in some cells of a grid"
     Settings = GridMixSettings
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> LatticeDraw | CellsDraw:
+    def make_params(
+        self, shape: Shape, generator: torch.Generator, step: int
+    ) -> LatticeParams | CellsParams:
         """A partner for each image, and the grid."""
         batch, _, height, width = shape
         if self.settings.pattern == "cells":
@@ -165,13 +160,17 @@ class GridMix(InputMixing):
         return draw_lattice(batch, height, width, self.settings, generator)
 
     def mix(
-        self, images: Tensor, targets: Tensor, draw: LatticeDraw | CellsDraw, **seen: Tensor
+        self,
+        images: Tensor,
+        targets: Tensor,
+        params: LatticeParams | CellsParams,
+        **features: Tensor,
     ) -> Mixed:
         """The partner in its cells, the image elsewhere."""
         height, width = images.shape[2:]
-        grid = draw.rows(slice(1)) if draw.shared else draw
-        if isinstance(grid, CellsDraw):
+        grid = params.rows(slice(1)) if params.shared else params
+        if isinstance(grid, CellsParams):
             inside = cells_to_pixels(grid.partner, height, width)
         else:
             inside = lattice_mask(grid.crop, grid.cell, grid.hole, height, width)
-        return paste(images, targets, draw.perm, ~inside)
+        return paste(images, targets, params.perm, ~inside)

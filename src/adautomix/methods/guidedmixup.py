@@ -7,7 +7,7 @@ along one cycle through the batch with a large Σ_i ‖s_i - s_π(i)‖₂; then
 
     M = s_i / (s_i + s_π(i)),   x̃ = M ⊙ x + (1 - M) ⊙ x[π],   λ = mean(M),   ỹ = λ y + (1 - λ) y[π]
 
-Saliency: the spectral residual of the grey image (`spectral_residual`, the paper's SR, blurred
+Saliency: the spectral residual of the gray image (`spectral_residual`, the paper's SR, blurred
 twice as in the authors' code), or the norm of dCE/dx (`gradient`, the paper's AP).
 Needs: nothing for SR. Cost: 3F a step with SR, 5F with gradients on the batches that are mixed.
 Defaults: half of the batches are mixed with SR, 0.8 of them with gradients (paper).
@@ -31,23 +31,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adautomix.methods.base import (
-    Draw,
-    Method,
-    MethodSettings,
-    Mixed,
-    Seen,
-    Shape,
-    draw_partners,
-    mix_by_masks,
-)
-from adautomix.methods.saliency import (
-    blurred,
-    gradient_saliency,
-    resized,
-    shares,
-    spectral_residual,
-)
+from adautomix.methods.base import FeatureDict, Method, MethodSettings
+from adautomix.mixing.ops import Mixed, mix_by_masks
+from adautomix.mixing.params import MixParams, Shape, draw_partners
+from adautomix.mixing.saliency import blurred, gradient_saliency, resized, shares, spectral_residual
 
 BLUR, SIGMA = 7, 3.0
 LARGEST = 128  # pixels a side of what the spectral residual is taken of
@@ -55,7 +42,7 @@ PROB = {"spectral_residual": 0.5, "gradient": 0.8}
 
 
 @dataclass(frozen=True)
-class GuidedMixupDraw(Draw):
+class GuidedMixupParams(MixParams):
     """`perm` `[B, 2]`, whose partners count if they are random; `mixed`: whether to mix at all."""
 
     perm: Tensor
@@ -101,7 +88,7 @@ def distant_partners(maps: Tensor, rounds: int) -> Tensor:
 def exchanged(cycle: Tensor, distance: Tensor) -> Tensor:
     """Let every second image of a cycle change places with another where that gains most.
 
-    Their neighbours stay, so what each gains does not depend on what others do, and a pair that
+    Their neighbors stay, so what each gains does not depend on what others do, and a pair that
     prefers each other to all others can change places whatever the rest does.
 
     Args:
@@ -135,18 +122,18 @@ class GuidedMixup(Method):
     needs = "nothing; with gradients dCE/dx"
     Settings = GuidedMixupSettings
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> GuidedMixupDraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> GuidedMixupParams:
         """A partner for each image, and whether this batch is mixed."""
         s = self.settings
         perm = draw_partners(shape[0], generator)
         prob = PROB[s.saliency] if s.prob is None else s.prob
-        return GuidedMixupDraw(perm, bool(torch.rand((), generator=generator) < prob))
+        return GuidedMixupParams(perm, bool(torch.rand((), generator=generator) < prob))
 
-    def look(
-        self, images: Tensor, targets: Tensor, student: Any, teacher: Any, draw: GuidedMixupDraw
-    ) -> Seen:
+    def extract_features(
+        self, images: Tensor, targets: Tensor, student: Any, teacher: Any, params: GuidedMixupParams
+    ) -> FeatureDict:
         """Blurred saliency of each image, `[B, H, W]`, of sum 1."""
-        if not draw.mixed:
+        if not params.mixed:
             return {}
         if self.settings.saliency == "gradient":
             maps = gradient_saliency(student, images, targets)
@@ -154,14 +141,16 @@ class GuidedMixup(Method):
             maps = spectral_saliency(images)
         return {"saliency": shares(blurred(maps, BLUR, SIGMA))}
 
-    def mix(self, images: Tensor, targets: Tensor, draw: GuidedMixupDraw, **seen: Tensor) -> Mixed:
+    def mix(
+        self, images: Tensor, targets: Tensor, params: GuidedMixupParams, **features: Tensor
+    ) -> Mixed:
         """Each pixel from both images by their saliency there; the batch as it is, if not mixed."""
-        own, partner = draw.perm.unbind(dim=1)
-        if not draw.mixed:
+        own, partner = params.perm.unbind(dim=1)
+        if not params.mixed:
             whole = torch.ones(len(own), device=images.device)
             lam = torch.stack([whole, 1 - whole], dim=1)
             return Mixed(images[own], targets[own], lam, torch.stack([own, own], dim=1))
-        saliency = seen["saliency"]
+        saliency = features["saliency"]
         if self.settings.pairing == "distant":
             partner = distant_partners(saliency, self.settings.rounds)[own]
         perm = torch.stack([own, partner], dim=1)

@@ -24,21 +24,15 @@ from pydantic import Field
 from torch import Tensor
 
 from adautomix.errors import UsageError
-from adautomix.methods.base import (
-    Draw,
-    MethodSettings,
-    Shape,
-    Sources,
-    draw_lam,
-    draw_partners,
-    weighted_sum,
-)
-from adautomix.methods.hidden import HiddenMixing
+from adautomix.methods.base import MethodSettings, MixInputs
+from adautomix.methods.base_feature import FeatureMixing
+from adautomix.mixing.ops import weighted_sum
+from adautomix.mixing.params import MixParams, Shape, draw_lam, draw_partners
 from adautomix.models import Classifier
 
 
 @dataclass(frozen=True)
-class ManifoldMixDraw(Draw):
+class ManifoldMixParams(MixParams):
     """`perm` and `lam` `[B, 2]`; `stage` whose output is mixed, 0 for the images."""
 
     perm: Tensor
@@ -54,7 +48,7 @@ class ManifoldMixSettings(MethodSettings):
     per_sample: bool = Field(False, description="one λ a mix instead of one a batch")
 
 
-class ManifoldMix(HiddenMixing):
+class ManifoldMix(FeatureMixing):
     """Manifold Mixup (Verma et al., ICML 2019)."""
 
     name = "manifoldmix"
@@ -69,24 +63,24 @@ class ManifoldMix(HiddenMixing):
                 f"{self.depth} stages to mix after"
             )
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> ManifoldMixDraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> ManifoldMixParams:
         """A partner for each image, the shares of both, and where they are mixed."""
         s = self.settings
         perm = draw_partners(shape[0], generator)
         lam = draw_lam(shape[0], s.alpha, generator, per_sample=s.per_sample)
-        return ManifoldMixDraw(
+        return ManifoldMixParams(
             perm, lam, int(torch.randint(s.deepest + 1, (), generator=generator))
         )
 
-    def terms(
-        self, sources: Sources, student: Classifier, teacher: Any, draw: ManifoldMixDraw
+    def compute_loss(
+        self, sources: MixInputs, student: Classifier, teacher: Any, params: ManifoldMixParams
     ) -> dict[str, Tensor]:
         """Mix after the stage of the draw, predict, soft cross-entropy."""
-        if draw.stage == 0:
-            return super().terms(sources, student, teacher, draw)
+        if params.stage == 0:
+            return super().compute_loss(sources, student, teacher, params)
 
         def mix(hidden: Tensor, perm: Tensor) -> Tensor:
-            weights = draw.lam.to(hidden.dtype).view(*draw.lam.shape, *[1] * (hidden.ndim - 1))
+            weights = params.lam.to(hidden.dtype).view(*params.lam.shape, *[1] * (hidden.ndim - 1))
             return weighted_sum(hidden, perm, weights)
 
-        return self.mixed_after(draw.stage, mix, sources, student, draw)
+        return self.mixed_after(params.stage, mix, sources, student, params)

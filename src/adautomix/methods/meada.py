@@ -17,7 +17,7 @@ Needs: the gradient of the student's loss in the images.
 Cost: 14.3F a step with the defaults: 3F · (1 + 1/every) and, for a share 1/every of the images, 1F
 for z(x) and 2F for each of the K ascents.
 Defaults: K = 15, γ = 1, η = 10 (the script that goes with the paper). Its step, 20/128 an image in
-pixels normalised by 0.5, is 0.98 in pixels normalised by 0.2, as CIFAR's are: step_size 1.
+pixels normalized by 0.5, is 0.98 in pixels normalized by 0.2, as CIFAR's are: step_size 1.
 
 Deviations from the paper, and why:
 - Online instead of in phases. The paper stops twice (after epochs 10 and 20 of 100), makes a copy
@@ -28,7 +28,7 @@ Deviations from the paper, and why:
   share of them from `start_step` on, where the paper has 0, then 1/2, then 2/3.
 - Copies are not rounded to 8 bits, as they are never stored.
 - The range of the pixels is that of all images seen so far, channel by channel, as a method does
-  not know how they were normalised: equal to the true one once a channel was seen black and white.
+  not know how they were normalized: equal to the true one once a channel was seen black and white.
 """
 
 from dataclasses import dataclass, replace
@@ -38,16 +38,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from adautomix.methods.base import (
-    Draw,
-    Method,
-    MethodSettings,
-    Mixed,
-    Shape,
-    Sources,
-    captured_share,
-    draw_permutations,
-)
+from adautomix.methods.base import Method, MethodSettings, MixInputs
+from adautomix.metrics import mixture_accuracy
+from adautomix.mixing.ops import Mixed
+from adautomix.mixing.params import MixParams, Shape, draw_permutations
 from adautomix.models import Classifier, evaluating
 
 # A power of two, which changes no digit, keeps the gradients of fp16 from vanishing.
@@ -57,7 +51,7 @@ Bounds = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class MEADADraw(Draw):
+class MEADAParams(MixParams):
     """`perm` `[B, 1]`: which images are copied, of one row in `every`; `copies`: whether any is."""
 
     perm: Tensor
@@ -69,7 +63,7 @@ class MEADASettings(MethodSettings):
 
     every: int = Field(3, ge=1, description="one image in so many has an adversarial copy")
     ascents: int = Field(15, ge=1, description="K, ascent steps on a copy")
-    step_size: float = Field(1.0, gt=0, description="of the ascent, in normalised pixels")
+    step_size: float = Field(1.0, gt=0, description="of the ascent, in normalized pixels")
     entropy_weight: float = Field(10.0, ge=0, description="η, weight of the prediction's entropy")
     distance_weight: float = Field(
         1.0, ge=0, description="γ, weight of the distance to the clean image's feature"
@@ -116,43 +110,50 @@ class MEADA(Method):
         super().__init__(settings, **common)
         self.pixel_range = PixelRange()
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> MEADADraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> MEADAParams:
         """Which images have copies."""
         perm = draw_permutations(shape[0], 1, generator)
-        return MEADADraw(perm, copies=step >= self.settings.start_step)
+        return MEADAParams(perm, copies=step >= self.settings.start_step)
 
-    def mix(self, images: Tensor, targets: Tensor, draw: MEADADraw, **seen: Tensor) -> Mixed:
+    def mix(
+        self, images: Tensor, targets: Tensor, params: MEADAParams, **features: Tensor
+    ) -> Mixed:
         """The images to be copied, still clean, and their labels."""
-        rows = draw.perm[:, 0]
-        lam = torch.ones_like(draw.perm, dtype=torch.float32)
-        return Mixed(images[rows], targets[rows], lam, draw.perm)
+        rows = params.perm[:, 0]
+        lam = torch.ones_like(params.perm, dtype=torch.float32)
+        return Mixed(images[rows], targets[rows], lam, params.perm)
 
-    def sample(
-        self, images: Tensor, targets: Tensor, student: Any, teacher: Any, draw: MEADADraw
+    def mix_batch(
+        self, images: Tensor, targets: Tensor, student: Any, teacher: Any, params: MEADAParams
     ) -> Mixed:
         """Adversarial copies of all images of the draw."""
-        return self.copies(images, targets, student, draw, self.pixel_range(images))
+        return self.copies(images, targets, student, params, self.pixel_range(images))
 
     def copies(
-        self, images: Tensor, targets: Tensor, student: Classifier, draw: MEADADraw, bounds: Bounds
+        self,
+        images: Tensor,
+        targets: Tensor,
+        student: Classifier,
+        params: MEADAParams,
+        bounds: Bounds,
     ) -> Mixed:
         """Copies made hard for the student, with the labels of what they are copies of."""
-        clean = self.mix(images, targets, draw)
+        clean = self.mix(images, targets, params)
         return replace(clean, images=self.ascend(student, clean.images, clean.targets, bounds))
 
-    def terms(
-        self, sources: Sources, student: Classifier, teacher: Any, draw: MEADADraw
+    def compute_loss(
+        self, sources: MixInputs, student: Classifier, teacher: Any, params: MEADAParams
     ) -> dict[str, Tensor]:
         """The cross-entropy of clean images and copies, which go through the student together."""
         bounds = self.pixel_range.widen(sources.images)
         images, targets = sources.images[sources.own], sources.targets[sources.own]
-        some = self.copied(sources, draw)
+        some = self.copied(sources, params)
         hard = self.copies(sources.images, sources.targets, student, some, bounds)
         logits = student(torch.cat([images, hard.images]))
         clean, copied = logits.split([len(images), len(hard.images)])
         loss = self.cross_entropy(clean, targets)
-        parts = {"captured": captured_share(clean, targets), "clean": loss.detach()}
-        if draw.copies:
+        parts = {"mixture_accuracy": mixture_accuracy(clean, targets), "clean": loss.detach()}
+        if params.copies:
             batch, count = len(sources.images), -(-len(sources.images) // self.settings.every)
             # A part of the batch can have more of its copies, or fewer, than of its images.
             share = len(copied) / count * batch / len(images)
@@ -161,11 +162,11 @@ class MEADA(Method):
             parts["adversarial"] = adversarial.detach()
         return {"loss": loss, **parts}
 
-    def copied(self, sources: Sources, draw: MEADADraw) -> MEADADraw:
+    def copied(self, sources: MixInputs, params: MEADAParams) -> MEADAParams:
         """Those of these mixes that are made: one row in `every` of the batch, however split."""
         every = self.settings.every
         first = -(sources.own.start or 0) % every
-        return draw.rows(slice(first, None, every) if draw.copies else slice(0))
+        return params.rows(slice(first, None, every) if params.copies else slice(0))
 
     def ascend(
         self, student: Classifier, images: Tensor, targets: Tensor, bounds: Bounds
@@ -199,7 +200,7 @@ def objective(
     entropy_weight: float,
     distance_weight: float,
 ) -> Tensor:
-    """What the ascent maximises, one value an image: `CE + η H - γ mean_d (z - anchor)²`, `[B]`.
+    """What the ascent maximizes, one value an image: `CE + η H - γ mean_d (z - anchor)²`, `[B]`.
 
     Args:
         student: gives features z and logits.

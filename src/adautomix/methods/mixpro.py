@@ -3,7 +3,7 @@
 Paper: Zhao, Huang, Hu, Zhang, Liu, "MixPro: Data Augmentation with MaskMix and Progressive
 Attention Labeling for Vision Transformer", ICLR 2023, arXiv 2304.12043.
 Computes: MaskMix: u ~ Beta(a, a) a batch; of the c×c cells of each mix ⌈u c²⌉ random ones show the
-image, the others its partner: λ_area. Progressive attention labelling, from the forward that the
+image, the others its partner: λ_area. Progressive attention labeling, from the forward that the
 loss needs anyway: λ_attn, the share of the class token's attention (last block, mean over heads)
 that falls on the image's cells; q = cosine(label by area, predicted probabilities), 0 to 1;
 λ = q λ_attn + (1 - q) λ_area, for each mix its own.
@@ -30,25 +30,26 @@ from pydantic import Field
 from torch import Tensor
 
 from adautomix.errors import UsageError
-from adautomix.methods.attention import (
-    AlternatingDraw,
+from adautomix.methods.base_attention import (
+    AlternatingParams,
     AlternatingSettings,
     Grid,
-    RelabellingMethod,
+    RelabelingMethod,
     draw_turn,
-    relabelled,
+    relabeled,
     share_inside,
     to_patches,
     to_pixels,
 )
-from adautomix.methods.base import Mixed, Shape, draw_beta, mix_by_lam
-from adautomix.methods.cutmix import around, draw_box, paste
+from adautomix.mixing.boxes import draw_box, outside_box, paste
+from adautomix.mixing.ops import Mixed, mix_by_lam
+from adautomix.mixing.params import Shape, draw_beta
 
 CELLS = 4  # a side, as the authors have them
 
 
 @dataclass(frozen=True)
-class MixProDraw(AlternatingDraw):
+class MixProParams(AlternatingParams):
     """With `partner` `[B, c, c]`, true where the partner shows, and `box` `[B, 4]` of CutMix.
 
     Where `plain` is true, `boxed` says that CutMix has its turn and not Mixup.
@@ -86,7 +87,7 @@ def draw_cells(share: Tensor, cells: int, generator: torch.Generator) -> Tensor:
 
 def draw_mixpro(
     shape: Shape, cells: int, settings: MixProSettings, generator: torch.Generator
-) -> MixProDraw:
+) -> MixProParams:
     """Partners, whose turn it is, and the numbers of each of the three mixes."""
     batch, _, height, width = shape
     count = batch if settings.per_sample else 1
@@ -95,7 +96,7 @@ def draw_mixpro(
     lam = draw_beta(count, 1, settings.cutmix_alpha, generator)[:, 0]
     box = draw_box(lam, height, width, generator).expand(batch, 4).contiguous()
     share = draw_beta(count, 1, settings.alpha, generator)[:, 0].expand(batch)
-    return MixProDraw(*turn, draw_cells(share, cells, generator), box, boxed)
+    return MixProParams(*turn, draw_cells(share, cells, generator), box, boxed)
 
 
 def suited_cells(grid: Grid, cells: int | None) -> int:
@@ -116,7 +117,7 @@ def suited_cells(grid: Grid, cells: int | None) -> int:
     return cells
 
 
-class MixPro(RelabellingMethod):
+class MixPro(RelabelingMethod):
     """MixPro (Zhao et al., ICLR 2023)."""
 
     name = "mixpro"
@@ -127,25 +128,27 @@ class MixPro(RelabellingMethod):
         """A patch of the network; a pixel where its attention is not asked for."""
         return super().patch_of(model) if self.settings.attention_labels else (1, 1)
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> MixProDraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> MixProParams:
         """Partners, whose turn it is, and the numbers of each of the three mixes."""
         cells = suited_cells(self.grid_of(shape), self.settings.cells)
         return draw_mixpro(shape, cells, self.settings, generator)
 
-    def mix(self, images: Tensor, targets: Tensor, draw: MixProDraw, **seen: Tensor) -> Mixed:
+    def mix(
+        self, images: Tensor, targets: Tensor, params: MixProParams, **features: Tensor
+    ) -> Mixed:
         """MaskMix, or CutMix or Mixup where they have their turn; labels by area."""
         height, width = images.shape[2:]
-        if draw.plain and not draw.boxed:
-            return mix_by_lam(images, targets, draw.perm, draw.lam)
-        if draw.plain:
-            return paste(images, targets, draw.perm, around(draw.box, height, width))
-        cells = draw.partner.shape[1]
-        inside = to_pixels(draw.partner, (height // cells, width // cells))
-        return paste(images, targets, draw.perm, ~inside)
+        if params.plain and not params.boxed:
+            return mix_by_lam(images, targets, params.perm, params.lam)
+        if params.plain:
+            return paste(images, targets, params.perm, outside_box(params.box, height, width))
+        cells = params.partner.shape[1]
+        inside = to_pixels(params.partner, (height // cells, width // cells))
+        return paste(images, targets, params.perm, ~inside)
 
-    def relabels(self, draw: MixProDraw) -> bool:
-        """Only mixes of cells are labelled by attention."""
-        return self.settings.attention_labels and not draw.plain
+    def relabels(self, params: MixProParams) -> bool:
+        """Only mixes of cells are labeled by attention."""
+        return self.settings.attention_labels and not params.plain
 
     def relabel(self, mixed: Mixed, targets: Tensor, attention: Tensor, logits: Tensor) -> Mixed:
         """λ = q λ_attn + (1 - q) λ_area; q says how well the mix is already predicted."""
@@ -156,4 +159,4 @@ class MixPro(RelabellingMethod):
         trust = F.cosine_similarity(smoothed, logits.float().softmax(dim=1), dim=1)
         attended = share_inside(attention, to_patches(masks[:, 1], self.patch))
         second = torch.lerp(mixed.lam[:, 1], attended, trust)
-        return relabelled(mixed, targets, torch.stack([1 - second, second], dim=1))
+        return relabeled(mixed, targets, torch.stack([1 - second, second], dim=1))

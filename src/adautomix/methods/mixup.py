@@ -13,20 +13,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adautomix.methods.base import (
-    Draw,
-    InputMixing,
-    MethodSettings,
-    Mixed,
-    Shape,
-    draw_lam,
-    draw_partners,
-    mix_by_lam,
-)
+from adautomix.methods.base import InputMixing, MethodSettings
+from adautomix.mixing.ops import Mixed, mix_by_lam
+from adautomix.mixing.params import MixParams, Shape, draw_lam, draw_partners
 
 
 @dataclass(frozen=True)
-class MixupDraw(Draw):
+class MixupParams(MixParams):
     """`perm` and `lam`, both `[B, 2]`."""
 
     perm: Tensor
@@ -42,10 +35,10 @@ class MixupSettings(MethodSettings):
 
 def draw_mixup(
     batch: int, alpha: float, generator: torch.Generator, *, per_sample: bool = False
-) -> MixupDraw:
+) -> MixupParams:
     """A partner for each image and the shares of both."""
     perm = draw_partners(batch, generator)
-    return MixupDraw(perm, draw_lam(batch, alpha, generator, per_sample=per_sample))
+    return MixupParams(perm, draw_lam(batch, alpha, generator, per_sample=per_sample))
 
 
 class Mixup(InputMixing):
@@ -55,11 +48,13 @@ class Mixup(InputMixing):
     summary = "a convex combination of two images"
     Settings = MixupSettings
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> MixupDraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> MixupParams:
         """A partner for each image and the shares of both."""
         s = self.settings
         return draw_mixup(shape[0], s.alpha, generator, per_sample=s.per_sample)
 
-    def mix(self, images: Tensor, targets: Tensor, draw: MixupDraw, **seen: Tensor) -> Mixed:
+    def mix(
+        self, images: Tensor, targets: Tensor, params: MixupParams, **features: Tensor
+    ) -> Mixed:
         """λ x + (1 - λ) x[π]."""
-        return mix_by_lam(images, targets, draw.perm, draw.lam)
+        return mix_by_lam(images, targets, params.perm, params.lam)

@@ -19,22 +19,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adautomix.methods.base import (
-    Draw,
-    InputMixing,
-    MethodSettings,
-    Mixed,
-    Shape,
-    draw_lam,
-    draw_partners,
-    mix_by_lam,
-    mix_by_masks,
-)
-from adautomix.methods.cutmix import around, paste
+from adautomix.methods.base import InputMixing, MethodSettings
+from adautomix.mixing.boxes import outside_box, paste
+from adautomix.mixing.ops import Mixed, mix_by_lam, mix_by_masks
+from adautomix.mixing.params import MixParams, Shape, draw_lam, draw_partners
 
 
 @dataclass(frozen=True)
-class MixupCutMixDraw(Draw):
+class MixupCutMixParams(MixParams):
     """`perm` and `lam` `[B, 2]`, `box` `[B, 4]` and `cut` `[B]`: which mixes are by their box.
 
     `kind` says which there are in this batch: those of one kind share λ or the box.
@@ -67,7 +59,7 @@ def draw_stretch(lam: Tensor, size: int, generator: torch.Generator) -> list[Ten
 
 def draw_mixup_cutmix(
     batch: int, height: int, width: int, s: MixupCutMixSettings, generator: torch.Generator
-) -> MixupCutMixDraw:
+) -> MixupCutMixParams:
     """A partner for each image, and how they are mixed.
 
     A mix that is left out is Mixup with λ = 1.
@@ -83,7 +75,7 @@ def draw_mixup_cutmix(
     box = torch.stack([end for stretch in stretches for end in stretch], dim=1)
     kind: Literal["mixup", "cutmix"] = "cutmix" if bool(cut[0]) else "mixup"
     lam, box, cut = (part.expand(batch, *part.shape[1:]).contiguous() for part in (lam, box, cut))
-    return MixupCutMixDraw(perm, lam, box, cut, "both" if s.per_sample else kind)
+    return MixupCutMixParams(perm, lam, box, cut, "both" if s.per_sample else kind)
 
 
 class MixupCutMix(InputMixing):
@@ -93,20 +85,22 @@ class MixupCutMix(InputMixing):
     summary = "Mixup or CutMix, drawn at every step"
     Settings = MixupCutMixSettings
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> MixupCutMixDraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> MixupCutMixParams:
         """A partner for each image, and how they are mixed."""
         batch, _, height, width = shape
         return draw_mixup_cutmix(batch, height, width, self.settings, generator)
 
-    def mix(self, images: Tensor, targets: Tensor, draw: MixupCutMixDraw, **seen: Tensor) -> Mixed:
+    def mix(
+        self, images: Tensor, targets: Tensor, params: MixupCutMixParams, **features: Tensor
+    ) -> Mixed:
         """λ x + (1 - λ) x[π], or the partner inside the box and the image outside."""
-        if draw.kind == "mixup":
-            return mix_by_lam(images, targets, draw.perm, draw.lam)
+        if params.kind == "mixup":
+            return mix_by_lam(images, targets, params.perm, params.lam)
         height, width = images.shape[2:]
-        if draw.kind == "cutmix":
-            return paste(images, targets, draw.perm, around(draw.box[:1], height, width))
-        outside = around(draw.box, height, width)
+        if params.kind == "cutmix":
+            return paste(images, targets, params.perm, outside_box(params.box[:1], height, width))
+        outside = outside_box(params.box, height, width)
         boxes = torch.stack([outside, 1 - outside], dim=1)
-        masks = torch.where(draw.cut[:, None, None, None], boxes, draw.lam[:, :, None, None])
-        lam = torch.where(draw.cut[:, None], boxes.mean(dim=(2, 3)), draw.lam)
-        return mix_by_masks(images, targets, draw.perm, lam, masks)
+        masks = torch.where(params.cut[:, None, None, None], boxes, params.lam[:, :, None, None])
+        lam = torch.where(params.cut[:, None], boxes.mean(dim=(2, 3)), params.lam)
+        return mix_by_masks(images, targets, params.perm, lam, masks)

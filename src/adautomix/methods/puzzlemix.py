@@ -31,7 +31,7 @@ Approximations, with bounds in `solvers`:
 
 Deviations from the paper or its code, and why:
 - One standard deviation stands for those of all channels in the seams, as a method sees
-  normalised images only: `pixel_std`.
+  normalized images only: `pixel_std`.
 - λ is kept 1e-4 away from 0 and 1 in the prior, instead of adding 1e-8 to the binomial.
 - Seams are averaged over the largest divisor of a block that 4 pixels allow, and blocks are
   transported on at most 16 a side, so that any size works that 2 divides.
@@ -49,20 +49,11 @@ from pydantic import Field
 from torch import Tensor
 
 from adautomix.errors import UsageError
-from adautomix.methods.base import (
-    Draw,
-    Method,
-    MethodSettings,
-    Mixed,
-    Seen,
-    Shape,
-    cells_to_pixels,
-    draw_lam,
-    draw_partners,
-    weighted_sum,
-)
-from adautomix.methods.saliency import gradient_saliency
-from adautomix.methods.solvers import cut_levels, swap_places
+from adautomix.methods.base import FeatureDict, Method, MethodSettings
+from adautomix.mixing.ops import Mixed, cells_to_pixels, weighted_sum
+from adautomix.mixing.params import MixParams, Shape, draw_lam, draw_partners
+from adautomix.mixing.saliency import gradient_saliency
+from adautomix.mixing.solvers import cut_levels, swap_places
 from adautomix.models import evaluating
 
 BLOCKS = (2, 4, 8, 16)  # a side
@@ -71,7 +62,7 @@ EDGE = 1e-4  # of λ in the prior
 
 
 @dataclass(frozen=True)
-class PuzzleMixDraw(Draw):
+class PuzzleMixParams(MixParams):
     """`perm` and `lam`, both `[B, 2]`; `blocks` a side, for all mixes.
 
     `lam` is what the prior pulls the mask to, not yet what the label gets.
@@ -111,7 +102,7 @@ def draw_puzzlemix(
     generator: torch.Generator,
     *,
     per_sample: bool = False,
-) -> PuzzleMixDraw:
+) -> PuzzleMixParams:
     """A partner for each image, λ, and the number of blocks a side.
 
     Raises:
@@ -124,7 +115,7 @@ def draw_puzzlemix(
         )
     chosen = sides[int(torch.randint(len(sides), (), generator=generator))]
     lam = draw_lam(batch, alpha, generator, per_sample=per_sample)
-    return PuzzleMixDraw(draw_partners(batch, generator), lam, chosen)
+    return PuzzleMixParams(draw_partners(batch, generator), lam, chosen)
 
 
 def cut_blocks(images: Tensor, count: int) -> Tensor:
@@ -169,7 +160,7 @@ def finer(height: int, width: int, blocks: int, size: int) -> int:
 
 
 def seam_costs(images: Tensor, perm: Tensor, blocks: int, size: int) -> Tensor:
-    """Mean absolute step across the seams of neighbouring blocks, for each choice of sources.
+    """Mean absolute step across the seams of neighboring blocks, for each choice of sources.
 
     Args:
         images: `[G, C, H, W]`.
@@ -179,7 +170,7 @@ def seam_costs(images: Tensor, perm: Tensor, blocks: int, size: int) -> Tensor:
 
     Returns:
         `[M, 2, 2, 2, blocks, blocks]`: to the block below or on the right; source of the block;
-        source of that neighbour. 0 in the last row or column, where there is none.
+        source of that neighbor. 0 in the last row or column, where there is none.
     """
     block = images.shape[2] // blocks, images.shape[3] // blocks
     pooled = F.avg_pool2d(images.float(), [math.gcd(size, side) for side in block])
@@ -209,7 +200,7 @@ def mask_energy(
         saliency: of both sources, `[M, 2, n, n]`.
         seams: `[M, 2, 2, 2, n, n]`, see `seam_costs`, scaled.
         lam: share of the first source, `[M]`.
-        beta: of two neighbours with different sources.
+        beta: of two neighbors with different sources.
         eta: of the prior.
         levels: the mask's values are 0, 1/levels, … 1.
     """
@@ -242,8 +233,8 @@ def transport(saliency: Tensor, shares: Tensor, cost: float) -> Tensor:
     """
     mixes, sources, count = saliency.shape[:3]
     gain = saliency.flatten(2)[:, :, :, None]
-    seen = (shares > 0).flatten(2)[:, :, None]
-    costs = seen * (cost * distances(count, saliency.device) - gain)
+    features = (shares > 0).flatten(2)[:, :, None]
+    costs = features * (cost * distances(count, saliency.device) - gain)
     places = swap_places(costs.flatten(0, 1), SWAPS)
     return places.argsort(dim=1).view(mixes, sources, count**2)
 
@@ -257,52 +248,54 @@ class PuzzleMix(Method):
     needs = "the gradient of the loss at the images"
     Settings = PuzzleMixSettings
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> PuzzleMixDraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> PuzzleMixParams:
         """A partner for each image, λ, and the number of blocks."""
         batch, _, height, width = shape
         s = self.settings
         return draw_puzzlemix(batch, height, width, s.alpha, generator, per_sample=s.per_sample)
 
-    def look(
-        self, images: Tensor, targets: Tensor, student: Any, teacher: Any, draw: PuzzleMixDraw
-    ) -> Seen:
+    def extract_features(
+        self, images: Tensor, targets: Tensor, student: Any, teacher: Any, params: PuzzleMixParams
+    ) -> FeatureDict:
         """The saliency of each block that can be moved."""
-        cells = draw.blocks * self.pieces(images, draw)
+        cells = params.blocks * self.pieces(images, params)
         with evaluating(student):
             maps = gradient_saliency(student, images, targets)
         return {"saliency": cell_sums(maps, cells)}
 
-    def mix(self, images: Tensor, targets: Tensor, draw: PuzzleMixDraw, **seen: Tensor) -> Mixed:
+    def mix(
+        self, images: Tensor, targets: Tensor, params: PuzzleMixParams, **features: Tensor
+    ) -> Mixed:
         """Label the blocks, move them, put them together; the label is the share of each image."""
-        saliency = seen["saliency"][draw.perm]
-        mask = cells_to_pixels(self.mask(images, saliency, draw), *saliency.shape[2:])
+        saliency = features["saliency"][params.perm]
+        mask = cells_to_pixels(self.mask(images, saliency, params), *saliency.shape[2:])
         shares = torch.stack([mask, 1 - mask], dim=1)
         blocks = self._shown(saliency, shares)
-        blocks = blocks + draw.perm[:, :, None] * blocks.shape[2]
+        blocks = blocks + params.perm[:, :, None] * blocks.shape[2]
         lam = shares.mean(dim=(2, 3))
         return Mixed(
             images=mix_blocks(images, blocks.mT.contiguous(), shares.flatten(2).mT),
-            targets=weighted_sum(targets, draw.perm, lam[:, :, None]),
+            targets=weighted_sum(targets, params.perm, lam[:, :, None]),
             lam=lam,
-            perm=draw.perm,
-            shown=cells_to_pixels(shares, *images.shape[2:]),
+            perm=params.perm,
+            mask_source=cells_to_pixels(shares, *images.shape[2:]),
         )
 
-    def mask(self, images: Tensor, saliency: Tensor, draw: PuzzleMixDraw) -> Tensor:
+    def mask(self, images: Tensor, saliency: Tensor, params: PuzzleMixParams) -> Tensor:
         """Share of the first image in each block, `[M, n, n]`.
 
         Args:
             images: `[G, C, H, W]`.
             saliency: of both sources, `[M, 2, t, t]`, t a multiple of n.
-            draw: of M mixes.
+            params: parameters of M mixes.
         """
         s, levels = self.settings, self.settings.labels - 1
-        beta = s.beta / (16 * draw.blocks)
-        saliency = cell_sums(saliency.flatten(0, 1), draw.blocks).unflatten(0, (-1, 2))
-        seams = seam_costs(images, draw.perm, draw.blocks, s.seam)
+        beta = s.beta / (16 * params.blocks)
+        saliency = cell_sums(saliency.flatten(0, 1), params.blocks).unflatten(0, (-1, 2))
+        seams = seam_costs(images, params.perm, params.blocks, s.seam)
         seams = seams * (beta * s.gamma * s.pixel_std)
-        slopes, weights = mask_energy(saliency, seams, draw.lam[:, 0], beta, s.eta, levels)
-        level = cut_levels(slopes, weights, s.iterations * max(draw.blocks, 4))
+        slopes, weights = mask_energy(saliency, seams, params.lam[:, 0], beta, s.eta, levels)
+        level = cut_levels(slopes, weights, s.iterations * max(params.blocks, 4))
         return level / float(levels)
 
     def _shown(self, saliency: Tensor, shares: Tensor) -> Tensor:
@@ -311,9 +304,9 @@ class PuzzleMix(Method):
         places = torch.arange(shares[0, 0].numel(), device=shares.device)
         return places.expand(*shares.shape[:2], -1)
 
-    def pieces(self, images: Tensor, draw: PuzzleMixDraw) -> int:
+    def pieces(self, images: Tensor, params: PuzzleMixParams) -> int:
         """Into how many pieces to move a side of a block falls."""
         if not self.settings.transport:
             return 1
         size = self.settings.transport_block
-        return finer(images.shape[2], images.shape[3], draw.blocks, size)
+        return finer(images.shape[2], images.shape[3], params.blocks, size)

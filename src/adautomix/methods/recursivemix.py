@@ -5,7 +5,7 @@ arXiv 2203.06844.
 Computes, with x', y', z' the mixed images, labels and logits of the step before:
 
     mix    share r ~ U(0, a); a box of sides ⌊H√r⌋ and ⌊W√r⌋ around a uniform pixel, half-sides
-           floored, clipped; the whole of x'_i, by nearest neighbours, in the box of x_i;
+           floored, clipped; the whole of x'_i, by nearest neighbors, in the box of x_i;
            λ = 1 - area / HW,  y = λ y_i + (1 - λ) y'_i
     loss   CE(student(x), y) + ω (1 - λ) CE(roi_head(box average of the last stage), softmax(z'))
 
@@ -31,27 +31,21 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from adautomix.methods.base import (
-    Draw,
-    Method,
-    MethodSettings,
-    Mixed,
-    Shape,
-    Sources,
-    captured_share,
-    inside,
-)
-from adautomix.methods.cutmix import box_mask, draw_box
+from adautomix.distributed import gather_rows
+from adautomix.methods.base import Method, MethodSettings, MixInputs, inside
 from adautomix.methods.resizemix import resized_into
+from adautomix.metrics import mixture_accuracy
+from adautomix.mixing.boxes import box_mask, draw_box
+from adautomix.mixing.ops import Mixed
+from adautomix.mixing.params import MixParams, Shape
 from adautomix.models import Classifier
-from adautomix.processes import all_rows
 
 History = tuple[Tensor, Tensor, Tensor]
 HISTORY = ("kept_images", "kept_targets", "kept_logits", "kept")  # of each row of the batch
 
 
 @dataclass(frozen=True)
-class RecursiveMixDraw(Draw):
+class RecursiveMixParams(MixParams):
     """`perm` `[B, 2]`, row of the batch and row of the history; `box` `[B, 4]`."""
 
     perm: Tensor
@@ -74,12 +68,12 @@ def draw_recursivemix(
     generator: torch.Generator,
     *,
     per_sample: bool = False,
-) -> RecursiveMixDraw:
+) -> RecursiveMixParams:
     """The box of each mix; image i meets row i of the history."""
     outside = 1 - alpha * torch.rand(batch if per_sample else 1, generator=generator)
     box = draw_box(outside, height, width, generator)
     rows = torch.arange(batch)
-    return RecursiveMixDraw(torch.stack([rows, rows], dim=1), box.expand(batch, 4).contiguous())
+    return RecursiveMixParams(torch.stack([rows, rows], dim=1), box.expand(batch, 4).contiguous())
 
 
 def bin_weights(begin: Tensor, end: Tensor, pixels: int, size: int) -> Tensor:
@@ -145,76 +139,80 @@ class RecursiveMix(Method):
         for name in HISTORY:
             self.register_buffer(name, torch.zeros(0))
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> RecursiveMixDraw:
+    def make_params(
+        self, shape: Shape, generator: torch.Generator, step: int
+    ) -> RecursiveMixParams:
         """The box of each mix."""
         batch, _, height, width = shape
         s = self.settings
         return draw_recursivemix(batch, height, width, s.alpha, generator, per_sample=s.per_sample)
 
-    def mix(self, images: Tensor, targets: Tensor, draw: RecursiveMixDraw, **seen: Tensor) -> Mixed:
+    def mix(
+        self, images: Tensor, targets: Tensor, params: RecursiveMixParams, **features: Tensor
+    ) -> Mixed:
         """The small mix of the step before inside the box, the image outside.
 
         The second source is the row of the history, not one of the batch.
         """
-        return self.mix_with(self.history(images, targets), images, targets, draw)
+        return self.mix_with(self.history(images, targets), images, targets, params)
 
-    def sample(
+    def mix_batch(
         self,
         images: Tensor,
         targets: Tensor,
         student: Any,
         teacher: Any,
-        draw: RecursiveMixDraw,
+        params: RecursiveMixParams,
     ) -> Mixed:
         """The mixes; where no batch came before, the image ahead of each in this one stands in."""
         if self.fits(images):
-            return self.mix(images, targets, draw)
-        first = draw.perm[:, 0]
-        ahead = replace(draw, perm=torch.stack([first, (first - 1) % len(images)], dim=1))
+            return self.mix(images, targets, params)
+        first = params.perm[:, 0]
+        ahead = replace(params, perm=torch.stack([first, (first - 1) % len(images)], dim=1))
         clean = images, targets, torch.ones(len(images), device=images.device)
         return self.mix_with(clean, images, targets, ahead)
 
     def mix_with(
-        self, past: History, images: Tensor, targets: Tensor, draw: RecursiveMixDraw
+        self, past: History, images: Tensor, targets: Tensor, params: RecursiveMixParams
     ) -> Mixed:
         """The mix with a history `past`; see `history`."""
-        first, second = draw.perm.unbind(dim=1)
+        first, second = params.perm.unbind(dim=1)
         past_images, past_targets, kept = past
-        inside = box_mask(draw.box, images.shape[2], images.shape[3])
+        inside = box_mask(params.box, images.shape[2], images.shape[3])
         inside = inside & (kept[second] > 0)[:, None, None]
         masks = torch.stack([~inside, inside], dim=1).float()
         lam = masks.mean(dim=(2, 3))
-        small = resized_into(past_images, second, draw.box).to(images.dtype)
+        small = resized_into(past_images, second, params.box).to(images.dtype)
         # Weights of 0 and 1 are exact; in place the mixes lie in memory as the images do.
         pasted = images[first].lerp_(small, masks[:, 1:].to(images.dtype))
         labels = lam[:, :1] * targets[first] + lam[:, 1:] * past_targets[second]
-        return Mixed(pasted, labels, lam, draw.perm, masks)
+        return Mixed(pasted, labels, lam, params.perm, masks)
 
-    def terms(
-        self, sources: Sources, student: Classifier, teacher: Any, draw: RecursiveMixDraw
+    def compute_loss(
+        self, sources: MixInputs, student: Classifier, teacher: Any, params: RecursiveMixParams
     ) -> dict[str, Tensor]:
         """Cross-entropy of the mix, and of its box with what was predicted for it before."""
         images, targets = sources.images, sources.targets
         if not self.fits(images):
             self.make_room(len(images), images.shape[1:])
-        mixed = self.mix(images, targets, draw)
+        mixed = self.mix(images, targets, params)
         features = student.features(mixed.images, self.tap)
         assert features.tap is not None
         logits = student.logits(features.pooled)
         loss = self.cross_entropy(logits, mixed.targets)
-        consistency = self.consistency(features.tap, mixed, draw)
+        consistency = self.consistency(features.tap, mixed, params)
         self.keep(len(images), mixed, logits.detach())
         return {
             "loss": loss + self.settings.omega * consistency,
             "consistency": consistency.detach(),
-            "captured": captured_share(logits, mixed.targets),
+            "mixture_accuracy": mixture_accuracy(logits, mixed.targets),
         }
 
-    def consistency(self, feature_map: Tensor, mixed: Mixed, draw: RecursiveMixDraw) -> Tensor:
+    def consistency(self, feature_map: Tensor, mixed: Mixed, params: RecursiveMixParams) -> Tensor:
         """Mean of (1 - λ) CE(prediction for the box, last prediction for what is in it)."""
         height, width = mixed.images.shape[2:]
-        logits = self.roi_head(box_average(feature_map, draw.box, height, width))
-        before = self.kept_logits[draw.perm[:, 1]].softmax(dim=1)
+        logits = self.roi_head(box_average(feature_map, params.box, height, width))
+        before = self.kept_logits[params.perm[:, 1]].softmax(dim=1)
         entropy = F.cross_entropy(logits.float(), before, reduction="none")
         return (mixed.lam[:, 1] * entropy).mean()
 
@@ -239,7 +237,7 @@ class RecursiveMix(Method):
         """
         new = [mixed.perm[:, 0], mixed.images, mixed.targets, logits]
         if len(logits) < count:
-            new = [all_rows(part) for part in new]
+            new = [gather_rows(part) for part in new]
         rows, *parts = new
         for name, part in zip(HISTORY, [*parts, torch.ones_like(rows)], strict=True):
             kept: Tensor = getattr(self, name)

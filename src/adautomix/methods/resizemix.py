@@ -3,7 +3,7 @@
 Paper: Qin, Fang, Zhang, Liu, Wang & Wang, "ResizeMix: Mixing Data with Preserved Object Information
 and True Labels", Computational Visual Media 2023, arXiv 2012.11101.
 Computes: τ ~ U(0.1, 0.8) for the batch; the partner x[π] resized to ⌊τH⌋ × ⌊τW⌋ by nearest
-neighbours and pasted at a place of each image's own: around a uniform pixel, pushed inwards where
+neighbors and pasted at a place of each image's own: around a uniform pixel, pushed inwards where
 it would reach over the border; λ = 1 - area / HW.
 Needs: nothing. Cost: 3F a step, like no mixing.
 Defaults: U(0.1, 0.8), one τ a batch, a place a mix, as in the authors' code.
@@ -21,20 +21,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from adautomix.errors import UsageError
-from adautomix.methods.base import (
-    Draw,
-    InputMixing,
-    MethodSettings,
-    Mixed,
-    Shape,
-    draw_partners,
-    weighted_sum,
-)
-from adautomix.methods.cutmix import box_mask
+from adautomix.methods.base import InputMixing, MethodSettings
+from adautomix.mixing.boxes import box_mask
+from adautomix.mixing.ops import Mixed, weighted_sum
+from adautomix.mixing.params import MixParams, Shape, draw_partners
 
 
 @dataclass(frozen=True)
-class ResizeMixDraw(Draw):
+class ResizeMixParams(MixParams):
     """`perm` `[B, 2]` and `box` `[B, 4]`: top, bottom, left, right; the end is exclusive."""
 
     perm: Tensor
@@ -68,13 +62,13 @@ def draw_patch(scale: Tensor, count: int, size: int, generator: torch.Generator)
 
 def draw_resizemix(
     batch: int, height: int, width: int, s: ResizeMixSettings, generator: torch.Generator
-) -> ResizeMixDraw:
+) -> ResizeMixParams:
     """A partner for each image, and where it is pasted."""
     perm = draw_partners(batch, generator)
     share = torch.rand(batch if s.per_sample else 1, generator=generator)
     scale = s.scale_min + (s.scale_max - s.scale_min) * share
     edges = [edge for size in (height, width) for edge in draw_patch(scale, batch, size, generator)]
-    return ResizeMixDraw(perm, torch.stack(edges, dim=1))
+    return ResizeMixParams(perm, torch.stack(edges, dim=1))
 
 
 def nearest_source(begin: Tensor, end: Tensor, size: int) -> Tensor:
@@ -109,14 +103,16 @@ class ResizeMix(InputMixing):
     summary = "a whole image, made small, pasted into another"
     Settings = ResizeMixSettings
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> ResizeMixDraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> ResizeMixParams:
         """A partner for each image, and where it is pasted."""
         batch, _, height, width = shape
         return draw_resizemix(batch, height, width, self.settings, generator)
 
-    def mix(self, images: Tensor, targets: Tensor, draw: ResizeMixDraw, **seen: Tensor) -> Mixed:
+    def mix(
+        self, images: Tensor, targets: Tensor, params: ResizeMixParams, **features: Tensor
+    ) -> Mixed:
         """The small partner inside the box, the image outside."""
-        perm, box = draw.perm, draw.box
+        perm, box = params.perm, params.box
         inside = box_mask(box, images.shape[2], images.shape[3])
         masks = torch.stack([~inside, inside], dim=1).float()
         lam = masks.mean(dim=(2, 3))

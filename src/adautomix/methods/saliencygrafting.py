@@ -35,20 +35,11 @@ from pydantic import Field
 from torch import Tensor
 
 from adautomix.errors import UsageError
-from adautomix.methods.base import (
-    Draw,
-    Method,
-    MethodSettings,
-    Mixed,
-    Seen,
-    Shape,
-    draw_beta,
-    draw_partners,
-    inside,
-    mix_by_masks,
-)
-from adautomix.methods.hidden import altered
-from adautomix.methods.saliency import looking, scaled, shares
+from adautomix.methods.base import FeatureDict, Method, MethodSettings, inside
+from adautomix.methods.base_feature import replaced_output
+from adautomix.mixing.ops import Mixed, mix_by_masks
+from adautomix.mixing.params import MixParams, Shape, draw_beta, draw_partners
+from adautomix.mixing.saliency import looking, scaled, shares
 from adautomix.models import Classifier
 from adautomix.rng import generator_at
 
@@ -56,7 +47,7 @@ ROUNDING = 1e-4  # of |f| |∂CE/∂f|
 
 
 @dataclass(frozen=True)
-class SaliencyGraftingDraw(Draw):
+class SaliencyGraftingParams(MixParams):
     """`perm` `[B, 2]`; `picked`, the cells that chance allows to graft, bool `[B, g, g]`."""
 
     perm: Tensor
@@ -76,11 +67,13 @@ class SaliencyGraftingSettings(MethodSettings):
 
 def draw_saliencygrafting(
     batch: int, cells: int, alpha: float, generator: torch.Generator
-) -> SaliencyGraftingDraw:
+) -> SaliencyGraftingParams:
     """A partner for each image and the cells that may be grafted from it."""
     perm = draw_partners(batch, generator)
     chance = draw_beta(batch, 1, alpha, generator)[:, :, None]
-    return SaliencyGraftingDraw(perm, torch.rand(batch, cells, cells, generator=generator) < chance)
+    return SaliencyGraftingParams(
+        perm, torch.rand(batch, cells, cells, generator=generator) < chance
+    )
 
 
 def feature_saliency(
@@ -92,7 +85,7 @@ def feature_saliency(
 
     Args:
         student: a network with stages.
-        images: normalised, `[B, C, H, W]`.
+        images: normalized, `[B, C, H, W]`.
         targets: soft labels, `[B, K]`.
         tap: the stage whose feature map f it is.
         head: the head whose cross-entropy is differentiated.
@@ -115,13 +108,13 @@ def stage_gradient(
         return output
 
     # What the stage hands on, and not the tap: of a transformer that is a copy beside the way.
-    watched = altered(student, student.stages[tap - 1], keep)
+    watched = replaced_output(student, student.stages[tap - 1], keep)
     with torch.enable_grad(), looking(student), watched:
-        seen = student.features(images.detach().requires_grad_(), tap)
-        logits = student.logits(seen.pooled, head)
+        features = student.features(images.detach().requires_grad_(), tap)
+        logits = student.logits(features.pooled, head)
         loss = F.cross_entropy(logits.float(), targets, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, kept)
-    return as_map(kept[0].detach().float(), seen.tap), as_map(gradient.float(), seen.tap)
+    return as_map(kept[0].detach().float(), features.tap), as_map(gradient.float(), features.tap)
 
 
 def as_map(values: Tensor, tap: Tensor) -> Tensor:
@@ -145,7 +138,7 @@ def telling_tap(student: Classifier, asked: int | None) -> int:
         if tells(student, tap):
             return tap
     raise UsageError(
-        f"saliencygrafting.tap = {taps[0]}: {student.spec.name} normalises what that stage gives, "
+        f"saliencygrafting.tap = {taps[0]}: {student.spec.name} normalizes what that stage gives, "
         "so that no place of it is salient; choose another tap or network"
     )
 
@@ -205,29 +198,31 @@ class SaliencyGrafting(Method):
         model = inside(common.get("model"), self.name, "stages")
         self.tap = telling_tap(model, settings.tap)
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> SaliencyGraftingDraw:
+    def make_params(
+        self, shape: Shape, generator: torch.Generator, step: int
+    ) -> SaliencyGraftingParams:
         """A partner for each image and the cells that may be grafted from it."""
         return draw_saliencygrafting(shape[0], self.settings.cells, self.settings.alpha, generator)
 
-    def look(
+    def extract_features(
         self,
         images: Tensor,
         targets: Tensor,
         student: Classifier,
         teacher: Any,
-        draw: SaliencyGraftingDraw,
-    ) -> Seen:
+        params: SaliencyGraftingParams,
+    ) -> FeatureDict:
         """The saliency of each cell."""
         maps = feature_saliency(student, images, targets, self.tap)
         return {"saliency": F.adaptive_avg_pool2d(maps[:, None], self.settings.cells)[:, 0]}
 
     def mix(
-        self, images: Tensor, targets: Tensor, draw: SaliencyGraftingDraw, **seen: Tensor
+        self, images: Tensor, targets: Tensor, params: SaliencyGraftingParams, **features: Tensor
     ) -> Mixed:
         """Graft the salient cells that chance picked; the label by what is left of the saliency."""
-        saliency = seen["saliency"][draw.perm]
-        grafted = draw.picked & salient_cells(saliency[:, 1], self.settings.temperature)
+        saliency = features["saliency"][params.perm]
+        grafted = params.picked & salient_cells(saliency[:, 1], self.settings.temperature)
         lam = calibrated_lam(saliency, grafted)
         inside = F.interpolate(grafted[:, None].float(), images.shape[2:])
         masks = torch.cat([1 - inside, inside], dim=1)
-        return mix_by_masks(images, targets, draw.perm, lam, masks)
+        return mix_by_masks(images, targets, params.perm, lam, masks)

@@ -12,8 +12,8 @@ Deviations:
 - Each image has its own peak, as the paper has it; the authors' code takes the peak of one image
   of the batch for all.
 - The map is OpenCV's fine-grained saliency, which the paper chose, without its roundings to bytes
-  and from normalised pixels. On 500 images of CIFAR-100 the maps correlate with OpenCV's of the
-  unnormalised bytes by 0.9998 (median; least 0.996); the peak is the same pixel in 71 % and within
+  and from normalized pixels. On 500 images of CIFAR-100 the maps correlate with OpenCV's of the
+  unnormalized bytes by 0.9998 (median; least 0.996); the peak is the same pixel in 71 % and within
   two pixels in 96 % of them.
 - `detector: spectral_residual` is the cheaper map of Hou and Zhang, from images shrunk to 64
   pixels; it is noisier: no two implementations agree on the peak of most images.
@@ -27,21 +27,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adautomix.methods.base import (
-    Draw,
-    InputMixing,
-    MethodSettings,
-    Mixed,
-    Shape,
-    draw_lam,
-    draw_partners,
-)
-from adautomix.methods.cutmix import around, boxes_around, paste
-from adautomix.methods.saliency import blurred, fine_grained, peaks, resized, spectral_residual
+from adautomix.methods.base import InputMixing, MethodSettings
+from adautomix.mixing.boxes import boxes_around, outside_box, paste
+from adautomix.mixing.ops import Mixed
+from adautomix.mixing.params import MixParams, Shape, draw_lam, draw_partners
+from adautomix.mixing.saliency import blurred, fine_grained, peaks, resized, spectral_residual
 
 
 @dataclass(frozen=True)
-class SaliencyMixDraw(Draw):
+class SaliencyMixParams(MixParams):
     """`perm` and `lam`, both `[B, 2]`: the box has about the share `lam[:, 1]` of the image."""
 
     perm: Tensor
@@ -61,12 +55,12 @@ class SaliencyMixSettings(MethodSettings):
 
 def draw_saliencymix(
     batch: int, alpha: float, prob: float, generator: torch.Generator, *, per_sample: bool = False
-) -> SaliencyMixDraw:
+) -> SaliencyMixParams:
     """A partner for each image and the size of the box; where nothing is mixed its size is 0."""
     perm = draw_partners(batch, generator)
     lam = draw_lam(batch, alpha, generator, per_sample=per_sample)
     mixed = torch.rand((), generator=generator) < prob
-    return SaliencyMixDraw(perm, torch.where(mixed, lam, torch.tensor([1.0, 0.0])))
+    return SaliencyMixParams(perm, torch.where(mixed, lam, torch.tensor([1.0, 0.0])))
 
 
 def spectral_map(images: Tensor) -> Tensor:
@@ -88,14 +82,16 @@ class SaliencyMix(InputMixing):
     summary = "CutMix whose box is the most salient place of its image"
     Settings = SaliencyMixSettings
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> SaliencyMixDraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> SaliencyMixParams:
         """A partner for each image and the size of the box."""
         s = self.settings
         return draw_saliencymix(shape[0], s.alpha, s.prob, generator, per_sample=s.per_sample)
 
-    def mix(self, images: Tensor, targets: Tensor, draw: SaliencyMixDraw, **seen: Tensor) -> Mixed:
+    def mix(
+        self, images: Tensor, targets: Tensor, params: SaliencyMixParams, **features: Tensor
+    ) -> Mixed:
         """The partner inside the box around its own peak, the image outside."""
         height, width = images.shape[2:]
-        center = peaks(DETECTORS[self.settings.detector](images[draw.perm[:, 1]]))
-        box = boxes_around(center, draw.lam[:, 1], height, width)
-        return paste(images, targets, draw.perm, around(box, height, width))
+        center = peaks(DETECTORS[self.settings.detector](images[params.perm[:, 1]]))
+        box = boxes_around(center, params.lam[:, 1], height, width)
+        return paste(images, targets, params.perm, outside_box(box, height, width))

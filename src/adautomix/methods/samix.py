@@ -35,14 +35,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from adautomix.methods.generator import Upsampling
-from adautomix.methods.mixblock import (
-    MixBlock,
-    MixBlockMethod,
-    MixBlockSettings,
-    initialised,
-    picked,
-)
+from adautomix.methods.base_learned import MixBlockMethod, MixBlockSettings
+from adautomix.mixing.generator import Upsampling
+from adautomix.mixing.mix_block import MixBlock, initialized, picked
 
 
 class SAMixSettings(MixBlockSettings):
@@ -90,13 +85,13 @@ class SAMixBlock(MixBlock):
         super().__init__(upsampling)
         self.scale, self.curve = scale, curve
         hidden = max(1, channels // 2)
-        self.query = initialised(nn.Conv2d(2 * channels, hidden, kernel_size=1))
-        self.key = initialised(nn.Conv2d(2 * channels, hidden, kernel_size=1))
+        self.query = initialized(nn.Conv2d(2 * channels, hidden, kernel_size=1))
+        self.key = initialized(nn.Conv2d(2 * channels, hidden, kernel_size=1))
         self.value = nn.Sequential(
-            initialised(nn.Conv2d(channels, hidden, kernel_size=1, bias=False)),
+            initialized(nn.Conv2d(channels, hidden, kernel_size=1, bias=False)),
             nn.BatchNorm2d(hidden, track_running_stats=False),
             nn.ELU(),
-            initialised(nn.Conv2d(hidden, 1, kernel_size=1, bias=False)),
+            initialized(nn.Conv2d(hidden, 1, kernel_size=1, bias=False)),
             nn.Dropout(dropout),
         )
 

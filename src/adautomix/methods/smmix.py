@@ -29,8 +29,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from adautomix.methods.attention import (
-    AlternatingDraw,
+from adautomix.methods.base import FeatureDict, MethodSettings, MixInputs
+from adautomix.methods.base_attention import (
+    AlternatingParams,
     AlternatingSettings,
     AttentionMethod,
     Grid,
@@ -38,22 +39,15 @@ from adautomix.methods.attention import (
     draw_turn,
     to_patches,
 )
-from adautomix.methods.base import (
-    MethodSettings,
-    Mixed,
-    Seen,
-    Shape,
-    Sources,
-    captured_share,
-    mix_by_lam,
-    weighted_sum,
-)
-from adautomix.methods.cutmix import box_mask
+from adautomix.metrics import mixture_accuracy
+from adautomix.mixing.boxes import box_mask
+from adautomix.mixing.ops import Mixed, mix_by_lam, weighted_sum
+from adautomix.mixing.params import Shape
 from adautomix.models import Classifier
 
 
 @dataclass(frozen=True)
-class SMMixDraw(AlternatingDraw):
+class SMMixParams(AlternatingParams):
     """With `side` `[B]`, of the squares, in patches."""
 
     side: Tensor
@@ -80,10 +74,10 @@ def draw_sides(
 
 def draw_smmix(
     batch: int, grid: Grid, settings: SMMixSettings, generator: torch.Generator
-) -> SMMixDraw:
+) -> SMMixParams:
     """Partners, whose turn it is, Mixup's shares and the sides."""
     turn = draw_turn(batch, settings, generator)
-    return SMMixDraw(*turn, draw_sides(batch, grid, settings, generator))
+    return SMMixParams(*turn, draw_sides(batch, grid, settings, generator))
 
 
 def square_sums(maps: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,49 +167,56 @@ class SMMix(AttentionMethod):
         nn.init.trunc_normal_(self.token_head.weight, std=0.02)
         nn.init.zeros_(self.token_head.bias)
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> SMMixDraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> SMMixParams:
         """Partners, whose turn it is, Mixup's shares and the sides."""
         return draw_smmix(shape[0], self.grid_of(shape), self.settings, generator)
 
-    def look(
-        self, images: Tensor, targets: Tensor, student: Classifier, teacher: Any, draw: SMMixDraw
-    ) -> Seen:
+    def extract_features(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        student: Classifier,
+        teacher: Any,
+        params: SMMixParams,
+    ) -> FeatureDict:
         """Attention over the patches `[B, P]` and logits `[B, K]` of the clean images."""
-        if draw.plain:
+        if params.plain:
             return {}
-        seen = attend_clean(student, images, queries="patches")
-        return {"attention": seen.attention, "logits": student.logits(seen.pooled).detach()}
+        features = attend_clean(student, images, queries="patches")
+        return {"attention": features.attention, "logits": student.logits(features.pooled).detach()}
 
-    def mix(self, images: Tensor, targets: Tensor, draw: SMMixDraw, **seen: Tensor) -> Mixed:
+    def mix(
+        self, images: Tensor, targets: Tensor, params: SMMixParams, **features: Tensor
+    ) -> Mixed:
         """The partner's most attended square over the image's least; or Mixup at its turn."""
-        if draw.plain:
-            return mix_by_lam(images, targets, draw.perm, draw.lam)
-        perm, maps = draw.perm, seen["attention"].unflatten(1, self.grid_of(images.shape))
-        onto = find_squares(maps[perm[:, 0]], draw.side, largest=False)
-        origin = find_squares(maps[perm[:, 1]], draw.side, largest=True)
-        side = draw.side[:, None].expand(-1, 2)
+        if params.plain:
+            return mix_by_lam(images, targets, params.perm, params.lam)
+        perm, maps = params.perm, features["attention"].unflatten(1, self.grid_of(images.shape))
+        onto = find_squares(maps[perm[:, 0]], params.side, largest=False)
+        origin = find_squares(maps[perm[:, 1]], params.side, largest=True)
+        side = params.side[:, None].expand(-1, 2)
         places = [in_pixels(place, self.patch) for place in (onto, origin, side)]
         mixes, inside = move_squares(images, perm, *places)
         masks = torch.stack([~inside, inside], dim=1).float()
         lam = masks.mean(dim=(2, 3))
         return Mixed(mixes, weighted_sum(targets, perm, lam[:, :, None]), lam, perm, masks)
 
-    def terms(
-        self, sources: Sources, student: Classifier, teacher: Any, draw: SMMixDraw
+    def compute_loss(
+        self, sources: MixInputs, student: Classifier, teacher: Any, params: SMMixParams
     ) -> dict[str, Tensor]:
         """The mix's loss, that of each source's patches, and the divergence from clean logits."""
-        if draw.plain:
-            return super().terms(sources, student, teacher, draw)
-        mixed = self.mix(sources.images, sources.targets, draw, **sources.seen)
+        if params.plain:
+            return super().compute_loss(sources, student, teacher, params)
+        mixed = self.mix(sources.images, sources.targets, params, **sources.features)
         blocks = student.blocks()
         pooled, patches = blocks.leave(blocks.enter(mixed.images, 1), 1)
         logits = student.logits(pooled)
         fine = self.fine_loss(mixed, patches, sources.targets)
-        consistency = divergence(logits, mixed, sources.seen["logits"])
+        consistency = divergence(logits, mixed, sources.features["logits"])
         weighted = self.settings.fine_weight * fine + self.settings.consistency_weight * consistency
         return {
             "loss": self.cross_entropy(logits, mixed.targets) + weighted,
-            "captured": captured_share(logits, mixed.targets),
+            "mixture_accuracy": mixture_accuracy(logits, mixed.targets),
             "fine": fine.detach(),
             "consistency": consistency.detach(),
         }
@@ -224,8 +225,8 @@ class SMMix(AttentionMethod):
         """Mean cross-entropy of the patches of each source, `[M, P, D]`, against its own label."""
         masks = mixed.masks
         assert masks is not None
-        shown = to_patches(masks.flatten(0, 1), self.patch).unflatten(0, mixed.perm.shape)
-        shares = shown / shown.sum(dim=2, keepdim=True).clamp_min(1)
+        mask_source = to_patches(masks.flatten(0, 1), self.patch).unflatten(0, mixed.perm.shape)
+        shares = mask_source / mask_source.sum(dim=2, keepdim=True).clamp_min(1)
         predicted = self.token_head(shares.to(patches.dtype) @ patches)
         return self.cross_entropy(predicted.flatten(0, 1), targets[mixed.perm].flatten(0, 1))
 

@@ -23,22 +23,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adautomix.methods.base import (
-    Draw,
-    InputMixing,
-    MethodSettings,
-    Mixed,
-    Shape,
-    draw_partners,
-    mix_by_masks,
-)
+from adautomix.methods.base import InputMixing, MethodSettings
+from adautomix.mixing.ops import Mixed, mix_by_masks
+from adautomix.mixing.params import MixParams, Shape, draw_partners
 
 Pattern = Literal["circle", "square"]
 SCALES = {"circle": (0.25, 0.5), "square": (0.0, 1.0)}
 
 
 @dataclass(frozen=True)
-class SmoothMixDraw(Draw):
+class SmoothMixParams(MixParams):
     """`perm` `[B, 2]`, `center` `[B, 2]` (y, x, in pixels), `scale` `[B, 1]`, share of the image.
 
     `shared` says that all masks are the same.
@@ -66,7 +60,7 @@ def draw_smoothmix(
     generator: torch.Generator,
     *,
     per_sample: bool = False,
-) -> SmoothMixDraw:
+) -> SmoothMixParams:
     """A partner for each image; place and size of the mask."""
     perm = draw_partners(batch, generator)
     rows = (batch if per_sample else 1,)
@@ -75,7 +69,7 @@ def draw_smoothmix(
     low, high = SCALES[pattern]
     scale = low + (high - low) * torch.rand(*rows, 1, generator=generator)
     center = torch.stack([center_y, center_x], dim=1).expand(batch, 2).contiguous()
-    return SmoothMixDraw(perm, center, scale.expand(batch, 1).contiguous(), shared=not per_sample)
+    return SmoothMixParams(perm, center, scale.expand(batch, 1).contiguous(), shared=not per_sample)
 
 
 def smooth_mask(
@@ -111,16 +105,20 @@ class SmoothMix(InputMixing):
     summary = "two images blended by a mask with a soft edge"
     Settings = SmoothMixSettings
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> SmoothMixDraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> SmoothMixParams:
         """A partner for each image; place and size of the mask."""
         batch, _, height, width = shape
         s = self.settings
         return draw_smoothmix(batch, height, width, s.pattern, generator, per_sample=s.per_sample)
 
-    def mix(self, images: Tensor, targets: Tensor, draw: SmoothMixDraw, **seen: Tensor) -> Mixed:
+    def mix(
+        self, images: Tensor, targets: Tensor, params: SmoothMixParams, **features: Tensor
+    ) -> Mixed:
         """G x + (1 - G) x[π]."""
-        rows = slice(1) if draw.shared else slice(None)
+        rows = slice(1) if params.shared else slice(None)
         s, (height, width) = self.settings, images.shape[2:]
-        first = smooth_mask(draw.center[rows], draw.scale[rows], height, width, s.pattern, s.ramp)
-        masks = torch.stack([first, 1 - first], dim=1).expand(len(draw.perm), -1, -1, -1)
-        return mix_by_masks(images, targets, draw.perm, masks.mean(dim=(2, 3)), masks)
+        first = smooth_mask(
+            params.center[rows], params.scale[rows], height, width, s.pattern, s.ramp
+        )
+        masks = torch.stack([first, 1 - first], dim=1).expand(len(params.perm), -1, -1, -1)
+        return mix_by_masks(images, targets, params.perm, masks.mean(dim=(2, 3)), masks)

@@ -36,24 +36,16 @@ from pydantic import Field
 from torch import Tensor
 
 from adautomix.errors import UsageError
-from adautomix.methods.base import (
-    Draw,
-    Method,
-    MethodSettings,
-    Mixed,
-    Seen,
-    Shape,
-    draw_beta,
-    draw_partners,
-    weighted_sum,
-)
-from adautomix.methods.cutmix import box_mask, draw_box
-from adautomix.methods.saliency import last_stage, looking, shares
+from adautomix.methods.base import FeatureDict, Method, MethodSettings
+from adautomix.mixing.boxes import box_mask, draw_box
+from adautomix.mixing.ops import Mixed, weighted_sum
+from adautomix.mixing.params import MixParams, Shape, draw_beta, draw_partners
+from adautomix.mixing.saliency import last_stage, looking, shares
 from adautomix.models import Classifier
 
 
 @dataclass(frozen=True)
-class SnapMixDraw(Draw):
+class SnapMixParams(MixParams):
     """`perm` `[B, 2]`; `box` in the image and `source` in its partner, both `[B, 4]`.
 
     Boxes are top, bottom, left, right, with exclusive ends; both are empty or neither is.
@@ -79,14 +71,14 @@ def draw_snapmix(
     generator: torch.Generator,
     *,
     per_sample: bool = False,
-) -> SnapMixDraw:
+) -> SnapMixParams:
     """A partner for each image, the box that it fills and the box of it that does so."""
     perm = draw_partners(batch, generator)
     lam = draw_beta(batch if per_sample else 1, 2, beta, generator)
     boxes = torch.stack([draw_box(lam[:, n], height, width, generator) for n in range(2)], dim=1)
     filled = (boxes[..., 1::2] > boxes[..., 0::2]).all(dim=2).all(dim=1)
     boxes = (boxes * filled[:, None, None]).expand(batch, 2, 4)
-    return SnapMixDraw(perm, boxes[:, 0].contiguous(), boxes[:, 1].contiguous())
+    return SnapMixParams(perm, boxes[:, 0].contiguous(), boxes[:, 1].contiguous())
 
 
 def activation_maps(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -154,40 +146,42 @@ class SnapMix(Method):
         super().__init__(settings, **common)
         model: Any = common.get("model")
         self.tap = last_stage(model, self.name)
-        channels, seen = model.tap_shape(self.tap)[0], model.heads["clean"].in_features
-        if channels != seen:
+        channels, features = model.tap_shape(self.tap)[0], model.heads["clean"].in_features
+        if channels != features:
             raise UsageError(
                 f"snapmix: the last stage of {model.spec.name} has {channels} channels and its head"
-                f" sees {seen}; use a network whose head sees its last stage, say resnet18"
+                f" sees {features}; use a network whose head sees its last stage, say resnet18"
             )
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> SnapMixDraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> SnapMixParams:
         """A partner for each image and the two boxes."""
         batch, _, height, width = shape
         s = self.settings
         return draw_snapmix(batch, height, width, s.beta, generator, per_sample=s.per_sample)
 
     @torch.no_grad()
-    def look(
-        self, images: Tensor, targets: Tensor, student: Classifier, teacher: Any, draw: Any
-    ) -> Seen:
+    def extract_features(
+        self, images: Tensor, targets: Tensor, student: Classifier, teacher: Any, params: Any
+    ) -> FeatureDict:
         """Class activation maps, at the size of the feature map."""
         with looking(student):
             features = student.feature_map(images, self.tap)
         weight: Any = student.heads["clean"].weight
         return {"maps": activation_maps(features, weight, targets)}
 
-    def mix(self, images: Tensor, targets: Tensor, draw: SnapMixDraw, **seen: Tensor) -> Mixed:
+    def mix(
+        self, images: Tensor, targets: Tensor, params: SnapMixParams, **features: Tensor
+    ) -> Mixed:
         """The partner's box resized into the image's; weights by the maps."""
         height, width = images.shape[2:]
-        percent = percent_maps(seen["maps"], height, width)
-        own, partner = draw.perm.unbind(dim=1)
-        inside, taken = (box_mask(box, height, width) for box in (draw.box, draw.source))
+        percent = percent_maps(features["maps"], height, width)
+        own, partner = params.perm.unbind(dim=1)
+        inside, taken = (box_mask(box, height, width) for box in (params.box, params.source))
         lost = (percent[own] * inside).sum(dim=(1, 2)).clamp_max(1)
         lam = torch.stack([1 - lost, (percent[partner] * taken).sum(dim=(1, 2))], dim=1)
-        content = resized_boxes(images[partner], draw.source, draw.box)
+        content = resized_boxes(images[partner], params.source, params.box)
         masks = torch.stack([~inside, inside], dim=1).float()
         # Weights of 0 and 1 are exact, and filling in place keeps the layout of the images.
         mixed = images[own].lerp_(content, masks[:, 1:].to(images.dtype))
-        labels = weighted_sum(targets, draw.perm, lam[:, :, None])
-        return Mixed(mixed, labels, lam, draw.perm, masks)
+        labels = weighted_sum(targets, params.perm, lam[:, :, None])
+        return Mixed(mixed, labels, lam, params.perm, masks)

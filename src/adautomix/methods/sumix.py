@@ -36,19 +36,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from adautomix.errors import UsageError
-from adautomix.methods.base import (
-    Draw,
-    InputMixing,
-    Method,
-    MethodSettings,
-    Mixed,
-    Shape,
-    Sources,
-    captured_share,
-    inside,
-    weighted_sum,
-)
+from adautomix.methods.base import InputMixing, Method, MethodSettings, MixInputs, inside
+from adautomix.metrics import mixture_accuracy
+from adautomix.mixing.ops import Mixed, weighted_sum
+from adautomix.mixing.params import MixParams, Shape
 from adautomix.models import Classifier
+from adautomix.validation import one_line_errors, setting_names
 
 
 class SUMixSettings(MethodSettings):
@@ -73,17 +66,13 @@ class SUMixSettings(MethodSettings):
         Raises:
             UsageError: it is none, or its settings are not right.
         """
-        # Late: the table of methods is made of modules like this one.
-        from adautomix.config import one_line_errors
-        from adautomix.methods import find_method
-
-        cls = find_method(self.mix)
-        if not issubclass(cls, InputMixing):
+        if self.mix not in InputMixing.by_name:
             raise UsageError(
-                f"sumix.mix = {self.mix}: it takes more than images and labels; use one that"
-                " `adautomix.mix` has, say cutmix"
+                f"sumix.mix = {self.mix}: not a method of `adautomix.mix`, which takes images and "
+                "labels alone; use one of these, say cutmix"
             )
-        with one_line_errors("sumix.options"):
+        cls = InputMixing.by_name[self.mix]
+        with one_line_errors("sumix.options", lambda: setting_names("", cls.Settings)):
             return cls, cls.Settings(**self.options)
 
 
@@ -155,19 +144,19 @@ class SUMix(Method):
         """That of the other method."""
         return self.mixing.min_batch
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> Draw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> MixParams:
         """The draw of the other method."""
-        return self.mixing.draw(shape, generator, step)
+        return self.mixing.make_params(shape, generator, step)
 
-    def mix(self, images: Tensor, targets: Tensor, draw: Any, **seen: Tensor) -> Mixed:
+    def mix(self, images: Tensor, targets: Tensor, params: Any, **features: Tensor) -> Mixed:
         """The mix of the other method, its λ not yet corrected."""
-        return self.mixing.mix(images, targets, draw)
+        return self.mixing.mix(images, targets, params)
 
-    def terms(
-        self, sources: Sources, student: Classifier, teacher: Any, draw: Any
+    def compute_loss(
+        self, sources: MixInputs, student: Classifier, teacher: Any, params: Any
     ) -> dict[str, Tensor]:
         """Cross-entropy under the corrected λ, and γ times the term of uncertainty."""
-        mixed = self.mix(sources.images, sources.targets, draw)
+        mixed = self.mix(sources.images, sources.targets, params)
         images, rows = clean_sources(sources.images, mixed.perm)
         clean_logits, clean_doubt = self.predict(student, images)
         logits, doubt = self.predict(student, mixed.images)
@@ -186,7 +175,7 @@ class SUMix(Method):
             "loss": cross_entropy + self.settings.gamma * uncertain,
             "mixed": cross_entropy.detach(),
             "uncertainty": uncertain.detach(),
-            "captured": captured_share(logits, targets),
+            "mixture_accuracy": mixture_accuracy(logits, targets),
         }
 
     def predict(self, student: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ Deviations: the paper's maps are class scores that a large pretrained network co
 the data set (NFNet-F6). Here A is the attention of the class token in the last block, mean over
 heads, of the run's own moving average (`guide: teacher`) or of the student in evaluation mode:
 the content of an image as this run sees it, with nothing to download. Weights are divided by
-their sum, so that labels keep mass 1 under cross-entropy; `normalise: false` leaves them as
+their sum, so that labels keep mass 1 under cross-entropy; `normalize: false` leaves them as
 released, where a binary cross-entropy takes them. Partners are a random permutation where the
 released code pairs a batch with itself reversed.
 """
@@ -29,26 +29,28 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adautomix.methods.attention import (
-    AlternatingDraw,
+from adautomix.methods.base import FeatureDict
+from adautomix.methods.base_attention import (
+    AlternatingParams,
     AlternatingSettings,
     AttentionMethod,
     Grid,
     attend_clean,
     draw_turn,
-    relabelled,
+    relabeled,
     share_inside,
     to_pixels,
 )
-from adautomix.methods.base import Mixed, Seen, Shape, mix_by_lam
-from adautomix.methods.cutmix import box_mask, paste
+from adautomix.mixing.boxes import box_mask, paste
+from adautomix.mixing.ops import Mixed, mix_by_lam
+from adautomix.mixing.params import Shape
 
 ATTEMPTS = 10  # to find a place for one more rectangle
 MIN_ASPECT = 0.3
 
 
 @dataclass(frozen=True)
-class TokenMixDraw(AlternatingDraw):
+class TokenMixParams(AlternatingParams):
     """With `partner` `[B, h, w]`, true at the patches where the partner shows."""
 
     partner: Tensor
@@ -64,7 +66,7 @@ class TokenMixSettings(AlternatingSettings):
     guide: Literal["teacher", "student"] = Field(
         "teacher", description="whose attention to the clean images says what they show where"
     )
-    normalise: bool = Field(True, description="labels of mass 1; off: as released")
+    normalize: bool = Field(True, description="labels of mass 1; off: as released")
 
 
 def partner_tokens(grid: Grid, settings: TokenMixSettings) -> int:
@@ -112,30 +114,30 @@ def draw_blocks(count: int, grid: Grid, tokens: int, generator: torch.Generator)
 
 def draw_tokenmix(
     batch: int, grid: Grid, settings: TokenMixSettings, generator: torch.Generator
-) -> TokenMixDraw:
+) -> TokenMixParams:
     """Partners, whose turn it is, Mixup's shares and the masks."""
     perm, lam, plain = draw_turn(batch, settings, generator)
     count = batch if settings.per_sample else 1
     tokens = 0 if plain else partner_tokens(grid, settings)
     masks = draw_blocks(count, grid, tokens, generator)
-    return TokenMixDraw(perm, lam, plain, masks.expand(batch, -1, -1).contiguous())
+    return TokenMixParams(perm, lam, plain, masks.expand(batch, -1, -1).contiguous())
 
 
-def content_weights(maps: Tensor, perm: Tensor, partner: Tensor, *, normalise: bool) -> Tensor:
+def content_weights(maps: Tensor, perm: Tensor, partner: Tensor, *, normalize: bool) -> Tensor:
     """What of each source's map shows in the mix.
 
     Args:
         maps: one an image, `[B, P]`.
         perm: `[M, 2]`.
         partner: where the second source shows, `[M, P]`.
-        normalise: make the weights of a mix sum to 1.
+        normalize: make the weights of a mix sum to 1.
 
     Returns:
         `[M, 2]`.
     """
-    shown = torch.stack([~partner, partner], dim=1)
-    weights = share_inside(maps[perm].flatten(0, 1), shown.flatten(0, 1)).view_as(perm)
-    if not normalise:
+    mask_source = torch.stack([~partner, partner], dim=1)
+    weights = share_inside(maps[perm].flatten(0, 1), mask_source.flatten(0, 1)).view_as(perm)
+    if not normalize:
         return weights
     second = weights[:, 1] / weights.sum(dim=1).clamp_min(torch.finfo(weights.dtype).tiny)
     return torch.stack([1 - second, second], dim=1)
@@ -151,25 +153,30 @@ class TokenMix(AttentionMethod):
     uses_teacher = True
     Settings = TokenMixSettings
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> TokenMixDraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> TokenMixParams:
         """Partners, whose turn it is, Mixup's shares and the masks."""
         return draw_tokenmix(shape[0], self.grid_of(shape), self.settings, generator)
 
-    def look(
-        self, images: Tensor, targets: Tensor, student: Any, teacher: Any, draw: TokenMixDraw
-    ) -> Seen:
+    def extract_features(
+        self, images: Tensor, targets: Tensor, student: Any, teacher: Any, params: TokenMixParams
+    ) -> FeatureDict:
         """What the guide attends to in each clean image, `[B, P]`; nothing at steps of Mixup."""
-        if draw.plain:
+        if params.plain:
             return {}
         guide = teacher if self.settings.guide == "teacher" else student
         return {"attention": attend_clean(guide, images).attention}
 
-    def mix(self, images: Tensor, targets: Tensor, draw: TokenMixDraw, **seen: Tensor) -> Mixed:
+    def mix(
+        self, images: Tensor, targets: Tensor, params: TokenMixParams, **features: Tensor
+    ) -> Mixed:
         """The partner where the mask says so, labels by content; or Mixup where it has its turn."""
-        if draw.plain:
-            return mix_by_lam(images, targets, draw.perm, draw.lam)
-        mixed = paste(images, targets, draw.perm, to_pixels(~draw.partner, self.patch))
+        if params.plain:
+            return mix_by_lam(images, targets, params.perm, params.lam)
+        mixed = paste(images, targets, params.perm, to_pixels(~params.partner, self.patch))
         lam = content_weights(
-            seen["attention"], draw.perm, draw.partner.flatten(1), normalise=self.settings.normalise
+            features["attention"],
+            params.perm,
+            params.partner.flatten(1),
+            normalize=self.settings.normalize,
         )
-        return relabelled(mixed, targets, lam)
+        return relabeled(mixed, targets, lam)

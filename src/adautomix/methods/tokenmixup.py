@@ -38,18 +38,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adautomix.errors import UsageError
-from adautomix.methods.attention import AttentionMethod, share_inside, to_pixels
-from adautomix.methods.base import (
-    Draw,
-    MethodSettings,
-    Mixed,
-    Seen,
-    Shape,
-    Sources,
-    captured_share,
-    weighted_sum,
-)
-from adautomix.methods.cutmix import paste
+from adautomix.methods.base import FeatureDict, MethodSettings, MixInputs
+from adautomix.methods.base_attention import AttentionMethod, share_inside, to_pixels
+from adautomix.metrics import mixture_accuracy
+from adautomix.mixing.boxes import paste
+from adautomix.mixing.ops import Mixed, weighted_sum
+from adautomix.mixing.params import MixParams, Shape
 from adautomix.models import Blocks, Classifier, evaluating
 
 DIFFICULTY = 0.1  # of a cross-entropy, so that τ is a small number
@@ -58,7 +52,7 @@ RAISE = 0.05  # least raise of a bid, as a share of what the bidders gain at bes
 
 
 @dataclass(frozen=True)
-class TokenMixupDraw(Draw):
+class TokenMixupParams(MixParams):
     """`perm` `[B, 1]`: the images; nothing is random, their partners are found by attention."""
 
     perm: Tensor
@@ -202,20 +196,20 @@ class TokenMixup(AttentionMethod):
         nn.init.trunc_normal_(self.scorenet.weight, std=0.02)
         nn.init.zeros_(self.scorenet.bias)
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> TokenMixupDraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> TokenMixupParams:
         """Nothing is random."""
         self.grid_of(shape)
-        return TokenMixupDraw(torch.arange(shape[0])[:, None])
+        return TokenMixupParams(torch.arange(shape[0])[:, None])
 
     @torch.no_grad()
-    def look(
+    def extract_features(
         self,
         images: Tensor,
         targets: Tensor,
         student: Classifier,
         teacher: Any,
-        draw: TokenMixupDraw,
-    ) -> Seen:
+        params: TokenMixupParams,
+    ) -> FeatureDict:
         """How salient each patch is, `[B, P]`, and how difficult each image, `[B]`."""
         blocks = student.blocks()
         with evaluating(student):
@@ -229,42 +223,44 @@ class TokenMixup(AttentionMethod):
 
     def scores(self, tokens: Tensor, blocks: Blocks) -> Tensor:
         """ScoreNet's logits `[B, K]` for tokens `[B, T, D]`."""
-        seen = tokens[:, 0] if blocks.by_class else tokens[:, blocks.prefix :].mean(dim=1)
-        scores: Tensor = self.scorenet(seen)
+        features = tokens[:, 0] if blocks.by_class else tokens[:, blocks.prefix :].mean(dim=1)
+        scores: Tensor = self.scorenet(features)
         return scores
 
-    def swap(self, draw: TokenMixupDraw, seen: Seen) -> Swap:
+    def swap(self, params: TokenMixupParams, features: FeatureDict) -> Swap:
         """Who takes what from whom in these mixes."""
-        easy = seen["difficulty"] <= self.settings.tau
-        return find_swap(seen["saliency"], easy, draw.perm[:, 0], self.settings.rho)
+        easy = features["difficulty"] <= self.settings.tau
+        return find_swap(features["saliency"], easy, params.perm[:, 0], self.settings.rho)
 
-    def mix(self, images: Tensor, targets: Tensor, draw: TokenMixupDraw, **seen: Tensor) -> Mixed:
+    def mix(
+        self, images: Tensor, targets: Tensor, params: TokenMixupParams, **features: Tensor
+    ) -> Mixed:
         """The swap as a picture of its patches, and its labels."""
-        swap = self.swap(draw, seen)
+        swap = self.swap(params, features)
         grid = self.grid_of(images.shape)
         own = to_pixels(~swap.taken.unflatten(1, grid), self.patch)
         pasted = paste(images, targets, swap.perm, own)
         labels = weighted_sum(targets, swap.perm, swap.lam[:, :, None])
-        return Mixed(pasted.images, labels, swap.lam, swap.perm, pasted.shown)
+        return Mixed(pasted.images, labels, swap.lam, swap.perm, pasted.mask_source)
 
-    def terms(
-        self, sources: Sources, student: Classifier, teacher: Any, draw: TokenMixupDraw
+    def compute_loss(
+        self, sources: MixInputs, student: Classifier, teacher: Any, params: TokenMixupParams
     ) -> dict[str, Tensor]:
         """The loss of the mixed tokens and ScoreNet's on the clean ones."""
-        swap, blocks = self.swap(draw, sources.seen), student.blocks()
+        swap, blocks = self.swap(params, sources.features), student.blocks()
         own, other = enter_sources(blocks, sources.images, swap.perm, self.block)
         taken = F.pad(swap.taken, (blocks.prefix, 0))[:, :, None]
         pooled, _ = blocks.leave(torch.where(taken, other, own), self.block)
         logits = student.logits(pooled)
         targets = weighted_sum(sources.targets, swap.perm, swap.lam[:, :, None])
-        judged = own.detach() if self.settings.stop_gradient else own
+        trains_generator = own.detach() if self.settings.stop_gradient else own
         score_loss = self.cross_entropy(
-            self.scores(judged, blocks), sources.targets[swap.perm[:, 0]]
+            self.scores(trains_generator, blocks), sources.targets[swap.perm[:, 0]]
         )
         loss = self.cross_entropy(logits, targets) + self.settings.scorenet_weight * score_loss
         return {
             "loss": loss,
-            "captured": captured_share(logits, targets),
+            "mixture_accuracy": mixture_accuracy(logits, targets),
             "scorenet": score_loss.detach(),
             "swapped": swap.taken.float().mean(),
         }

@@ -4,7 +4,7 @@ Paper: Chen, Sun, He, Torr, Yuille, Bai, "TransMix: Attend to Mix for Vision Tra
 CVPR 2022, arXiv 2111.09833.
 Computes: a CutMix x̃ with box mask m `[H, W]`, 1 where the partner shows. From the forward that
 the loss needs anyway: a `[P]`, the last block's attention of the class token to the patches, mean
-over heads. The partner's share of it is s = Σ a ↓(m) / Σ a, with ↓ nearest-neighbour
+over heads. The partner's share of it is s = Σ a ↓(m) / Σ a, with ↓ nearest-neighbor
 interpolation to the patches, and its weight in the label (1 - r) area + r s, for each mix its own.
 Needs: attention over patches (ViT and DeiT of timm). Cost: 3F a step, as no mixing: the weights
 are read off the step's own forward, for one key projection more.
@@ -21,21 +21,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adautomix.methods.attention import (
-    AlternatingDraw,
+from adautomix.methods.base_attention import (
+    AlternatingParams,
     AlternatingSettings,
-    RelabellingMethod,
+    RelabelingMethod,
     draw_turn,
-    relabelled,
+    relabeled,
     share_inside,
     to_patches,
 )
-from adautomix.methods.base import Mixed, Shape, draw_beta, mix_by_lam
-from adautomix.methods.cutmix import around, draw_box, paste
+from adautomix.mixing.boxes import draw_box, outside_box, paste
+from adautomix.mixing.ops import Mixed, mix_by_lam
+from adautomix.mixing.params import Shape, draw_beta
 
 
 @dataclass(frozen=True)
-class TransMixDraw(AlternatingDraw):
+class TransMixParams(AlternatingParams):
     """With `box` `[B, 4]`, as CutMix has it; `shared` says that all boxes are the same."""
 
     box: Tensor
@@ -54,33 +55,35 @@ class TransMixSettings(AlternatingSettings):
 
 def draw_transmix(
     batch: int, height: int, width: int, settings: TransMixSettings, generator: torch.Generator
-) -> TransMixDraw:
+) -> TransMixParams:
     """Partners, whose turn it is, Mixup's shares and CutMix's boxes."""
     turn = draw_turn(batch, settings, generator)
     lam = draw_beta(batch if settings.per_sample else 1, 1, settings.alpha, generator)[:, 0]
     box = draw_box(lam, height, width, generator).expand(batch, 4).contiguous()
-    return TransMixDraw(*turn, box, shared=not settings.per_sample)
+    return TransMixParams(*turn, box, shared=not settings.per_sample)
 
 
-class TransMix(RelabellingMethod):
+class TransMix(RelabelingMethod):
     """TransMix (Chen et al., CVPR 2022)."""
 
     name = "transmix"
     summary = "CutMix with labels weighed by attention to the mix"
     Settings = TransMixSettings
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> TransMixDraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> TransMixParams:
         """Partners, whose turn it is, Mixup's shares and CutMix's boxes."""
         self.grid_of(shape)
         batch, _, height, width = shape
         return draw_transmix(batch, height, width, self.settings, generator)
 
-    def mix(self, images: Tensor, targets: Tensor, draw: TransMixDraw, **seen: Tensor) -> Mixed:
+    def mix(
+        self, images: Tensor, targets: Tensor, params: TransMixParams, **features: Tensor
+    ) -> Mixed:
         """CutMix, or Mixup where it has its turn; labels by area."""
-        if draw.plain:
-            return mix_by_lam(images, targets, draw.perm, draw.lam)
-        boxes = draw.box[:1] if draw.shared else draw.box
-        return paste(images, targets, draw.perm, around(boxes, *images.shape[2:]))
+        if params.plain:
+            return mix_by_lam(images, targets, params.perm, params.lam)
+        boxes = params.box[:1] if params.shared else params.box
+        return paste(images, targets, params.perm, outside_box(boxes, *images.shape[2:]))
 
     def relabel(self, mixed: Mixed, targets: Tensor, attention: Tensor, logits: Tensor) -> Mixed:
         """The partner weighs as much as the mean of its area and of the attention it gets."""
@@ -88,4 +91,4 @@ class TransMix(RelabellingMethod):
         assert masks is not None
         attended = share_inside(attention, to_patches(masks[:, 1], self.patch))
         second = torch.lerp(mixed.lam[:, 1], attended, self.settings.attention_weight)
-        return relabelled(mixed, targets, torch.stack([1 - second, second], dim=1))
+        return relabeled(mixed, targets, torch.stack([1 - second, second], dim=1))

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adautomix.methods.base import Draw, InputMixing, Mixed, Shape
+from adautomix.methods.base import InputMixing
+from adautomix.mixing.ops import Mixed
+from adautomix.mixing.params import MixParams, Shape
 
 
 @dataclass(frozen=True)
-class VanillaDraw(Draw):
+class VanillaParams(MixParams):
     """`perm` `[B, 1]`: every image is its own only source."""
 
     perm: Tensor
@@ -24,12 +26,14 @@ class Vanilla(InputMixing):
     name = "vanilla"
     summary = "no mixing, the baseline"
 
-    def draw(self, shape: Shape, generator: torch.Generator, step: int) -> VanillaDraw:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> VanillaParams:
         """Nothing is random."""
-        return VanillaDraw(torch.arange(shape[0])[:, None])
+        return VanillaParams(torch.arange(shape[0])[:, None])
 
-    def mix(self, images: Tensor, targets: Tensor, draw: VanillaDraw, **seen: Tensor) -> Mixed:
+    def mix(
+        self, images: Tensor, targets: Tensor, params: VanillaParams, **features: Tensor
+    ) -> Mixed:
         """Each image is a mix of itself alone."""
-        rows = draw.perm[:, 0]
-        lam = torch.ones_like(draw.perm, dtype=torch.float32)
-        return Mixed(images[rows], targets[rows], lam, draw.perm)
+        rows = params.perm[:, 0]
+        lam = torch.ones_like(params.perm, dtype=torch.float32)
+        return Mixed(images[rows], targets[rows], lam, params.perm)

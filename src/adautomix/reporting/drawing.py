@@ -1,6 +1,6 @@
 """Figures as inline SVG, each with the words and the numbers behind it.
 
-Colours are written as CSS variables (`--series-1` … with a fallback) and the ink as
+Colors are written as CSS variables (`--series-1` … with a fallback) and the ink as
 `currentColor`, so that one picture serves a light page, a dark page and a printer.
 """
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Eight hues that stay apart under the common kinds of colour blindness (after Okabe and Ito),
+# Eight hues that stay apart under the common kinds of color blindness (after Okabe and Ito),
 # darkened to at least 3:1 on white; the page lightens them for dark mode.
 PALETTE = ("#0a67a3", "#c4500a", "#0a7d5a", "#a94c86", "#7a6a00", "#2b8fb8", "#8c2f39", "#5d5d72")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -74,7 +74,7 @@ class Series:
 
 
 def look(index: int) -> dict[str, Any]:
-    """Colour and marker of the line number `index`."""
+    """Color and marker of the line number `index`."""
     return {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
 
 
@@ -174,10 +174,10 @@ def inline_svg(figure: "Figure", slug: str, title: str) -> str:
         body = body.replace(before, f"{before}{slug}-")
     body = re.sub(r"(\d\.\d\d)\d+", r"\1", body)  # a hundredth of a point is enough
     body = body.replace(INK, "currentColor")
-    for i, colour in enumerate(PALETTE, start=1):
-        body = body.replace(f": {colour}", f": var(--series-{i}, {colour})")
+    for i, color in enumerate(PALETTE, start=1):
+        body = body.replace(f": {color}", f": var(--series-{i}, {color})")
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="0 0 {width:g} {height:g}" role="img" aria-labelledby="{slug}-title">'
+        f'viewBox="0 0 {width:g} {height:g}" role="img" aria-labeledby="{slug}-title">'
     )
     return f'{head}<title id="{slug}-title">{escape(title)}</title>{body}'

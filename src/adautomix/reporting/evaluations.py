@@ -6,9 +6,9 @@ from pathlib import Path
 from adautomix.evaluation.evaluate import Evaluation, read
 from adautomix.reporting.figures import groups
 from adautomix.reporting.html import render, write_html
-from adautomix.reporting.runs import Run
-from adautomix.reporting.sections import Found, Section, Table
-from adautomix.reporting.suites import SECTIONS
+from adautomix.reporting.section import Found, Section, Table
+from adautomix.reporting.sections import SECTIONS
+from adautomix.runs.records import Run
 
 
 def write_evaluations(folders: Sequence[Path], out: Path) -> Path:
@@ -28,7 +28,7 @@ def write_evaluations(folders: Sequence[Path], out: Path) -> Path:
 
 
 def of_runs(runs: Sequence[Run]) -> list[Section]:
-    """The sections of the runs that were evaluated; seeds of one method share a colour."""
+    """The sections of the runs that were evaluated; seeds of one method share a color."""
     found = []
     for color, group in enumerate(groups(runs)):
         for run in group.runs:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, TypeVar
 
-from adautomix.reporting.runs import Row, Run, number_at
+from adautomix.runs.records import Row, Run, number_at
 
 MISSING = "–"
 MEMORY = "memory: the peak of the GPU, or of the whole process, which may have trained before"
@@ -130,10 +130,10 @@ def _label(own: list[Run], members: list[list[Run]]) -> str:
     rivals = [runs[0] for runs in members if runs[0].label == label]
     apart = [name for name in differing(rivals) if name not in ("seed", "label")]
     settings = flatten(own[0].config)
-    told = [f"{name} {settings.get(name, MISSING)}" for name in apart[:_MOST_TOLD]]
+    text = [f"{name} {settings.get(name, MISSING)}" for name in apart[:_MOST_TOLD]]
     if len(apart) > _MOST_TOLD:
-        told.append(f"{len(apart) - _MOST_TOLD} more")
-    return f"{label} ({', '.join(told)})" if told else label
+        text.append(f"{len(apart) - _MOST_TOLD} more")
+    return f"{label} ({', '.join(text)})" if text else label
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -150,16 +150,6 @@ def differing(runs: Sequence[Run]) -> list[str]:
     settings = [flatten(run.config) for run in runs]
     names = dict.fromkeys(name for one in settings for name in one if name not in _PLACES)
     return [name for name in names if len({repr(one.get(name)) for one in settings}) > 1]
-
-
-def thin(items: Sequence[T], limit: int) -> list[T]:
-    """At most `limit` ≥ 1 items, evenly spread, the last always among them."""
-    if len(items) <= limit:
-        return list(items)
-    if limit == 1:
-        return [items[-1]]
-    stride = (len(items) - 1) / (limit - 1)
-    return [items[round(i * stride)] for i in range(limit)]
 
 
 def decimals(places: int, scale: float = 1.0) -> Callable[[float | None], str]:

@@ -7,7 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from adautomix.errors import UsageError
-from adautomix.evaluation.subject import Subject
+from adautomix.evaluation.target import EvalTarget
+from adautomix.pictures.thin import thin
 from adautomix.reporting.drawing import Chart
 from adautomix.reporting.evaluations import of_runs, write_evaluations
 from adautomix.reporting.figures import (
@@ -31,13 +32,12 @@ from adautomix.reporting.figures import (
     plus_minus,
     significant,
     t_interval,
-    thin,
 )
 from adautomix.reporting.html import render, write_html
 from adautomix.reporting.plots import curves, efficiency_chart, time_chart
-from adautomix.reporting.runs import Run, number_at, read_runs
-from adautomix.reporting.sections import embedded
-from adautomix.reporting.verdicts import Verdict, difference, how_to_read, span, verdicts
+from adautomix.reporting.section import embedded
+from adautomix.reporting.significance import Verdict, difference, how_to_read, significance, span
+from adautomix.runs.records import Run, number_at, read_runs
 
 _MAX_SAMPLES = 4  # pictures of one run
 _MAX_PICTURES = 8  # of all runs, as long as each method has one: a page is to be sent by mail
@@ -64,7 +64,7 @@ def write_page(runs: Sequence[Path], out: Path, *, baseline: str | None = None) 
     if out.is_dir():
         raise UsageError(f"{out} is a folder: name the HTML file to write")
     read = read_runs(runs)
-    found = verdicts(read, baseline)
+    found = significance(read, baseline)
     html = render(
         "report.html.j2",
         title=_title(read),
@@ -77,7 +77,7 @@ def write_page(runs: Sequence[Path], out: Path, *, baseline: str | None = None) 
         unfinished=[run for run in read if not run.finished],
         splits=sorted({str(best["split"]) for run in read if "split" in (best := _best(run))}),
         means=_means(read),
-        verdicts=[(verdict, _verdict(verdict)) for verdict in found],
+        significance=[(verdict, _verdict(verdict)) for verdict in found],
         how_to_read=how_to_read(found),
         moments=_moments(read),
         time_chart=_drawn([*time_chart(read), *efficiency_chart(read)]),
@@ -90,7 +90,7 @@ def write_page(runs: Sequence[Path], out: Path, *, baseline: str | None = None) 
     return write_html(html, out)
 
 
-def write_evaluation_page(subject: Subject) -> Path:
+def write_evaluation_page(subject: EvalTarget) -> Path:
     """The report of the run anew, or a page of its own for a network from elsewhere."""
     if subject.run is not None and subject.folder == subject.run:
         return write_page([subject.run], subject.run / "report.html")

@@ -9,8 +9,9 @@ from adautomix.bench.phases import PHASES, REST
 from adautomix.bench.rows import read
 from adautomix.bench.workload import Row
 from adautomix.errors import UsageError
+from adautomix.pictures.thin import thin
 from adautomix.reporting.drawing import drawing, look
-from adautomix.reporting.figures import MISSING, NETWORKS, decimals, percent, significant, thin
+from adautomix.reporting.figures import MISSING, NETWORKS, decimals, percent, significant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +71,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 SECTIONS = {
     "steps": (
         "A step",
-        "The trainer's own step: reading, augmentation, losses, optimiser, teacher. Methods take "
+        "The trainer's own step: reading, augmentation, losses, optimizer, teacher. Methods take "
         "turns, step by step, in one process.",
     ),
     "peers": (

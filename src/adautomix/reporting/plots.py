@@ -7,6 +7,7 @@ from math import ceil, nan
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
+from adautomix.pictures.thin import thin
 from adautomix.reporting.drawing import (
     DASHED,
     DOTTED,
@@ -30,9 +31,8 @@ from adautomix.reporting.figures import (
     plus_minus,
     seconds_an_epoch,
     significant,
-    thin,
 )
-from adautomix.reporting.runs import Row, Run, number_at
+from adautomix.runs.records import Row, Run, number_at
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -127,7 +127,7 @@ PLANS = (
                 "student, training (%)",
                 (
                     Line("probe", "unmixed training images", DASHED, percent, 100),
-                    Line("captured", "share of mixture captured", DOTTED, percent, 100),
+                    Line("mixture_accuracy", "share of mixture captured", DOTTED, percent, 100),
                 ),
             ),
         ),
@@ -135,7 +135,7 @@ PLANS = (
     Plan(
         "loss",
         "Training loss",
-        "The student's loss as it was minimised. Methods sum different terms on differently "
+        "The student's loss as it was minimized. Methods sum different terms on differently "
         "hard images: look at the shape of one line, not at the height of one against another.",
         "train",
         (Panel("training loss", (Line("loss", "student (trained network)", DASHED),)),),
@@ -175,7 +175,7 @@ def curves(runs: Sequence[Run]) -> list[Chart]:
     """Draw every chart for which at least one run has logged numbers.
 
     Student lines are dashed and teacher lines solid throughout. Runs that are seeds of one another
-    share a colour and marker; where there are no others, each run has its own.
+    share a color and marker; where there are no others, each run has its own.
     """
     return [_chart(plan, runs) for plan in PLANS if any(plan.rows(run) for run in runs)]
 
@@ -322,7 +322,7 @@ def _plot(axes: "Axes", panel: Panel, plan: Plan, run: Run, look: dict[str, Any]
 
 
 def _families(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
-    """The runs that share a colour: seeds of one another, or each its own where all are."""
+    """The runs that share a color: seeds of one another, or each its own where all are."""
     found = groups(runs)
     if len(found) == 1:
         return [(run.name, [run]) for run in runs]
@@ -330,12 +330,12 @@ def _families(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
 
 
 def _legend(plan: Plan, families: Sequence[str]) -> "list[Line2D]":
-    """Handles: a colour and marker for each family, then a line style for each line."""
+    """Handles: a color and marker for each family, then a line style for each line."""
     from matplotlib.lines import Line2D
 
-    colours = _swatches(dict(enumerate(families)))
+    colors = _swatches(dict(enumerate(families)))
     styles = [Line2D([], [], label=s.title, linestyle=s.style, color=INK) for s in plan.lines]
-    return colours + styles
+    return colors + styles
 
 
 def _columns(handles: "Sequence[Line2D]") -> int:
@@ -344,7 +344,7 @@ def _columns(handles: "Sequence[Line2D]") -> int:
 
 
 def _swatches(names: Mapping[int, str]) -> "list[Line2D]":
-    """Handles of the legend: for each name its colour and marker."""
+    """Handles of the legend: for each name its color and marker."""
     from matplotlib.lines import Line2D
 
     return [

@@ -24,8 +24,8 @@ from adautomix.reporting.figures import (
     percent,
     plus_minus,
 )
-from adautomix.reporting.runs import Run
-from adautomix.reporting.verdicts import Verdict, how_to_read, more_seeds, span, verdicts
+from adautomix.reporting.significance import Verdict, how_to_read, more_seeds, significance, span
+from adautomix.runs.records import Run
 
 _FIGURES = (("student", "top1"), ("teacher", "top1"), ("student", "ece"), ("teacher", "ece"))
 _TITLES = {"top1": "top-1 (%)", "ece": "ECE (%)"}
@@ -71,7 +71,7 @@ def markdown_table(runs: Sequence[Run]) -> str:
 
 def verdict_lines(runs: Sequence[Run], baseline: str | None = None) -> list[str]:
     """A sentence a verdict with the bootstrap beside it, and how to read them; none without."""
-    found = verdicts(runs, baseline)
+    found = significance(runs, baseline)
     lines = [
         verdict.sentence + (f" Bootstrap: {span(verdict.on_images)}." if verdict.on_images else "")
         for verdict in found
@@ -87,7 +87,7 @@ def result_rows(runs: Sequence[Run], baseline: str | None = None) -> list[dict[s
     """
     clock = equal_time(groups(runs))
     rows = [_run_row(run, clock) for run in runs if run.finished]
-    return rows + [_verdict_row(verdict) for verdict in verdicts(runs, baseline)]
+    return rows + [_verdict_row(verdict) for verdict in significance(runs, baseline)]
 
 
 def _run_row(run: Run, clock: EqualTime | None) -> dict[str, Any]:

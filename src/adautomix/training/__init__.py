@@ -1,4 +1,4 @@
-"""Training: the loop, the teacher, optimisers, checkpoints."""
+"""Training: the loop, the teacher, optimizers, checkpoints."""
 
 from adautomix.training.loop import Trainer
 from adautomix.training.run import RunResult, resume, train

@@ -16,12 +16,12 @@ import torch
 from rich.console import Console
 
 from adautomix.config import TrainConfig, make_config, merge
+from adautomix.device import pick_device
 from adautomix.errors import RunError, UsageError
-from adautomix.training.checkpoint import present_checkpoints
+from adautomix.runs.build import load_images
+from adautomix.runs.checkpoint import present_checkpoints
+from adautomix.runs.folder import RunFolder
 from adautomix.training.run import resume, train
-from adautomix.training.run_folder import RunFolder
-from adautomix.training.runtime import pick_device
-from adautomix.training.setup import load_images
 
 
 def compare(

@@ -96,9 +96,9 @@ class CudaCapture:
 
 def numbers_to_tensors(inputs: StepInputs, device: torch.device) -> StepInputs:
     """The schedules' numbers as float64 scalars on the device, so that a graph can read them."""
-    pair = torch.tensor([inputs.lr_share, inputs.momentum], dtype=torch.float64)
-    lr_share, momentum = pair.to(device, non_blocking=True)
-    return dataclasses.replace(inputs, lr_share=lr_share, momentum=momentum)
+    pair = torch.tensor([inputs.lr_factor, inputs.momentum], dtype=torch.float64)
+    lr_factor, momentum = pair.to(device, non_blocking=True)
+    return dataclasses.replace(inputs, lr_factor=lr_factor, momentum=momentum)
 
 
 def signature(tree: Any) -> Hashable:

@@ -8,26 +8,27 @@ from torch import Tensor
 
 from adautomix.config import TrainConfig
 from adautomix.data import Batch, ImageData
+from adautomix.device import keep_freed_memory, pick_device
+from adautomix.distributed import (
+    any_process,
+    is_main,
+    mean_over_processes,
+    min_over_processes,
+    world,
+)
+from adautomix.ema import momentum_schedule
 from adautomix.errors import RunError
-from adautomix.processes import any_process, is_main, mean_of, smallest, world
-from adautomix.training.checkpoint import Checkpoint, kept_name, save_checkpoint
-from adautomix.training.display import Display
-from adautomix.training.events import EventWriter
+from adautomix.runs.build import build_networks, check_smallest_part, train_batches
+from adautomix.runs.checkpoint import Checkpoint, kept_name, save_checkpoint
+from adautomix.runs.folder import RunFolder
+from adautomix.training.evaluator import Evaluator, best_so_far
 from adautomix.training.graphs import GraphedStep
-from adautomix.training.judge import Judge, best_so_far
 from adautomix.training.meters import NEVER, FiniteWatch, Meters
 from adautomix.training.optim import build_optimizer, cosine_schedule, learning_rate
-from adautomix.training.run_folder import RunFolder
-from adautomix.training.runtime import (
-    StopRequest,
-    keep_freed_memory,
-    pick_device,
-    pick_runtime,
-    stop_on_signals,
-)
-from adautomix.training.setup import build_networks, check_smallest_part, train_batches
+from adautomix.training.progress import Display
+from adautomix.training.runtimes import StopRequest, pick_runtime, stop_on_signals
 from adautomix.training.step import TrainStep
-from adautomix.training.teacher import momentum_schedule
+from adautomix.training.tensorboard import EventWriter
 
 AGREE_EVERY = 20  # steps between the moments at which several processes ask whether to stop
 
@@ -71,7 +72,7 @@ class Trainer:
             from_checkpoint=from_checkpoint,
         )
         check_smallest_part(config, len(data.train), self.method)
-        self.judge = Judge(
+        self.judge = Evaluator(
             config, self.data, self.method, self.student, self.teacher.model, self.device
         )
         self.optimizer = build_optimizer(config, self.student, self.method)
@@ -91,7 +92,7 @@ class Trainer:
         self.run_step = GraphedStep(self.plain_step) if graphed else self.plain_step
         self.steps = config.epochs * self.batches.steps_per_epoch
         warmup = round(config.warmup_epochs * self.batches.steps_per_epoch)
-        self.lr_shares = cosine_schedule(self.steps, warmup)
+        self.lr_factors = cosine_schedule(self.steps, warmup)
         self.teacher_momentum = momentum_schedule(
             self.steps,
             start=config.teacher.momentum,
@@ -154,12 +155,12 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> None:
         """One step and its figures. Nothing here waits for the device."""
-        share, momentum = self.lr_shares[self.step], self.teacher_momentum[self.step]
+        share, momentum = self.lr_factors[self.step], self.teacher_momentum[self.step]
         losses = self.run_step(self.plain_step.inputs(batch, self.step, share, momentum))
         self.method.after_step(self.step)
         self.epoch_meters.add(losses)
         self.log_meters.add(losses)
-        self.finite.look(losses["loss"], self.step)
+        self.finite.check(losses["loss"], self.step)
 
     def finish_epoch(self) -> None:
         """Evaluate, log, checkpoint."""
@@ -202,10 +203,10 @@ class Trainer:
 
     def figures(self, meters: Meters, *, shared: bool = False) -> dict[str, Any]:
         """Means since the meters' reset, over all processes if `shared`; waits for the device."""
-        means = mean_of(meters.read()) if shared else meters.read()
+        means = mean_over_processes(meters.read()) if shared else meters.read()
         return {
             "loss": means.pop("loss"),
-            "captured": means.pop("captured", None),
+            "mixture_accuracy": means.pop("mixture_accuracy", None),
             "parts": means,
             "seconds": round(self.seconds(), 3),
             "images_per_second": round(meters.rate() * self.config.batch_size, 1),
@@ -222,7 +223,7 @@ class Trainer:
                 "kind": "train",
                 "step": self.step,
                 "epoch": self.step / self.batches.steps_per_epoch,
-                "lr": learning_rate(self.optimizer.param_groups[0], self.lr_shares[self.step - 1]),
+                "lr": learning_rate(self.optimizer.param_groups[0], self.lr_factors[self.step - 1]),
                 "teacher_momentum": self.teacher_momentum[self.step - 1],
                 **figures,
             }
@@ -242,8 +243,8 @@ class Trainer:
             RunError: names the step.
         """
         norms = torch._foreach_norm(list(self.student.parameters()))
-        self.finite.look(torch.stack(norms).sum(), self.step)
-        bad = smallest(self.finite.first_bad())
+        self.finite.check(torch.stack(norms).sum(), self.step)
+        bad = min_over_processes(self.finite.first_bad())
         if bad < NEVER:
             raise RunError(
                 f"loss no longer finite at step {bad}: lower --lr or set --clip-grad 1; what was "

@@ -63,7 +63,7 @@ class FiniteWatch:
     def __init__(self, device: torch.device) -> None:
         self._first_bad = torch.tensor(NEVER, device=device)
 
-    def look(self, loss: Tensor, step: int) -> None:
+    def check(self, loss: Tensor, step: int) -> None:
         """Note the step if its loss is not finite."""
         here = torch.where(torch.isfinite(loss.detach()), NEVER, step)
         self._first_bad = torch.minimum(self._first_bad, here)

@@ -1,4 +1,4 @@
-"""Optimiser and learning rates: one optimiser for the student and for what the method learns."""
+"""Optimizer and learning rates: one optimizer for the student and for what the method learns."""
 
 import math
 from collections.abc import Iterable
@@ -35,7 +35,7 @@ def build_optimizer(
     sgd = torch.optim.SGD(
         groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
     )
-    # A first step that fp16 skips would leave the fused kernel's momentum as uninitialised memory.
+    # A first step that fp16 skips would leave the fused kernel's momentum as uninitialized memory.
     if config.momentum:
         for parameter in (p for group in sgd.param_groups for p in group["params"]):
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

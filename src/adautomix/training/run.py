@@ -8,14 +8,14 @@ from typing import Any
 from safetensors.torch import save
 
 from adautomix.config import TrainConfig
+from adautomix.device import describe_device, peak_memory_mib, pick_device, versions
+from adautomix.distributed import barrier, broadcast_from_main, init_processes, is_main, world
 from adautomix.errors import AdAutoMixError
-from adautomix.evaluation.accuracy import Scores
-from adautomix.processes import barrier, from_main, is_main, start_processes, world
-from adautomix.training.checkpoint import load_checkpoint, set_aside_last
+from adautomix.metrics import Scores
+from adautomix.runs.build import data_info, load_images
+from adautomix.runs.checkpoint import load_checkpoint, set_aside_last
+from adautomix.runs.folder import RunFolder
 from adautomix.training.loop import Trainer
-from adautomix.training.run_folder import RunFolder
-from adautomix.training.runtime import describe_device, peak_memory_mib, pick_device, versions
-from adautomix.training.setup import data_card, load_images
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> Run
         UsageError: a setting, a file or the folder is not what it should be.
         RunError: the run could not go on; what was saved is still there.
     """
-    start_processes(pick_device(config.device))
+    init_processes(pick_device(config.device))
     data = load_images(config, progress=not quiet)
-    folder = from_main(lambda: RunFolder.create(config))
+    folder = broadcast_from_main(lambda: RunFolder.create(config))
     try:
         trainer = Trainer(config, data, folder, quiet=quiet, command=command)
     except AdAutoMixError:
@@ -51,7 +51,7 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> Run
             folder.path.rmdir()
         raise
     if is_main():
-        folder.write_data_card(data_card(data))
+        folder.write_data_info(data_info(data))
     return run_to_end(trainer)
 
 
@@ -81,7 +81,7 @@ def summarize(trainer: Trainer) -> RunResult:
         "seconds": round(trainer.seconds(), 1),
         "command": trainer.command,
         "versions": versions(),
-        **trainer.folder.data_card(),
+        **trainer.folder.data_info(),
         "final": final,
         "best": trainer.best,
         "parameters": sum(p.numel() for p in trainer.student.parameters()),
@@ -112,8 +112,8 @@ def open_run(path: Path, *, quiet: bool = False, command: str = "") -> Trainer:
     """
     folder = RunFolder.open(path)
     config = folder.config()
-    start_processes(pick_device(config.device))
-    checkpoint, problem = from_main(lambda: load_checkpoint(path))
+    init_processes(pick_device(config.device))
+    checkpoint, problem = broadcast_from_main(lambda: load_checkpoint(path))
     trainer = Trainer(
         config,
         load_images(config, progress=not quiet),

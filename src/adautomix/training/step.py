@@ -16,13 +16,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from adautomix.config import TrainConfig
 from adautomix.data import Batch, TrainBatches
-from adautomix.methods import Draw, Method, Sources
+from adautomix.device import autocast
+from adautomix.distributed import gather_rows, rank, world
+from adautomix.ema import Teacher
+from adautomix.methods import Method, MixInputs, MixParams
 from adautomix.models import Classifier
-from adautomix.processes import all_rows, rank, world
 from adautomix.rng import seed_at
 from adautomix.training.optim import set_learning_rate
-from adautomix.training.runtime import autocast
-from adautomix.training.teacher import Teacher
 
 Losses = dict[str, Tensor]
 
@@ -39,12 +39,12 @@ class StepInputs:
     """
 
     batch: Batch
-    draw: Draw
-    lr_share: float | Tensor
+    params: MixParams
+    lr_factor: float | Tensor
     momentum: float | Tensor
 
 
-class Terms(nn.Module):
+class LossModule(nn.Module):
     """A method's loss as a module: what DDP wants to see to average its gradients."""
 
     def __init__(self, method: Method, student: Classifier, teacher: Classifier) -> None:
@@ -52,13 +52,13 @@ class Terms(nn.Module):
         self.method, self.student = method, student
         self._teacher = [teacher]  # in a list: it has no gradients to average
 
-    def forward(self, sources: Sources, draw: Draw) -> Losses:
-        """The losses of the mixes that `draw` holds."""
-        return self.method.terms(sources, self.student, self._teacher[0], draw)
+    def forward(self, sources: MixInputs, params: MixParams) -> Losses:
+        """The losses of the mixes that `params` holds."""
+        return self.method.compute_loss(sources, self.student, self._teacher[0], params)
 
 
 class TrainStep:
-    """Loss, gradients, optimiser, teacher.
+    """Loss, gradients, optimizer, teacher.
 
     Args:
         config: precision, parts of a batch, clipping, and whether to compile.
@@ -87,48 +87,48 @@ class TrainStep:
         self.student, self.method, self.teacher = student, method, teacher
         self.optimizer, self.scaler = optimizer, scaler
         self.device = next(student.parameters()).device
-        self.look: Callable[..., Sources] = method.sources
-        self.terms: nn.Module = Terms(method, student, teacher.model)
+        self.prepare: Callable[..., MixInputs] = method.prepare
+        self.compute_loss: nn.Module = LossModule(method, student, teacher.model)
         if compiled:
-            self.look = torch.compile(self.look)
-            self.terms.compile()
+            self.prepare = torch.compile(self.prepare)
+            self.compute_loss.compile()
         if world() > 1:
-            self.terms = exchanging(self.terms, broadcast_buffers=not config.sync_bn)
+            self.compute_loss = exchanging(self.compute_loss, broadcast_buffers=not config.sync_bn)
 
-    def inputs(self, batch: Batch, step: int, lr_share: float, momentum: float) -> StepInputs:
+    def inputs(self, batch: Batch, step: int, lr_factor: float, momentum: float) -> StepInputs:
         """The inputs of a step: its random numbers are drawn here, as a function of its number."""
         torch.manual_seed(seed_at(self.config.seed, step, f"dropout/{rank()}"))
         images, size = world() * len(batch.pixels), self.batches.image_size
-        draw = self.method.draw_at((images, 3, size, size), step)
-        return StepInputs(batch, draw.to(self.device), lr_share, momentum)
+        params = self.method.params_for_step((images, 3, size, size), step)
+        return StepInputs(batch, params.to(self.device), lr_factor, momentum)
 
     def __call__(self, inputs: StepInputs) -> Losses:
         """Train on one batch; the losses of this process's share of it, detached."""
         images = self.batches.augment(inputs.batch)
-        losses = self.add_gradients(images, inputs.batch.labels, inputs.draw)
-        self.apply_gradients(inputs.lr_share)
+        losses = self.add_gradients(images, inputs.batch.labels, inputs.params)
+        self.apply_gradients(inputs.lr_factor)
         self.teacher.update(self.student, inputs.momentum)
         return losses
 
-    def add_gradients(self, images: Tensor, labels: Tensor, draw: Draw) -> Losses:
+    def add_gradients(self, images: Tensor, labels: Tensor, params: MixParams) -> Losses:
         """Gradients of the batch, part by part where the settings say so; mean losses."""
         with autocast(self.device, self.config.precision):
-            sources = self.look(images, labels, self.student, self.teacher.model, draw)
+            sources = self.prepare(images, labels, self.student, self.teacher.model, params)
         sources = of_all_processes(sources)
         means: Losses = {}
         for own, last in parts(len(images), self.config.accumulate):
             share = (own.stop - own.start) / len(images)
             with self._exchanging(last):
                 with autocast(self.device, self.config.precision):
-                    losses = self.terms(replace(sources, own=own), draw.rows(own))
+                    losses = self.compute_loss(replace(sources, own=own), params.rows(own))
                 self.scaler.scale(losses["loss"] * share).backward()
             for name, value in losses.items():
                 means[name] = means.get(name, 0) + share * value.detach()
         return means
 
-    def apply_gradients(self, lr_share: float | Tensor) -> None:
-        """Clip where asked, step the optimiser, forget the gradients."""
-        set_learning_rate(self.optimizer, lr_share)
+    def apply_gradients(self, lr_factor: float | Tensor) -> None:
+        """Clip where asked, step the optimizer, forget the gradients."""
+        set_learning_rate(self.optimizer, lr_factor)
         if self.config.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             weights = [*self.student.parameters(), *self.method.parameters()]
@@ -139,9 +139,9 @@ class TrainStep:
 
     def _exchanging(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Processes exchange gradients once a step, after the last part."""
-        if last or not isinstance(self.terms, DistributedDataParallel):
+        if last or not isinstance(self.compute_loss, DistributedDataParallel):
             return contextlib.nullcontext()
-        return self.terms.no_sync()
+        return self.compute_loss.no_sync()
 
 
 def exchanging(terms: nn.Module, *, broadcast_buffers: bool) -> DistributedDataParallel:
@@ -154,12 +154,12 @@ def exchanging(terms: nn.Module, *, broadcast_buffers: bool) -> DistributedDataP
         )
 
 
-def of_all_processes(sources: Sources) -> Sources:
+def of_all_processes(sources: MixInputs) -> MixInputs:
     """The sources that all processes hold, so that an image can be mixed with any of the batch."""
     if world() == 1:
         return sources
-    seen = {name: all_rows(value) for name, value in sources.seen.items()}
-    return Sources(all_rows(sources.images), all_rows(sources.targets), seen)
+    features = {name: gather_rows(value) for name, value in sources.features.items()}
+    return MixInputs(gather_rows(sources.images), gather_rows(sources.targets), features)
 
 
 def parts(images: int, count: int) -> Iterator[tuple[slice, bool]]:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from adautomix.errors import UsageError
-from adautomix.training.checkpoint import Checkpoint, read_checkpoint
+from adautomix.runs.build import load_images
+from adautomix.runs.checkpoint import Checkpoint, read_checkpoint
+from adautomix.runs.folder import RunFolder, without_timing
 from adautomix.training.loop import Trainer
-from adautomix.training.run_folder import RunFolder, without_timing
-from adautomix.training.setup import load_images
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def next_batch(trainer: Trainer, step: int) -> dict[str, Tensor]:
     epoch, done = divmod(step, trainer.batches.steps_per_epoch)
     batch = next(trainer.batches.epoch(epoch, start=done))
     images = trainer.batches.augment(batch)
-    draw = trainer.method.draw_at(images.shape, step)
-    return {"images": images, "labels": batch.labels, **flatten(vars(draw))}
+    params = trainer.method.params_for_step(images.shape, step)
+    return {"images": images, "labels": batch.labels, **flatten(vars(params))}
 
 
 def flatten(nested: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:

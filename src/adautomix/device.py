@@ -1,0 +1,82 @@
+"""Where and how a run computes: device, precision, requests to stop."""
+
+import ctypes
+import platform
+import sys
+
+import torch
+
+from adautomix.distributed import local_rank
+from adautomix.errors import UsageError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" is a GPU where there is one.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    if name == "auto":
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        torch.cuda.set_device(local_rank())
+        return torch.device("cuda", local_rank())
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UsageError(f"no device {name!r} here: use cpu, or auto") from None
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Mixed precision for the networks; master weights and losses stay float32."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+
+
+def describe_device(device: torch.device) -> str:
+    """A name that a reader of the figures can place."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """What the figures were computed with."""
+    import timm
+
+    from adautomix.version import __version__
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "adautomix": __version__,
+    }
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory held so far: of the GPU, or of this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what its tensors free on the CPU, for those of the next step.
+
+    glibc gives large blocks back to the system, which has to zero their pages anew: at every step
+    the same thousands. Other C libraries are left as they are.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_THRESHOLD, 2**30)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -1,0 +1,1 @@
+"""Parameters and operations of mixing that several methods share."""

@@ -1,0 +1,1 @@
+"""Pictures of mixed samples and grids of images."""

@@ -1,0 +1,23 @@
+"""Accuracy on the test images, as a table."""
+
+from collections.abc import Sequence
+
+from adautomix.evaluation.accuracy import AccuracyResult
+from adautomix.reporting.figures import METRICS
+from adautomix.reporting.section import Found, Section, Table
+
+NOTE = "Every network on the same test images, in float32."
+
+
+def section(found: Sequence[tuple[Found, AccuracyResult]]) -> Section:
+    """A row a network."""
+    titles = [
+        f"{metric.title} ({metric.unit})" if metric.unit else metric.title for metric in METRICS
+    ]
+    rows = [
+        (one.label, network, *(metric.show(scores.get(metric.key)) for metric in METRICS))
+        for one, result in found
+        for network, scores in result.networks.items()
+    ]
+    table = Table("Accuracy on the test images", ("run", "network", *titles), rows)
+    return Section("accuracy", "Accuracy", NOTE, [table])

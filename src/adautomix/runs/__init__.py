@@ -1,0 +1,1 @@
+"""Run folders: settings, records, checkpoints, weights, trained networks."""

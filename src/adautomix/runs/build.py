@@ -1,0 +1,121 @@
+"""From settings to the parts of a run: images, networks, batches."""
+
+from typing import Any
+
+import torch
+
+from adautomix.config import TrainConfig
+from adautomix.data import ImageData, TrainBatches, load_data
+from adautomix.distributed import main_first, rank, sync_batch_norm, world
+from adautomix.ema import Teacher
+from adautomix.errors import UsageError
+from adautomix.methods import Method, find_method
+from adautomix.models import Classifier, build_model
+from adautomix.rng import seed_at
+from adautomix.runs.weights import load_backbone
+
+
+def load_images(config: TrainConfig, *, progress: bool = True) -> ImageData:
+    """The data set that a run asks for."""
+    with main_first():
+        return load_data(
+            config.data,
+            root=config.data_root,
+            download=config.download,
+            image_size=config.image_size,
+            per_class=config.per_class,
+            test_fraction=config.test_fraction,
+            val_fraction=config.val_fraction,
+            seed=config.seed,
+            skip_bad=config.skip_bad,
+            workers=config.workers,
+            progress=progress,
+        )
+
+
+def build_networks(
+    config: TrainConfig,
+    *,
+    num_classes: int,
+    image_size: int,
+    device: torch.device,
+    from_checkpoint: bool = False,
+) -> tuple[Classifier, Method, Teacher[Classifier]]:
+    """The student, the method and the teacher at the start of a run.
+
+    With `from_checkpoint` weights will be loaded over them: no others are fetched or read.
+    """
+    cls = find_method(config.method)
+    seed = seed_at(config.seed, 0, "weights")
+    student = build_model(
+        config.model,
+        num_classes,
+        stem=config.stem_for(image_size),
+        width=config.width,
+        pretrained=config.pretrained and not from_checkpoint,
+        image_size=image_size,
+        drop_path=config.drop_path,
+        heads=cls.heads,
+        options=config.model_options,
+        generator_seed=seed,
+    )
+    if config.init and not from_checkpoint:
+        load_backbone(student, config.init)
+    torch.manual_seed(seed)
+    method = cls(
+        config.method_settings,
+        num_classes=num_classes,
+        seed=config.seed,
+        label_smoothing=config.label_smoothing,
+        model=student,
+    )
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    student = student.to(device, memory_format=layout)  # type: ignore[call-overload]
+    if config.sync_bn:
+        student = sync_batch_norm(student)
+    return student, method.to(device), Teacher(student, config.teacher.buffers)
+
+
+def check_smallest_part(config: TrainConfig, images: int, method: Method) -> None:
+    """See that the smallest batch can be mixed and that each part of it suits batch norm.
+
+    Raises:
+        UsageError: it has too few images.
+    """
+    last = 0 if config.drop_last else images % config.batch_size
+    smallest = last or config.batch_size
+    if smallest < method.min_batch or smallest // (config.accumulate * world()) < 2:
+        raise UsageError(
+            f"{method.name} mixes {method.min_batch} images and batch norm needs 2 a part, and a "
+            f"batch has {smallest}: choose another batch_size, accumulate or drop_last"
+        )
+
+
+def train_batches(config: TrainConfig, data: ImageData, device: torch.device) -> TrainBatches:
+    """The training batches that the settings ask for."""
+    return TrainBatches(
+        data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        device=device,
+        crop=config.crop,
+        pad=config.pad,
+        flip=config.flip,
+        scale_min=config.scale_min,
+        drop_last=config.drop_last,
+        rank=rank(),
+        world=world(),
+    )
+
+
+def data_info(data: ImageData) -> dict[str, Any]:
+    """What a prediction needs to know of the data, and what a reader wants to."""
+    return {
+        "classes": list(data.classes),
+        "image_size": data.image_size,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "train_images": len(data.train),
+        "test_images": len(data.test),
+        "bad_files": list(data.bad_files),
+    }

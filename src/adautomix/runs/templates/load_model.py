@@ -1,0 +1,39 @@
+"""The network of this folder, by timm alone; `python load_model.py IMAGE` names its classes."""
+
+import json
+import sys
+from pathlib import Path
+
+import timm
+import torch
+from PIL import Image, ImageOps
+from safetensors.torch import load_file
+
+FOLDER = Path(__file__).parent
+CONFIG = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
+
+
+def load_model() -> torch.nn.Module:
+    """The network in evaluation mode: normalized images `[B, 3, H, W]` to logits `[B, K]`."""
+    model: torch.nn.Module = timm.create_model(CONFIG["architecture"], **CONFIG["arguments"])
+    for path, conv in CONFIG["replaced"].items():
+        model.set_submodule(path, torch.nn.Conv2d(**conv) if conv else torch.nn.Identity())
+    model.load_state_dict(load_file(FOLDER / "model.safetensors"))
+    return model.eval()
+
+
+def read_image(path: str) -> torch.Tensor:
+    """The center square of an image file, resized and normalized: `[1, 3, H, W]`."""
+    side = CONFIG["image_size"]
+    upright = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    square = ImageOps.fit(upright, (side, side), Image.Resampling.BICUBIC)
+    pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(side, side, 3)
+    normalized = (pixels / 255 - torch.tensor(CONFIG["mean"])) / torch.tensor(CONFIG["std"])
+    return normalized.permute(2, 0, 1).unsqueeze(0)
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        likely = load_model()(read_image(sys.argv[1])).softmax(1)[0].sort(descending=True)
+    for probability, index in list(zip(*likely, strict=True))[:5]:
+        print(f"{probability:.4f}  {CONFIG['classes'][index]}")

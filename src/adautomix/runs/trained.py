@@ -1,0 +1,126 @@
+"""A run that is used and no longer trained: its networks, its classes, its images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from adautomix.config import TrainConfig
+from adautomix.data.decoding.pictures import prepare_pictures
+from adautomix.device import pick_device
+from adautomix.errors import UsageError
+from adautomix.methods import Method
+from adautomix.models import Classifier, evaluating
+from adautomix.runs.build import build_networks
+from adautomix.runs.checkpoint import Checkpoint, checkpoint_names, load_checkpoint, read_checkpoint
+from adautomix.runs.folder import RunFolder
+
+Network = Literal["student", "teacher"]
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """The networks of a run folder, in evaluation mode.
+
+    Attributes:
+        folder: the run folder.
+        config: its settings.
+        card: what `data.json` holds: classes, image size, normalization.
+        networks: "student" and "teacher".
+        method: the method with what it learned.
+        step: optimizer steps behind the weights.
+        device: where they are.
+    """
+
+    folder: Path
+    config: TrainConfig
+    card: dict[str, Any]
+    networks: dict[str, Classifier]
+    method: Method
+    step: int
+    device: torch.device
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, in the order of the outputs."""
+        return list(self.card["classes"])
+
+    def predict(self, pictures: Sequence[Path], network: Network = "teacher") -> Tensor:
+        """Class probabilities `[n, K]` of image files.
+
+        Raises:
+            UsageError: a file is missing or no image.
+        """
+        images = prepare_pictures(
+            pictures,
+            image_size=self.card["image_size"],
+            mean=self.card["mean"],
+            std=self.card["std"],
+        ).to(self.device)
+        model = self.networks[network]
+        with evaluating(model):
+            logits: Tensor = model(images, head=self.method.eval_head)
+        return logits.float().softmax(dim=1).cpu()
+
+
+def load_trained(path: Path | str, *, which: str = "last", device: str = "auto") -> TrainedRun:
+    """The networks of a run, finished or not.
+
+    Args:
+        path: the run folder.
+        which: "last", the newest checkpoint that is whole; "best", that of the best evaluation;
+            or the name of one that was kept, such as "epoch-0005".
+        device: where to put them.
+
+    Raises:
+        UsageError: no run there, nothing saved yet, or no checkpoint of that name.
+        RunError: the checkpoint is damaged.
+    """
+    folder = RunFolder.open(Path(path))
+    checkpoint = find_checkpoint(folder.path, which)
+    config, card = folder.config(), folder.data_info()
+    where = pick_device(device)
+    student, method, teacher = build_networks(
+        config,
+        num_classes=len(card["classes"]),
+        image_size=card["image_size"],
+        device=where,
+        from_checkpoint=True,
+    )
+    networks = {"student": student, "teacher": teacher.model}
+    for name, network in networks.items():
+        network.load_state_dict(checkpoint.part(name))
+        network.eval()
+    method.load_state_dict(checkpoint.part("method"))
+    return TrainedRun(folder.path, config, card, networks, method.eval(), checkpoint.step, where)
+
+
+def find_checkpoint(run: Path, which: str) -> Checkpoint:
+    """One checkpoint of a run by its name.
+
+    Raises:
+        UsageError: there is none of that name; those that there are are named.
+        RunError: it is damaged.
+    """
+    if which == "last":
+        return load_checkpoint(run)[0]
+    if which not in (names := checkpoint_names(run)):
+        there = ", ".join(names) or "none yet"
+        raise UsageError(f"{run} has no checkpoint {which!r}; it has {there}")
+    return read_checkpoint(run / "checkpoints" / which)
+
+
+def check_network(name: str) -> Network:
+    """The name of a network, checked.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if name == "student":
+        return "student"
+    if name == "teacher":
+        return "teacher"
+    raise UsageError(f"unknown network {name!r}: student or teacher (the moving average)")

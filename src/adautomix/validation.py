@@ -1,0 +1,55 @@
+"""Turn failed validation into one line that names the setting and the remedy."""
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from pydantic import BaseModel, ValidationError
+
+from adautomix.errors import UsageError
+
+
+def unknown_setting(name: str, known: Iterable[str]) -> str:
+    """One line that names an unknown setting and the nearest known one."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"did you mean {near[0]}?" if near else "`adautomix settings` lists them all"
+    return f"unknown setting {name}: {hint}"
+
+
+@contextmanager
+def one_line_errors(group: str = "", known: Callable[[], Iterable[str]] = tuple) -> Iterator[None]:
+    """Turn a failed validation into one line with the setting's name as its flag has it.
+
+    Args:
+        group: prefix of the settings that are validated.
+        known: returns the names of all settings, to suggest the nearest one.
+
+    Raises:
+        UsageError: the validation failed.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join([*([group] if group else []), *map(str, problem["loc"])])
+        if problem["type"] == "extra_forbidden":
+            raise UsageError(unknown_setting(name, known())) from None
+        message = problem["msg"][0].lower() + problem["msg"][1:]
+        raise UsageError(f"{name} = {problem['input']!r}: {message}") from None
+
+
+def field_rows(prefix: str, model: type[BaseModel]) -> list[tuple[str, str, str]]:
+    """The settings of one model as (dotted name, default, description), groups unfolded."""
+    rows: list[tuple[str, str, str]] = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            rows += field_rows(f"{prefix}{name}.", type(field.default))
+        else:
+            default = "none" if field.default is None else str(field.default)
+            rows.append((prefix + name, default, field.description or ""))
+    return rows
+
+
+def setting_names(prefix: str, model: type[BaseModel]) -> list[str]:
+    """Dotted names of the settings of one model."""
+    return [row[0] for row in field_rows(prefix, model)]

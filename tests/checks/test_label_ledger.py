@@ -1,0 +1,402 @@
+"""The ledger: wrong labels are caught by name, and right ones pass, whoever mixed."""
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Command
+from torch import Tensor
+
+import adautomix
+from adautomix.checks import label_ledger as ledger
+from adautomix.checks.label_ledger import (
+    BY_DESIGN,
+    MATCH,
+    NOT_COUNTED,
+    WRONG_PAIRING,
+    Count,
+    LedgerRow,
+    Trial,
+    check_methods,
+    mixes_of,
+    realized_lam,
+    without_smoothing,
+)
+from adautomix.checks.mixers import check_named, check_object, label_readings
+from adautomix.config import make_config, merge
+from adautomix.errors import UsageError
+from adautomix.methods import METHODS, find_method
+from adautomix.mixing.boxes import box_mask, draw_box
+from adautomix.rng import seeded
+from adautomix.runs.build import build_networks
+
+SMALL = Trial(size=16, batches=6)
+NOT_OF_THE_BATCH = ("cutout", "recursivemix")  # what a hole shows, what was kept
+
+Mixes = tuple[Tensor, Tensor]
+
+
+# ---------------------------------------------------------------------- our methods
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, LedgerRow]:
+    return {row.name: row for row in check_methods(list(METHODS), trial=SMALL)}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_passes_or_says_why_not(name: str, rows: dict[str, LedgerRow]) -> None:
+    row = rows[name]
+    assert row.ok
+    assert row.smoothing == 0
+    if name in NOT_COUNTED:
+        assert row.verdict == f"not counted: {NOT_COUNTED[name]}"
+        assert row.difference is None
+    elif name in BY_DESIGN:
+        assert row.verdict == f"by design: {BY_DESIGN[name]}"
+    else:
+        assert row.verdict == MATCH + (", nothing was mixed" if name == "vanilla" else "")
+        assert row.difference is not None
+        assert row.difference <= 1 / 16**2 + 1e-5
+    if name not in (*NOT_COUNTED, "vanilla", "cutout"):
+        assert row.images >= 2
+        assert row.pairings > 4
+
+
+def test_reasons_are_for_methods_that_there_are() -> None:
+    assert METHODS.keys() >= BY_DESIGN.keys() | NOT_COUNTED.keys()
+    assert not BY_DESIGN.keys() & NOT_COUNTED.keys()
+
+
+def test_labels_that_differ_by_design_do_differ(rows: dict[str, LedgerRow]) -> None:
+    """SUMix alone corrects its labels where no mix can show it."""
+    differ = {name for name in BY_DESIGN if (rows[name].difference or 0) > 1e-5}
+    assert differ == BY_DESIGN.keys() - {"sumix"}
+
+
+def parts_of(name: str) -> tuple[Any, Any, Any]:
+    network = (
+        ledger.SMALL_TRANSFORMER if "attention" in find_method(name).needs else ledger.SMALL_CNN
+    )
+    with seeded(0):
+        student, method, teacher = build_networks(
+            make_config(merge(network, {"method": name})),
+            num_classes=SMALL.batch,
+            image_size=SMALL.size,
+            device=torch.device("cpu"),
+        )
+    return method, student, teacher.model
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in METHODS if name not in (*NOT_COUNTED, *NOT_OF_THE_BATCH)]
+)
+def test_a_mix_says_itself_what_its_pixels_are(name: str) -> None:
+    """The λ realized in pixels and the pairing, as `Mixed` has them, against the count."""
+    method, student, teacher = parts_of(name)
+    for step, mixed in enumerate(mixes_of(method, Trial(size=16, batches=2), student, teacher)):
+        rows = (mixed.perm - step) % SMALL.batch  # the batch moves on by one a step
+        said = torch.zeros(SMALL.batch, SMALL.batch).scatter_add(1, rows, realized_lam(mixed))
+        torch.testing.assert_close(mixed.images.mean(dim=(2, 3)), said, atol=1e-5, rtol=0)
+
+
+def test_shares_are_counted_from_the_pixels() -> None:
+    """Two mixes of three images, by hand: 6 of 16 pixels, and a quarter everywhere."""
+    images = torch.zeros(2, 3, 4, 4)
+    images[0, 0] = 1
+    images[0, :, :2, :3] = torch.tensor([0.0, 1, 0])[:, None, None]
+    images[1, 1:] = torch.tensor([0.25, 0.75])[:, None, None]
+    count = Count(tolerance=1e-5)
+    count.add(images, torch.tensor([[0.625, 0.375, 0, 0], [0, 0.25, 0.75, 0]]))
+    row = count.row("by hand")
+    assert (row.verdict, row.ok, row.difference) == (MATCH, True, 0)
+    assert (row.lam, row.images, row.pairings) == ((0.25, 0.75), 2, 2)
+    assert row.cells()[1:5] == ("0.0000", "0.250 to 0.750", "2", "2")
+
+
+# ---------------------------------------------------------------------- planted mistakes
+
+
+def boxes(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """λ₀, a box around a uniform center that leaves about λ₀, and where it is, `[1, H, W]`."""
+    lam = torch.rand(1)
+    height, width = images.shape[2:]
+    box = draw_box(lam, height, width, torch.default_generator)
+    return lam, box, box_mask(box, height, width)
+
+
+def cutmix(images: Tensor, labels: Tensor, how: str) -> Mixes:
+    """CutMix, right or with one mistake in its labels."""
+    partner = torch.arange(len(images)).roll(1)
+    drawn, _, inside = boxes(images)
+    lam = 1 - inside.float().mean()
+    mixed = torch.where(inside[:, None], images[partner], images)
+    classes = F.one_hot(labels).float()
+    named = classes[partner]
+    if how == "unclipped":
+        lam = drawn
+    if how == "swapped":
+        lam = 1 - lam
+    if how == "stale":
+        named = classes[partner.roll(2)]
+    if how == "incomplete":
+        named = classes
+    if how == "heavy":
+        return mixed, classes + (1 - lam) * named
+    if how == "other":
+        lam = torch.rand(1)
+    return mixed, lam * classes + (1 - lam) * named
+
+
+@pytest.mark.parametrize(
+    ("how", "verdict"),
+    [
+        ("unclipped", "unclipped λ: labels give the pasted image more than its pixels"),
+        ("swapped", "swapped λ: each image has the weight of the other"),
+        ("stale", WRONG_PAIRING),
+        ("incomplete", "incomplete: labels leave out images that were mixed in"),
+        ("heavy", "labels do not sum to 1"),
+        ("other", "labels differ from pixels"),
+    ],
+)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_wrong_labels_are_named(how: str, verdict: str, seed: int) -> None:
+    row = check_object(lambda images, labels: cutmix(images, labels, how), name=how, seed=seed)
+    assert (row.name, row.verdict, row.ok) == (how, verdict, False)
+    assert row.difference is not None
+    assert row.difference > 0.05
+
+
+def test_right_labels_pass() -> None:
+    row = check_object(lambda images, labels: cutmix(images, labels, "right"))
+    assert (row.verdict, row.ok) == (MATCH, True)
+
+
+def test_a_pixel_may_be_rounded_and_no_more() -> None:
+    def mixer(images: Tensor, labels: Tensor, extra: float) -> Mixes:
+        mixed = torch.lerp(images, images.roll(1, 0), 0.3)
+        share = 0.3 + extra / 32**2
+        return mixed, torch.lerp(
+            F.one_hot(labels).float(), F.one_hot(labels.roll(1)).float(), share
+        )
+
+    assert check_object(lambda images, labels: mixer(images, labels, 1.0)).ok
+    assert not check_object(lambda images, labels: mixer(images, labels, 1.1)).ok
+
+
+def test_labels_that_are_no_numbers_are_wrong() -> None:
+    row = check_object(lambda images, labels: (images, F.one_hot(labels) * float("nan")))
+    assert not row.ok
+
+
+def test_a_method_of_ours_with_stale_pairs_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where labels are by something else than pixels, by design."""
+    for name in ("mixup", "adautomix"):
+        method = find_method(name)
+        mix = method.mix
+
+        def stale(
+            self: Any, images: Tensor, targets: Tensor, *rest: Any, **features: Tensor
+        ) -> Any:
+            return mix(self, images, targets.roll(1, 0), *rest, **features)  # noqa: B023
+
+        with monkeypatch.context() as patch:
+            patch.setattr(method, "mix", stale)
+            (row,) = check_methods([name], trial=SMALL)
+        assert (row.verdict, row.ok) == (WRONG_PAIRING, False)
+
+
+# ---------------------------------------------------------------------- other libraries
+
+
+def timm_mixup(**settings: Any) -> Any:
+    return importlib.import_module("timm.data").Mixup(num_classes=10, **settings)
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+@pytest.mark.parametrize(
+    "alphas",
+    [
+        {"mixup_alpha": 0.8},
+        {"mixup_alpha": 0.0, "cutmix_alpha": 1.0},
+        {"mixup_alpha": 0.8, "cutmix_alpha": 1.0},
+    ],
+)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_timm(mode: str, alphas: dict[str, float], smoothing: float) -> None:
+    row = check_object(timm_mixup(mode=mode, label_smoothing=smoothing, **alphas))
+    assert (row.name, row.verdict, row.ok) == ("Mixup", MATCH, True)
+    assert row.smoothing == pytest.approx(smoothing, abs=1e-6)
+    assert (row.images, row.pairings) == (2, 4), "image b with image B - 1 - b"
+
+
+def test_timm_with_its_label_from_the_drawn_box() -> None:
+    """`correct_lam=False` leaves λ as it was before the box was cut off at the edge."""
+    row = check_object(timm_mixup(mixup_alpha=0.0, cutmix_alpha=1.0, correct_lam=False))
+    assert row.verdict == "unclipped λ: labels give the pasted image more than its pixels"
+
+
+@pytest.mark.parametrize("name", ["MixUp", "CutMix"])
+def test_torchvision(name: str) -> None:
+    v2: Any = importlib.import_module("torchvision.transforms.v2")
+    row = check_object(getattr(v2, name)(num_classes=10))
+    assert (row.name, row.verdict, row.ok) == (name, MATCH, True)
+    assert (row.images, row.pairings, row.smoothing) == (2, 8, 0)
+
+
+def kornia_mixer(name: str, **settings: Any) -> Any:
+    augmentation = importlib.import_module("kornia.augmentation")
+    return getattr(augmentation, name)(data_keys=["input", "class"], **settings)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "whose"),
+    [
+        (lambda: kornia_mixer("RandomMixUpV2"), "second"),
+        (lambda: kornia_mixer("RandomMixUpV2", same_on_batch=True, p=0.5), "second"),
+        (lambda: kornia_mixer("RandomCutMixV2", use_correct_lambda=True), "first"),
+        (lambda: kornia_mixer("RandomCutMixV2", use_correct_lambda=False), "second"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:RandomCutMixV2:DeprecationWarning")
+def test_kornia(mixer: Callable[[], Any], whose: str) -> None:
+    row = check_object(mixer())
+    assert (row.verdict, row.ok) == (f"{MATCH}, λ is the weight of the {whose} label", True)
+    assert row.images == 2
+
+
+def test_kornia_that_cuts_twice_has_labels_for_each_cut_alone() -> None:
+    row = check_object(kornia_mixer("RandomCutMixV2", use_correct_lambda=True, num_mix=2))
+    assert not row.ok
+    assert row.images == 3
+
+
+def test_ours_as_functions() -> None:
+    for name in ("mixup", "cutmix", "fmix", "vanilla"):
+        mix = getattr(adautomix.functional, name)
+        row = check_object(lambda *batch: mix(*batch, num_classes=8))  # noqa: B023
+        assert row.ok
+
+
+def in_four_parts(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+    """What many a script returns: images, labels, partners' labels and λ of the first."""
+    lam, partner = float(torch.rand(())), torch.randperm(len(labels))
+    return torch.lerp(images[partner], images, lam), labels, labels[partner], lam
+
+
+def test_labels_in_two_parts() -> None:
+    assert check_object(in_four_parts).verdict == MATCH
+
+    def swapped(*batch: Tensor) -> Any:
+        images, first, second, lam = in_four_parts(*batch)
+        return images, second, first, lam
+
+    assert check_object(swapped).verdict == "swapped λ: each image has the weight of the other"
+
+
+def test_readings_of_rows_of_three() -> None:
+    rows = torch.tensor([[0.0, 1, 0.25], [1, 0, 0.25]])
+    first, second = label_readings(rows, 2).values()
+    assert first.tolist() == [[0.25, 0.75], [0.75, 0.25]]
+    assert second.tolist() == [[0.75, 0.25], [0.25, 0.75]]
+
+
+def test_smoothing_is_what_absent_classes_have() -> None:
+    shares = torch.tensor([[0.25, 0.75, 0, 0], [0, 0, 1, 0]], dtype=torch.float64)
+    labels, smoothing = without_smoothing(0.8 * shares + 0.2 / 4, shares)
+    assert smoothing == pytest.approx(0.2)
+    torch.testing.assert_close(labels, shares)
+    everywhere = torch.full((2, 4), 0.25)
+    assert without_smoothing(everywhere, everywhere)[1] == 0, "all were mixed into all"
+
+
+def test_random_numbers_of_others_go_on_as_before() -> None:
+    torch.manual_seed(5)
+    np.random.seed(5)
+    expected = torch.rand(2), np.random.rand(2)
+    torch.manual_seed(5)
+    np.random.seed(5)
+    first = torch.rand(1), np.random.rand(1)
+    one = check_object(timm_mixup())
+    second = torch.rand(1), np.random.rand(1)
+    assert torch.equal(torch.cat([first[0], second[0]]), expected[0])
+    np.testing.assert_array_equal(np.concatenate([first[1], second[1]]), expected[1])
+    assert one == check_object(timm_mixup())
+
+
+# ---------------------------------------------------------------------- what cannot be checked
+
+
+@pytest.mark.parametrize(
+    ("mixer", "message"),
+    [
+        (lambda images: images, "the mixer failed on images .8, 8, 32, 32. with labels 0 to 7"),
+        (lambda images, labels: images, "the mixer returned Tensor, not .images, labels."),
+        (lambda images, labels: (images, labels, 1), "the mixer returned tuple"),
+        (
+            lambda images, labels: (images, F.one_hot(labels)[:, :5]),
+            "labels .8, 5. for 8 mixes of 8 classes: give the mixer 8 classes or more",
+        ),
+    ],
+)
+def test_what_cannot_be_counted(mixer: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        check_object(mixer, name="the mixer")
+
+
+def test_an_object_by_its_address(tmp_path: Path) -> None:
+    script = tmp_path / "mine.py"
+    script.write_text(
+        "import torch\n"
+        "def mixer(images, labels):\n"
+        "    return images, labels\n"
+        "def make_mixer():\n"
+        "    return mixer\n"
+        "number = 3\n"
+    )
+    for name in ("mixer", "make_mixer"):
+        row = check_named(f"{script}:{name}")
+        assert row.verdict == f"{MATCH}, nothing was mixed"
+    assert check_named("timm.data:Mixup").verdict == MATCH
+    with pytest.raises(UsageError, match="cannot be called: name a mixer"):
+        check_named(f"{script}:number")
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def test_the_command(command: Command, tmp_path: Path) -> None:
+    outcome = command(
+        "check-mix", "--method", "mixup,dada", "--object", "timm.data:Mixup", "--batches", 3
+    )
+    assert (outcome.status, outcome.err) == (0, "")
+    lines = outcome.out.splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["mixer", "timm.data:Mixup", "mixup", "dada"]
+    assert "labels match pixels" in lines[2]
+    assert "not counted: images are made" in lines[3]
+
+
+def test_the_command_ends_with_1_where_labels_are_wrong(command: Command, tmp_path: Path) -> None:
+    script = tmp_path / "mine.py"
+    script.write_text("def stale(images, labels):\n    return images.roll(1, 0), labels.roll(2)\n")
+    outcome = command("check-mix", "--object", f"{script}:stale", "--json")
+    assert outcome.status == 1
+    assert outcome.err == f"adautomix: labels are not what the pixels say: {script}:stale\n"
+    (row,) = json.loads(outcome.out)
+    assert row["verdict"].startswith(WRONG_PAIRING)
+
+
+def test_settings_reach_the_method(command: Command) -> None:
+    words = ("check-mix", "--method", "adautomix", "--size", 16, "--batches", 2, "--json")
+    assert [command(*words, "--adautomix.n", n).json[0]["images"] for n in (2, 4)] == [2, 4]
+
+
+@pytest.mark.parametrize("words", [("--method", "cutmicks"), ("--batch", 2), ("--mixup.alfa", 1)])
+def test_wrong_usage(command: Command, words: tuple[object, ...]) -> None:
+    assert command("check-mix", *words).status == 2

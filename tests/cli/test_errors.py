@@ -1,0 +1,255 @@
+"""What goes wrong is told in one line that names the thing and the remedy."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import CLASSES, SMALL_NET, Command, Outcome, write_photos
+
+from adautomix.config import load_config
+from adautomix.runs.folder import RunFolder
+
+Fails = Callable[..., str]
+
+
+def the_line(outcome: Outcome, status: int) -> str:
+    """The one line that an error is, without the program's name."""
+    assert outcome.status == status, outcome.err
+    assert outcome.out == ""
+    assert outcome.err.count("\n") == 1, outcome.err
+    program, _, line = outcome.err.rstrip("\n").partition(": ")
+    assert program == "adautomix"
+    return line
+
+
+@pytest.fixture
+def fails(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fails:
+    """`fails("train", …)`: the line that a command ends with, having left nothing behind."""
+    place = tmp_path / "here"
+    place.mkdir()
+    monkeypatch.chdir(place)
+
+    def run(*words: object, status: int = 2) -> str:
+        line = the_line(command(*words), status)
+        assert not any(path.is_file() for path in place.rglob("*")), "something was left behind"
+        return line
+
+    return run
+
+
+@pytest.fixture
+def train_fails(fails: Fails, photos: Path) -> Fails:
+    """`train_fails("--lr", 0)`: the line that a training with these flags ends with."""
+
+    def run(*words: object, status: int = 2) -> str:
+        data = () if "--data" in words else ("--data", photos)
+        return fails("train", *data, *SMALL_NET, "--batch-size", 6, *words, status=status)
+
+    return run
+
+
+@pytest.fixture
+def own_photos(tmp_path: Path) -> Path:
+    """A folder of photographs to spoil: two training images and a test image a class."""
+    return write_photos(tmp_path / "own", {"train": 2, "test": 1})
+
+
+# --- settings --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--epohcs", 3), "unknown setting epohcs: did you mean epochs?"),
+        (("--teacher.momentun", 0.9), "unknown setting teacher.momentun: did you mean"),
+        (("--adautomix.bata", 0.3), "unknown setting adautomix.bata: did you mean adautomix.beta?"),
+        (("--qqqqqq", 1), "unknown setting qqqqqq: `adautomix settings` lists them all"),
+        (("--lr", 0), "lr = '0': input should be greater than 0"),
+        (("--lr", "fast"), "lr = 'fast': input should be a valid number"),
+        (("--epochs", -1), "epochs = '-1': input should be greater than or equal to 1"),
+        (("--precision", "int8"), "precision = 'int8': input should be 'fp32', 'bf16' or 'fp16'"),
+        (("--adautomix.beta", 7), "adautomix.beta = '7': input should be less than or equal to 1"),
+        (("--seed",), "seed = 'true': input should be a valid integer"),
+        (("stray",), "unexpected argument 'stray': settings are written --name value"),
+        (("--method", "cutmicks"), "unknown method 'cutmicks': did you mean 'cutmix'?"),
+        (("--model", "resnet19"), "model 'resnet19' is not in timm; nearest: "),
+        (("--device", "gpu"), "no device 'gpu' here: use cpu, or auto"),
+        (("--device", "cuda:99"), "no device 'cuda:99' here: use cpu, or auto"),
+        (("--batch-size", 7, "--accumulate", 2), "accumulate = 2 does not divide batch_size = 7"),
+        (
+            ("--recipe", "cifar100/resnet18-adautomx"),
+            "unknown recipe cifar100/resnet18-adautomx: did you mean cifar100/resnet18-adautomix?",
+        ),
+        (("--config", "nowhere.yaml"), "cannot read nowhere.yaml: No such file or directory"),
+    ],
+)
+def test_settings(words: tuple[object, ...], line: str, train_fails: Fails) -> None:
+    assert train_fails(*words).startswith(line)
+
+
+def test_a_file_of_settings_that_is_none(tmp_path: Path, train_fails: Fails) -> None:
+    file = tmp_path / "settings.yaml"
+    for text, line in {
+        "epochs: [1": f"{file} is not YAML: ",
+        "epochs": f"{file} holds no settings: write lines like `epochs: 20`",
+    }.items():
+        file.write_text(text)
+        assert train_fails("--config", file).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("trian",), "trian"),
+        (("predict",), "run"),
+        (("export", "run"), "--out"),
+        (("bench", "--steps", "1"), "--steps"),
+        (("report", "--uot", "x.html"), "--uot"),
+    ],
+)
+def test_words_that_no_command_takes(words: tuple[str, ...], name: str, fails: Fails) -> None:
+    assert name in fails(*words)
+
+
+def test_a_traceback_is_for_those_who_ask(command: Command, photos: Path, tmp_path: Path) -> None:
+    words = ("train", "--data", photos, *SMALL_NET, "--lr", 0, "--out", tmp_path / "run")
+    line = the_line(command(*words), 2)
+    outcome = command(*words, "--debug")
+    assert outcome.status == 2
+    assert outcome.err.startswith("Traceback (most recent call last)")
+    assert outcome.err.splitlines()[-1] == f"adautomix: {line}"
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_too(
+    fails: Fails, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError("first\nsecond")
+
+    monkeypatch.setattr("adautomix.config.list_settings", broken)
+    line = fails("settings", status=1)
+    assert line == "ZeroDivisionError: first second (--debug shows where)"
+    with pytest.raises(ZeroDivisionError):
+        command("settings", "--debug")
+
+
+def test_ctrl_c_where_nothing_is_to_be_saved(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("adautomix.config.list_settings", interrupted)
+    assert fails("settings", status=1) == "stopped"
+
+
+# --- folders of images -----------------------------------------------------------------------
+
+
+def test_a_folder_that_is_not_there(train_fails: Fails) -> None:
+    assert train_fails("--data", "nowhere/pets").startswith("no folder nowhere/pets and no data ")
+    assert "did you mean 'digits'?" in train_fails("--data", "digist")
+
+
+def test_a_class_without_images(own_photos: Path, train_fails: Fails) -> None:
+    empty = own_photos / "train" / "empty"
+    empty.mkdir()
+    assert train_fails("--data", own_photos).startswith(f"class folder {empty} holds no image")
+
+
+def test_a_class_that_is_only_tested(own_photos: Path, train_fails: Fails) -> None:
+    shutil.rmtree(own_photos / "train" / CLASSES[1])
+    line = train_fails("--data", own_photos)
+    assert line.startswith(f"class {CLASSES[1]!r} is in {own_photos / 'test'} but not in ")
+
+
+def test_an_unreadable_image_is_named_or_left_out(
+    own_photos: Path, tmp_path: Path, command: Command
+) -> None:
+    bad = own_photos / "train" / CLASSES[0] / "bad.png"
+    bad.write_bytes(b"no image")
+    words = ("--data", own_photos, *SMALL_NET, "--batch-size", 3, "--epochs", 1)
+    refused = command("train", *words)
+    assert refused.status == 2
+    line = refused.err.splitlines()[-1]  # below the bar of the decoding
+    assert line.startswith(f"adautomix: cannot read image {bad}: ")
+    assert "skip_bad" in line
+
+    outcome = command("train", *words, "--skip-bad", "--out", tmp_path / "run")
+    assert outcome.status == 0
+    assert f"left out, unreadable: {bad}" in outcome.err.splitlines()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["bad_files"] == [str(bad)]
+    assert summary["train_images"] == 6
+
+
+# --- batches that cannot be ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ((1,), ["batch size 1", "at least 2"]),
+        ((25,), ["batch size 25", "training set of 24 images", "at most 24"]),
+        ((23, "--drop-last", "false"), ["last batch of one of the 24", "drop the last batch"]),
+        ((2,), ["adautomix mixes 3 images", "a batch has 2", "batch_size"]),
+        ((4, "--accumulate", 4, "--method", "mixup"), ["needs 2 a part", "a batch has 4"]),
+        ((22, "--drop-last", "false"), ["adautomix mixes 3", "a batch has 2", "drop_last"]),
+    ],
+)
+def test_batches(words: tuple[object, ...], parts: list[str], train_fails: Fails) -> None:
+    line = train_fails("--batch-size", *words)
+    assert all(part in line for part in parts), line
+
+
+# --- runs ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def started(photos: Path, tmp_path: Path) -> Path:
+    """A run folder without a checkpoint."""
+    flags = {"data": str(photos), "out": tmp_path / "started"}
+    return RunFolder.create(load_config(flags=flags)).path
+
+
+def test_a_run_folder_is_not_written_over(started: Path, train_fails: Fails) -> None:
+    line = train_fails("--out", started)
+    assert line.startswith(f"{started} exists: choose another --out, or go on with `adautomix re")
+
+
+@pytest.mark.parametrize(
+    "words", [("resume",), ("resume", "--verify"), ("evaluate",), ("report",), ("predict", "a.png")]
+)
+def test_a_folder_that_is_no_run(words: tuple[str, ...], tmp_path: Path, fails: Fails) -> None:
+    name, *others = words
+    line = fails(name, tmp_path, *others)
+    assert line == f"{tmp_path} is not a run folder: it has no config.yaml"
+
+
+@pytest.mark.parametrize("words", [("resume",), ("resume", "--verify"), ("evaluate",)])
+def test_a_run_without_a_checkpoint(words: tuple[str, ...], started: Path, fails: Fails) -> None:
+    name, *others = words
+    (started / "data.json").write_text('{"classes": ["a", "b"], "mean": [0], "std": [1]}')
+    assert fails(name, started, *others).startswith(f"{started} has no checkpoint yet")
+
+
+def test_names_of_networks_and_checkpoints(started: Path, fails: Fails) -> None:
+    assert fails("evaluate", started, "--which", "newest") == (
+        f"{started} has no checkpoint 'newest'; it has none yet"
+    )
+
+
+# --- comparisons and pictures ----------------------------------------------------------------
+
+
+def test_a_comparison_fails_before_it_trains(photos: Path, fails: Fails) -> None:
+    words = ("compare", "--data", photos, *SMALL_NET, "--epochs", 1, "--batch-size", 6)
+    assert fails(*words, "--methods", "vanilla,mixip").startswith("unknown method 'mixip'")
+    assert fails(*words, "--seeds", "0,x") == "--seeds: 'x' is no whole number; write 0,1,2"
+    assert fails(*words, "--seeds", ",").startswith("no run to compare")
+
+
+def test_a_preview_of_a_file_that_is_no_image(tmp_path: Path, fails: Fails) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
+    line = fails("preview", "--method", "mixup", "--images", tmp_path / "notes.txt")
+    assert line == f"cannot read {tmp_path / 'notes.txt'}: not an image that can be identified"

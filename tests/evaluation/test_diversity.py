@@ -1,0 +1,253 @@
+"""Distances of mixes by hand; the same mixes at every kept checkpoint."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL_NET, Command
+from PIL import Image
+from subjects import images_of, tried_on
+from torch import Tensor
+
+from adautomix.config import load_config
+from adautomix.evaluation.diversity import (
+    DIVERSITY,
+    DiversityResult,
+    DiversitySettings,
+    draws_of,
+    mean_distance,
+    mixes_at,
+    of_images,
+    of_masks,
+    same_sources,
+)
+from adautomix.evaluation.evaluate import read
+from adautomix.evaluation.load_target import EvalOptions, load_target
+from adautomix.evaluation.mixing import own_mixer, plain_mixer, shuffled_batches, weights_of
+from adautomix.evaluation.suite import NotApplicableError, ResultCache
+from adautomix.evaluation.target import EvalTarget
+from adautomix.mixing.ops import Mixed
+from adautomix.reporting.evaluations import sections_of
+from adautomix.reporting.section import Found
+from adautomix.runs.trained import load_trained
+from adautomix.training.run import train
+
+EPOCHS = [1, 2, 3]
+SETTINGS = DiversitySettings(images=16, draws=3, rows=2)
+
+
+@pytest.fixture(scope="module")
+def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three epochs of AdAutoMix, all kept, and one of Mixup of which none is."""
+    folder = tmp_path_factory.mktemp("diversity")
+    words = [str(word).removeprefix("--") for word in SMALL_NET]
+    net = dict(zip(words[::2], words[1::2], strict=True))
+    for method, own in {
+        "adautomix": {"epochs": 3, "keep_every": 1},
+        "mixup": {"epochs": 1},
+    }.items():
+        flags = {"data": str(photos), "batch_size": 6, "lr": 0.5, "out": folder / method}
+        train(load_config(flags=net | flags | own | {"method": method}), quiet=True)
+    return {method: folder / method for method in ("adautomix", "mixup")}
+
+
+def subject_of(run: Path, out: Path) -> EvalTarget:
+    return load_target(str(run), EvalOptions({}, device="cpu", out=out))
+
+
+def run_suite(subject: EvalTarget, settings: DiversitySettings = SETTINGS) -> DiversityResult:
+    parts = ResultCache(subject.folder / "parts.jsonl", "diversity/0", subject.folder / "pictures")
+    found = DIVERSITY.run(subject, settings, parts)
+    assert isinstance(found, DiversityResult)
+    return found
+
+
+def by_pairs(values: Tensor) -> Tensor:
+    pairs = itertools.combinations(values, 2)
+    return torch.stack([(one - other).abs() for one, other in pairs]).mean(dim=0)
+
+
+# --- distances -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_the_mean_distance_is_that_of_all_pairs(count: int) -> None:
+    values = torch.randn(count, 4, 2, 3, generator=torch.Generator().manual_seed(count))
+    torch.testing.assert_close(mean_distance(values), by_pairs(values))
+
+
+def test_planted_masks_by_hand() -> None:
+    """Two mixes on 1 × 4 pixels at three checkpoints; the second does not move."""
+    first = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 0]])
+    still = torch.full((3, 4), 0.3)
+    own = torch.stack([first, still], dim=1)[:, :, None, None]
+    masks = torch.cat([own, 1 - own], dim=2)
+    # The pixels that changed hands: 4 of 4, then 3 of 4, and 1 of 4 between first and last.
+    assert of_masks(masks).tolist() == pytest.approx([(1 + 3 / 4 + 1 / 4) / 3, 0])
+    assert of_masks(masks[:2]).tolist() == [1, 0]
+    assert of_masks(masks[1:]).tolist() == [0.75, 0]
+
+
+def test_a_pixel_that_goes_to_a_third_image_has_moved_once() -> None:
+    masks = torch.zeros(2, 1, 3, 1, 2)
+    masks[:, 0, 0, 0, 0] = 1
+    masks[0, 0, 1, 0, 1] = masks[1, 0, 2, 0, 1] = 1
+    assert of_masks(masks).tolist() == [0.5]
+
+
+def test_distances_of_images_are_means_over_pixels_and_channels() -> None:
+    images = torch.zeros(2, 1, 3, 2, 2)
+    images[1, 0, 1] = 0.6
+    assert of_images(images).tolist() == pytest.approx([0.2])
+
+
+# --- by draw ---------------------------------------------------------------------------------
+
+
+def test_all_draws_have_the_same_sources(runs: dict[str, Path], tmp_path: Path) -> None:
+    subject = subject_of(runs["adautomix"], tmp_path)
+    mixer, generator = own_mixer(subject), torch.Generator().manual_seed(0)
+    pixels, labels = next(subject.batches())
+    mixes = [
+        mixer.mix(pixels, labels, params) for params in draws_of(mixer, pixels, SETTINGS, generator)
+    ]
+    assert len(mixes) == 3
+    assert all(torch.equal(mixed.perm, mixes[0].perm) for mixed in mixes)
+    lams = torch.stack([mixed.lam for mixed in mixes]).flatten(0, 1)
+    assert len(lams.unique(dim=0)) == len(lams)
+
+
+def test_mixes_whose_sources_changed_are_left_out() -> None:
+    def of(perm: list[list[int]]) -> Mixed:
+        rows = torch.arange(3.0)[:, None, None, None]
+        return Mixed(rows, torch.zeros(3, 2), torch.full((3, 2), 0.5), torch.tensor(perm))
+
+    kept = same_sources([of([[0, 1], [1, 2], [2, 0]]), of([[0, 1], [1, 0], [2, 0]])])
+    assert [mixed.images.flatten().tolist() for mixed in kept] == [[0, 2], [0, 2]]
+
+
+def test_the_spread_of_mixup_is_that_of_its_lam(runs: dict[str, Path], tmp_path: Path) -> None:
+    subject = subject_of(runs["mixup"], tmp_path)
+    found = run_suite(subject)
+    generator = subject.generator("diversity/spread")
+    mixer = plain_mixer("mixup", subject)
+    masks, images = [], []
+    batches = shuffled_batches(subject, 16, subject.generator("diversity/images"))
+    for pixels, _ in batches:
+        draws: list[Any] = [mixer.make_params(pixels, generator) for _ in range(3)]
+        perm = draws[0].perm
+        far = (pixels[perm[:, 0]] - pixels[perm[:, 1]]).abs().mean(dim=(1, 2, 3))
+        for one, other in itertools.combinations(draws, 2):
+            moved = (one.lam[:, 0] - other.lam[:, 0]).abs()
+            masks.append(moved)
+            images.append(moved * far)
+    assert found.spread.masks == pytest.approx(float(torch.cat(masks).mean()), rel=1e-4)
+    assert found.spread.images == pytest.approx(float(torch.cat(images).mean()), rel=1e-4)
+    assert (found.mixes, found.draws, found.method) == (16, 3, "mixup")
+
+
+def test_without_kept_checkpoints_it_is_told_how_to_get_some(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    found = run_suite(subject_of(runs["mixup"], tmp_path))
+    assert found.training is None
+    assert found.epochs == []
+    assert found.note == (
+        "the run kept fewer than two checkpoints; train with --keep-every 5, say, to see the same "
+        "mixes over training"
+    )
+
+
+# --- over training ---------------------------------------------------------------------------
+
+
+def test_the_same_pairs_at_every_checkpoint(runs: dict[str, Path], tmp_path: Path) -> None:
+    subject = subject_of(runs["adautomix"], tmp_path)
+    at = {epoch: list(mixes_at(subject, SETTINGS, epoch)) for epoch in EPOCHS}
+    for epoch in EPOCHS[1:]:
+        for mixed, first in zip(at[epoch], at[1], strict=True):
+            assert torch.equal(mixed.perm, first.perm)
+            assert torch.equal(mixed.lam, first.lam)
+            assert not torch.equal(weights_of(mixed), weights_of(first))
+
+
+def test_distances_over_training_are_those_of_each_checkpoints_generator(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Masks by hand: each checkpoint's own generator on its own teacher's features."""
+    run = runs["adautomix"]
+    subject = subject_of(run, tmp_path)
+    found = run_suite(subject)
+    (reference,) = mixes_at(subject, SETTINGS, 1)
+    batches = shuffled_batches(subject, 16, subject.generator("diversity/images"))
+    ((pixels, _),) = list(batches)
+    masks = []
+    for epoch in EPOCHS:
+        trained = load_trained(run, which=f"epoch-{epoch:04d}", device="cpu")
+        method: Any = trained.method
+        assert trained.step == 4 * epoch
+        with torch.no_grad():
+            features = trained.networks["teacher"].feature_map(
+                subject.networks["teacher"].normalize(pixels), method.tap
+            )
+            drawn = method.generator(features, reference.perm, reference.lam, (16, 16))
+        lam = reference.lam[:, :1, None, None]
+        plain = (lam <= 0.03) | (lam > 0.97)
+        masks.append(torch.where(plain, reference.lam[:, :, None, None], drawn))
+
+    def distance(one: Tensor, other: Tensor) -> float:
+        return float((one - other).abs().sum(dim=1).mean() / 2)
+
+    a, b, c = masks
+    assert found.training is not None
+    assert found.training.consecutive == pytest.approx([distance(a, b), distance(b, c)], rel=1e-3)
+    pairs = [distance(a, b), distance(b, c), distance(a, c)]
+    assert found.training.pairwise == pytest.approx(sum(pairs) / 3, rel=1e-3)
+    assert found.training.pairwise > 0
+    assert (found.epochs, found.note) == (EPOCHS, "")
+    picture = Image.open(tmp_path / "pictures" / found.training.picture)
+    assert picture.size == (12 + 6 * 140, 34 + 2 * (12 + 2 * 150))  # 3 sources, 3 checkpoints
+    assert run_suite(subject) == found
+
+
+def test_no_more_checkpoints_than_asked_for(runs: dict[str, Path], tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"checkpoints": 2})
+    found = run_suite(subject_of(runs["adautomix"], tmp_path), settings)
+    assert found.epochs == [1, 3]
+    assert found.training is not None
+    assert found.training.pairwise == found.training.consecutive[0]
+
+
+# --- shown -----------------------------------------------------------------------------------
+
+
+def test_a_network_that_is_no_run_does_not_apply(tmp_path: Path) -> None:
+    with pytest.raises(NotApplicableError, match="diversity needs a run, and noise is none"):
+        run_suite(tried_on(images_of(8, 6), tmp_path))
+
+
+def test_the_page_has_table_chart_picture_and_hint(
+    runs: dict[str, Path], tmp_path: Path, command: Command
+) -> None:
+    words = ("--suites", "diversity", "--diversity.images", 16)
+    found = []
+    for color, (method, run) in enumerate(runs.items()):
+        outcome = command("evaluate", run, *words, "--out", tmp_path / method)
+        assert outcome.status == 0, outcome.err
+        record = read(tmp_path / method)
+        assert record is not None
+        found.append(Found(method, record, tmp_path / method, color))
+    (section,) = sections_of(found)
+    (table,) = section.tables
+    assert [row[1] for row in table.rows] == ["adautomix", "mixup"]
+    assert table.rows[1][4:] == ("–", "–", "–")
+    assert "mixup: the run kept fewer than two checkpoints" in table.note
+    assert "--keep-every" in table.note
+    (chart,) = section.charts
+    assert [row[:2] for row in chart.rows] == [("adautomix", "2"), ("adautomix", "3")]
+    (picture,) = section.pictures
+    assert picture.source.startswith("data:image/webp;base64,")
+    assert "data:image/webp" in (tmp_path / "adautomix/report.html").read_text()
+    assert "--keep-every" in (tmp_path / "mixup/report.html").read_text()

@@ -1,0 +1,114 @@
+"""What the tests of single methods begin with: random numbers, images, networks, saliency."""
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tiny import CLASSES, TinyClassifier, toy_images
+from torch import Tensor, nn
+
+from adautomix.methods import Method, Mixed
+from adautomix.models import Classifier, build_model
+
+HEIGHT, WIDTH = 12, 10
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(count: int = 6, height: int = HEIGHT, width: int = WIDTH) -> tuple[Tensor, Tensor]:
+    """Random images, and a label that no other image has."""
+    return torch.rand(count, 3, height, width, generator=rng(1)), torch.eye(count)
+
+
+def toys(count: int = 7) -> tuple[Tensor, Tensor]:
+    """16 × 16 images with a colored square, and soft labels that no two of them share."""
+    images, _ = toy_images(count)
+    return images, torch.rand(count, CLASSES, generator=rng(2)).softmax(dim=1)
+
+
+def make(cls: type[Method], model: Any = None, smoothing: float = 0.0, **settings: Any) -> Any:
+    """A method, typed so that its draws may be made by hand."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return cls(
+            cls.Settings(**settings),
+            num_classes=CLASSES,
+            seed=3,
+            model=model,
+            label_smoothing=smoothing,
+        )
+
+
+class Staged(TinyClassifier):
+    """The tiny network with the name of its stage."""
+
+    stages = ("bn1",)
+
+
+def staged(seed: int = 0) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Staged()
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "resnet18": {"width": 0.125, "stem": "cifar"},
+    "convnext_tiny": {"width": 0.125, "stem": "cifar", "options": {"depths": (1, 1, 2, 1)}},
+    "vit_tiny_patch16_224": {"width": 0.25, "options": {"patch_size": 4, "depth": 3}},
+}
+
+
+@functools.cache
+def _built(name: str) -> Classifier:
+    return build_model(name, CLASSES, image_size=16, generator_seed=1, **OPTIONS[name])
+
+
+def network(name: str = "resnet18") -> Classifier:
+    """A small network for images of 16 pixels."""
+    return copy.deepcopy(_built(name))
+
+
+def telling_network() -> Any:
+    """A small ResNet whose heads' weights are large enough to tell its classes apart."""
+    model = network()
+    for block in model.backbone.modules():
+        if hasattr(block, "bn2"):  # which timm initializes with 0
+            nn.init.ones_(block.bn2.weight)
+    for head in model.heads.values():
+        nn.init.normal_(head.weight, generator=rng(1))  # type: ignore[arg-type]
+    return model
+
+
+def blobs(count: int, side: int = 32, seed: int = 0) -> Tensor:
+    """Saliency in a few peaks, as that of a trained network is; sums to 1."""
+    generator = rng(seed)
+    smooth = F.interpolate(torch.randn(count, 1, 6, 6, generator=generator), side, mode="bicubic")
+    rough = torch.randn(count, side, side, generator=generator)
+    maps = (1.5 * smooth[:, 0] + 0.4 * rough).exp()
+    return maps / maps.sum(dim=(1, 2), keepdim=True)
+
+
+def flat(count: int, side: int = 32, seed: int = 0) -> Tensor:
+    """Saliency that is noise, as that of a network at its start is; sums to 1."""
+    maps = torch.rand(count, side, side, generator=rng(seed))
+    return maps / maps.sum(dim=(1, 2), keepdim=True)
+
+
+def rows_of(mixed: Mixed, rows: slice) -> list[Tensor]:
+    """Images, labels, λ and masks of some of the mixes."""
+    assert mixed.masks is not None
+    return [mixed.images[rows], mixed.targets[rows], mixed.lam[rows], mixed.masks[rows]]
+
+
+@contextmanager
+def compiled(work: Callable[..., Any]) -> Iterator[Any]:
+    """The work as one graph, without a break."""
+    torch.compiler.reset()
+    yield torch.compile(work, fullgraph=True, backend="eager")
+    torch.compiler.reset()

@@ -1,0 +1,169 @@
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from adautomix.errors import UsageError
+from adautomix.models import Classifier, build_model
+from adautomix.rng import generator_at
+from adautomix.runs.export import export_model, timm_state_dict
+
+CLASSES = ["ant", "bee", "fly ☂", "moth", "wasp", "gnat"]
+MEAN, STD = (0.5, 0.25, 0.75), (0.25, 0.5, 0.2)
+NETS: dict[str, dict[str, Any]] = {
+    "resnet18": {},
+    "convnext_tiny": {"stem": "cifar", "width": 0.25},
+    "resnet18d": {"stem": "cifar", "width": 0.25, "options": {"drop_rate": 0.1}},
+    "swin_tiny_patch4_window7_224": {"width": 0.25, "drop_path": 0.1},
+    "deit_small_distilled_patch16_224": {"width": 0.25},  # two classifiers in timm
+}
+
+# Runs in a fresh interpreter where the package cannot be imported.
+DRIVER = """
+import runpy, sys, torch
+from pathlib import Path
+sys.modules["adautomix"] = None
+batch = torch.load("batch.pt")
+for folder in sys.argv[1:]:
+    script = runpy.run_path(f"{folder}/load_model.py")
+    with torch.no_grad():
+        torch.save(script["load_model"]()(batch), f"{folder}.logits")
+sys.argv = ["load_model.py", "photo.png"]
+runpy.run_path(f"{folder}/load_model.py", run_name="__main__")
+"""
+
+
+@dataclass(frozen=True)
+class Exported:
+    root: Path
+    models: dict[str, Classifier]
+    batch: Tensor
+    printed: str
+
+
+def make(name: str) -> Classifier:
+    model = build_model(name, 6, image_size=32, generator_seed=4, **NETS[name])
+    with torch.no_grad():  # heads that say something, statistics that are not the initial ones
+        for head in model.heads:
+            model.get_parameter(f"heads.{head}.weight").mul_(30)
+            model.get_parameter(f"heads.{head}.bias").copy_(torch.arange(6) / 10)
+        for _ in range(3):
+            model(torch.randn(8, 3, 32, 32, generator=generator_at(0, 0, name)))
+    return model.eval()
+
+
+def write(model: Classifier, folder: Path, **changes: Any) -> Path:
+    arguments = {"classes": CLASSES, "mean": MEAN, "std": STD, "source": {"run": "r1", "step": 7}}
+    return export_model(model, folder, **arguments | changes)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    root = tmp_path_factory.mktemp("exported")
+    models = {name: make(name) for name in NETS}
+    for name, model in models.items():
+        write(model, root / name)
+    batch = torch.randn(3, 3, 32, 32, generator=generator_at(1, 0, "images"))
+    torch.save(batch, root / "batch.pt")
+    pixels = torch.randint(0, 256, (32, 32, 3), generator=generator_at(1, 0, "photo"))
+    Image.frombytes("RGB", (32, 32), bytes(pixels.flatten().tolist())).save(root / "photo.png")
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, *NETS],
+        cwd=root,
+        capture_output=True,
+        encoding="utf-8",
+        env={"PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return Exported(root, models, batch, done.stdout)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_script_gives_the_same_logits_without_the_package(
+    exported: Exported, name: str
+) -> None:
+    with torch.no_grad():
+        expected = exported.models[name](exported.batch)
+    logits = torch.load(exported.root / f"{name}.logits")
+    assert expected.std(dim=0).min() > 1e-3  # it tells images apart
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_script_names_the_classes_of_an_image(exported: Exported) -> None:
+    *_, model = exported.models.values()
+    with Image.open(exported.root / "photo.png") as photo:
+        pixels = torch.tensor(list(photo.tobytes())).view(32, 32, 3)
+    channels = [(pixels[..., c] / 255 - MEAN[c]) / STD[c] for c in range(3)]
+    with torch.no_grad():
+        probabilities = model(torch.stack(channels).unsqueeze(0)).softmax(1)[0].tolist()
+    ranked = sorted(zip(probabilities, CLASSES, strict=True), reverse=True)[:5]
+    printed = [line.split("  ") for line in exported.printed.splitlines()]
+    assert [name for _, name in printed] == [name for _, name in ranked]
+    for (text, _), (probability, _) in zip(printed, ranked, strict=True):
+        assert float(text) == pytest.approx(probability, abs=2e-4)
+
+
+def test_plain_timm_loads_a_standard_network(exported: Exported) -> None:
+    model = timm.create_model("resnet18", num_classes=6)
+    model.load_state_dict(load_file(exported.root / "resnet18" / "model.safetensors"), strict=True)
+    with torch.no_grad():
+        logits = model.eval()(exported.batch)
+        torch.testing.assert_close(logits, exported.models["resnet18"](exported.batch))
+
+
+def test_the_folder_says_what_it_holds(exported: Exported) -> None:
+    folder = exported.root / "resnet18d"
+    names = {"model.safetensors", "config.json", "load_model.py", "README.md"}
+    assert {path.name for path in folder.iterdir()} == names
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert config["architecture"] == "resnet18d"
+    assert config["arguments"]["channels"] == [16, 32, 64, 128]
+    assert (config["classes"], config["mean"], config["std"]) == (CLASSES, [*MEAN], [*STD])
+    assert (config["stem"], config["width"], config["image_size"]) == ("cifar", 0.25, 32)
+    assert config["source"] == {"run": "r1", "step": 7}
+    assert len((folder / "load_model.py").read_text().splitlines()) <= 40
+    assert "run r1, step 7" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_another_head_and_memory_layout(exported: Exported, tmp_path: Path) -> None:
+    model = make("resnet18").to(memory_format=torch.channels_last)
+    folder = write(model, tmp_path / "mixed", head="mixed")
+    weights = load_file(folder / "model.safetensors")
+    assert torch.equal(weights["fc.weight"], model.get_parameter("heads.mixed.weight"))
+    assert torch.equal(weights["conv1.weight"], model.backbone.conv1.weight)
+
+
+def test_exported_weights_are_a_copy() -> None:
+    model = make("resnet18")
+    state = timm_state_dict(model)
+    with torch.no_grad():
+        model.get_parameter("heads.clean.bias").zero_()
+    assert state["fc.bias"].any()
+
+
+def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
+    model = build_model("resnet18", 6, width=0.25)
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(UsageError, match="export needs a new or empty folder"):
+        write(model, tmp_path)
+    with pytest.raises(UsageError, match="export needs a new or empty folder"):
+        write(model, tmp_path / "note.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+
+
+def test_what_does_not_fit_writes_nothing(tmp_path: Path) -> None:
+    model = build_model("resnet18", 6, width=0.25, heads=("mixed",))
+    with pytest.raises(UsageError, match="2 class names for a network of 6"):
+        write(model, tmp_path / "new", classes=["a", "b"])
+    with pytest.raises(UsageError, match="head 'clean': the network has mixed"):
+        write(model, tmp_path / "new")
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,167 @@
+"""Optimizer and learning rates; the figures that a run keeps on the device."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_classifier
+from torch import nn
+
+from adautomix.config import TrainConfig
+from adautomix.methods import Method, build_method
+from adautomix.training.meters import NEVER, FiniteWatch, Meters
+from adautomix.training.optim import (
+    build_optimizer,
+    cosine_schedule,
+    learning_rate,
+    set_learning_rate,
+)
+
+CPU = torch.device("cpu")
+
+
+def method_for(student: Any, **settings: Any) -> Method:
+    return build_method("adautomix", settings, num_classes=5, model=student)
+
+
+def optimizer_of(method: Method | None = None, **settings: Any) -> torch.optim.Optimizer:
+    student = tiny_classifier()
+    config = TrainConfig(lr=0.4, min_lr=0.1, weight_decay=0.01, **settings)
+    return build_optimizer(config, student, method or method_for(student))
+
+
+# ---------------------------------------------------------------------- learning rates
+
+
+def test_cosine_at_known_points() -> None:
+    shares = cosine_schedule(600, warmup=0)
+    assert len(shares) == 600
+    assert shares[0] == 1
+    assert [shares[t] for t in (200, 300, 400)] == pytest.approx([0.75, 0.5, 0.25])
+    assert 0 < shares[-1] < 1e-4
+
+
+def test_warm_up_rises_in_a_line_to_the_top_of_the_cosine() -> None:
+    shares = cosine_schedule(104, warmup=4)
+    assert shares[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    assert shares[4:] == pytest.approx(cosine_schedule(100, warmup=0))
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (3, 3), (3, 5)])
+def test_short_runs_have_a_rate_at_every_step(steps: int, warmup: int) -> None:
+    shares = cosine_schedule(steps, warmup)
+    assert len(shares) == steps
+    assert all(0 < share <= 1 for share in shares)
+
+
+def test_the_floor_is_never_left_downwards() -> None:
+    optimizer = optimizer_of()
+    rates = [learning_rate(optimizer.param_groups[0], share) for share in (0.0, 0.5, 1.0)]
+    assert rates == pytest.approx([0.1, 0.25, 0.4])
+    set_learning_rate(optimizer, 1.0)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.4}
+
+
+def test_generators_own_rates() -> None:
+    student = tiny_classifier()
+    method = method_for(student, generator_lr=0.02, generator_min_lr=0.01)
+    config = TrainConfig(lr=0.4, min_lr=0.1)
+    optimizer = build_optimizer(config, student, method)
+    set_learning_rate(optimizer, 0.5)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.25)
+    rates = {
+        id(parameter): group["lr"]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert rates.keys() == {id(p) for p in [*student.parameters(), *method.parameters()]}
+    for parameter in method.parameters():
+        assert rates[id(parameter)] == pytest.approx(0.015)
+    for parameter in student.parameters():
+        assert rates[id(parameter)] == pytest.approx(0.25)
+
+
+# ---------------------------------------------------------------------- groups
+
+
+@pytest.mark.parametrize("decay_1d", [True, False])
+def test_decay_of_biases_and_norms(decay_1d: bool) -> None:
+    for group in optimizer_of(decay_1d=decay_1d).param_groups:
+        for parameter in group["params"]:
+            decayed = decay_1d or parameter.ndim > 1
+            assert group["weight_decay"] == (0.01 if decayed else 0)
+
+
+def test_a_method_that_learns_nothing_adds_no_group() -> None:
+    vanilla = build_method("vanilla", num_classes=5)
+    assert len(optimizer_of(vanilla).param_groups) == 1
+    assert len(optimizer_of(vanilla, decay_1d=False).param_groups) == 2
+
+
+def test_sgd_takes_the_step_that_momentum_and_decay_ask_for() -> None:
+    student = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(student.weight, 2.0)
+    config = TrainConfig(method="vanilla", lr=0.1, momentum=0.9, weight_decay=0.5)
+    optimizer = build_optimizer(config, student, build_method("vanilla", num_classes=5))
+    weight, velocity = 2.0, 0.0
+    for _ in range(3):
+        optimizer.zero_grad()
+        (3 * student.weight).sum().backward()
+        optimizer.step()
+        velocity = 0.9 * velocity + 3 + 0.5 * weight
+        weight -= 0.1 * velocity
+        assert student.weight.item() == pytest.approx(weight)
+
+
+def test_adamw_decays_apart_from_its_step() -> None:
+    student = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(student.weight, 2.0)
+    config = TrainConfig(method="vanilla", optimizer="adamw", lr=0.1, weight_decay=0.5)
+    optimizer = build_optimizer(config, student, build_method("vanilla", num_classes=5))
+    (3 * student.weight).sum().backward()
+    optimizer.step()
+    # The first step of Adam is the sign of the gradient.
+    assert student.weight.item() == pytest.approx(2 - 0.1 * 0.5 * 2 - 0.1)
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+
+
+# ---------------------------------------------------------------------- meters
+
+
+def test_means_count_each_name_for_itself() -> None:
+    meters = Meters()
+    assert meters.read() == {}
+    meters.add({"loss": torch.tensor(1.0), "teacher": torch.tensor(4.0)})
+    meters.add({"loss": torch.tensor(2.0)})
+    meters.add({"loss": torch.tensor(6.0, requires_grad=True), "teacher": torch.tensor(5.0)})
+    assert meters.read() == {"loss": 3.0, "teacher": 4.5}
+    meters.reset()
+    assert meters.read() == {}
+
+
+def test_means_do_not_lose_small_values() -> None:
+    meters = Meters()
+    for value in [1e8] + [1.0] * 100:  # float32 would swallow every 1
+        meters.add({"loss": torch.tensor(value)})
+    assert meters.read()["loss"] == pytest.approx((1e8 + 100) / 101, rel=1e-12)
+
+
+def test_meters_go_on_from_their_state() -> None:
+    first, second = Meters(), Meters()
+    first.add({"loss": torch.tensor(1.0)})
+    second.load_state_dict(first.state_dict(), CPU)
+    first.add({"loss": torch.tensor(100.0)})
+    second.add({"loss": torch.tensor(4.0)})
+    assert second.read() == {"loss": 2.5}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_watch_names_the_first_bad_step(bad: float) -> None:
+    watch = FiniteWatch(CPU)
+    for step in range(4):
+        watch.check(torch.tensor(1e30), step)
+    assert watch.first_bad() == NEVER
+    for step, loss in ((4, 1.0), (5, bad), (6, 1.0), (7, math.nan)):
+        watch.check(torch.tensor(loss, requires_grad=True), step)
+    assert watch.first_bad() == 5
