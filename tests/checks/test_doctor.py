@@ -53,7 +53,7 @@ def test_mistakes_are_named(make_loop: MakeLoop, mistake: str) -> None:
 
 def test_where_and_how_often_it_was_seen() -> None:
     (hard,) = found(planted.rounds_the_targets)
-    source = (ROOT / "tests" / "planted.py").read_text().splitlines()
+    source = (ROOT / "tests" / "helpers" / "planted.py").read_text().splitlines()
     line = next(i for i, text in enumerate(source, 1) if "targets.argmax(1)" in text)
     assert hard.seen.startswith(f"cross_entropy at planted.py:{line} was given one class an image")
     (late,) = found(planted.stops_too_late)

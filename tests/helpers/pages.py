@@ -62,7 +62,7 @@ def assert_accessible(page: Page) -> None:
     titles = {title.get("id") for title in page.all("title")}
     for svg in page.all("svg"):
         assert svg["role"] == "img"
-        assert svg["aria-labeledby"] in titles
+        assert svg["aria-labelledby"] in titles
     assert all(cell.get("scope") for cell in page.all("th"))
     targets = [link["href"] for link in page.all("a")]
     assert all(target is not None and target[1:] in ids for target in targets)

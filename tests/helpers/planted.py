@@ -25,7 +25,7 @@ def process_generator(seed: int = 0) -> torch.Generator:
 
 def mixer(name: str = "mixup", generator: torch.Generator | None = None) -> Mix:
     generator = generator or process_generator()
-    mix = getattr(adautomix.functional, name)
+    mix = getattr(adautomix.mix, name)
 
     def mixed(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         result = mix(images, labels, num_classes=CLASSES, generator=generator, alpha=ALPHA)
@@ -135,7 +135,7 @@ def healthy_weak_mixup() -> Loop:
     generator = process_generator()
 
     def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        mixed = adautomix.functional.mixup(
+        mixed = adautomix.mix.mixup(
             images, labels, num_classes=CLASSES, alpha=0.15, generator=generator
         )
         return mixed.images, mixed.targets

@@ -178,6 +178,6 @@ def inline_svg(figure: "Figure", slug: str, title: str) -> str:
         body = body.replace(f": {color}", f": var(--series-{i}, {color})")
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="0 0 {width:g} {height:g}" role="img" aria-labeledby="{slug}-title">'
+        f'viewBox="0 0 {width:g} {height:g}" role="img" aria-labelledby="{slug}-title">'
     )
     return f'{head}<title id="{slug}-title">{escape(title)}</title>{body}'

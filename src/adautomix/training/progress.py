@@ -59,7 +59,7 @@ class Display:
         if figures:
             self._read = time.monotonic()
             text = (
-                f"loss {figures['loss']:.3f}  captured {figures.get('captured', 0):.1%}  "
+                f"loss {figures['loss']:.3f}  mixture {figures.get('mixture_accuracy') or 0:.1%}  "
                 f"{figures['images_per_second']:.0f} images/s"
             )
             self._progress.update(self._task, figures=text)
@@ -73,7 +73,8 @@ class Display:
         )
         self.console.print(
             f"[dim]{self._title}[/dim]  epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f}  "
-            f"captured {row['captured']:.1%}  {scores}  {row['images_per_second']:.0f} images/s",
+            f"mixture {row['mixture_accuracy']:.1%}  {scores}  "
+            f"{row['images_per_second']:.0f} images/s",
             highlight=False,
             soft_wrap=True,
         )
