@@ -55,7 +55,7 @@ cifar100() {
 
 # Compiled and captured steps against eager ones, steps under the sync debug mode, golden vectors.
 correctness() {
-    once correctness-tests "$PYTHON" -m pytest -q -rA -p no:cacheprovider tests/test_runtimes.py tests/test_golden.py tests/test_teacher.py
+    once correctness-tests "$PYTHON" -m pytest -q -rA -p no:cacheprovider tests/training/test_runtimes.py tests/methods/test_golden.py tests/test_ema.py
 }
 
 # Half precision gives the accuracy of single.
@@ -94,9 +94,10 @@ anatomy() {
 
 # openmixup's steps beside ours, where it is installed; and mixing alone beside three libraries.
 peers() {
-    adautomix peers-openmixup bench --methods vanilla,mixup,cutmix,adautomix --batch-size "$(pick 100 8)" --steps "$(pick 20 2)" \
-        --vs openmixup --rows "$ROWS" &&
-        adautomix peers-mixing bench --mixing --batch-size "$(pick 128 8)" --size "$(pick 224 32)" --steps "$(pick 30 2)" --rows "$ROWS"
+    once peers-openmixup "$PYTHON" benchmarks/compare_openmixup.py batch_size="$(pick 100 8)" --methods vanilla,mixup,cutmix,adautomix \
+        --steps "$(pick 20 2)" --rows "$ROWS" &&
+        once peers-mixing "$PYTHON" benchmarks/mixing_alone.py --batch "$(pick 128 8)" --size "$(pick 224 32)" \
+            --rounds "$(pick 30 2)" --rows "$ROWS"
 }
 
 # CIFAR-100, ResNet-18: as long a training as the time allows; called again it goes on.

@@ -316,12 +316,8 @@ def bench(
     steps: Annotated[int, typer.Option(min=2, help="measured steps a method")] = 10,
     classes: Annotated[int, typer.Option(min=2)] = 100,
     size: Annotated[int, typer.Option(min=8, help="image side in pixels")] = 32,
-    vs: Annotated[
-        str, typer.Option(help="openmixup: its steps; timm, torchvision, kornia: their mixing")
-    ] = "",
     phases: Annotated[bool, typer.Option("--phases", help="where a step's time goes")] = False,
     work: Annotated[bool, typer.Option("--work", help="operations, share of the peak")] = False,
-    mixing: Annotated[bool, typer.Option("--mixing", help="mixing alone")] = False,
     rows: Annotated[Path | None, typer.Option(help="add the figures to this file")] = None,
     recipe: Recipe = None,
     config: ConfigFile = None,
@@ -345,10 +341,8 @@ def bench(
     with out.status("timing", spinner="dots") as status:
         results = run_suite(
             asked,
-            peers=names_in(vs),
             phases=phases,
             work=work,
-            mixing=mixing,
             on_progress=lambda done: status.update(f"timing: {done} of {steps} rounds"),
         )
     for kind, figures in results.items():
@@ -363,7 +357,7 @@ def bench(
 
 def print_figures(figures: list[dict[str, Any]], as_json: bool = False) -> None:
     """Rows of data as a table, or as they are."""
-    from adautomix.reporting.performance import table_of
+    from adautomix.reporting.bench_table import table_of
 
     if as_json:
         print_json(figures)

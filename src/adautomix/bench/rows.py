@@ -1,6 +1,7 @@
-"""Results as rows of data: one line of JSON a measurement, with what it takes to place it.
+"""Benchmark results as rows of data: one line of JSON per measurement, with its origin.
 
-A row names the kind of processor and never the machine: no host name, no user, no folder.
+A row names the processor, library versions, commit and command. It never names the machine: no host
+name, no user, no folder.
 """
 
 import json
@@ -17,7 +18,6 @@ from typing import Any
 
 import torch
 
-from adautomix.bench.peers import PEERS
 from adautomix.bench.workload import Row
 from adautomix.device import versions
 from adautomix.errors import UsageError
@@ -29,20 +29,22 @@ def append(
     figures: Sequence[Mapping[str, Any]],
     *,
     device: torch.device,
+    libraries: Sequence[str] = (),
 ) -> Row:
     """Add a measurement to a file of rows, and return it.
 
     Args:
-        path: the file, one JSON object a line; made if it is not there.
-        kind: of measurement: "steps", "phases", "growth" …
+        path: the file, one JSON object per line; created if it does not exist.
+        kind: what was measured: "steps", "phases", "growth" …
         figures: flat records; times in seconds, memory in MiB, work in floating-point operations.
-        device: what was measured.
+        device: the device that was measured.
+        libraries: other libraries that were measured; their versions join the row.
     """
     row = {
         "kind": kind,
         "figures": [dict(record) for record in figures],
         "machine": machine(device),
-        "versions": versions() | {peer: version(peer) for peer in peers_in(figures)},
+        "versions": versions() | {library: version(library) for library in libraries},
         "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
         "command": command_line(sys.argv),
@@ -68,14 +70,8 @@ def read(path: Path) -> list[Row]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
-            raise UsageError(f"{path}, line {number} is no JSON: mend or remove it") from None
+            raise UsageError(f"{path}, line {number} is not JSON: correct or remove it") from None
     return rows
-
-
-def peers_in(figures: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The other libraries that were measured: named apart, or before the name of a method."""
-    named = [str(record.get(key, "")) for record in figures for key in ("library", "method")]
-    return sorted({name.partition(" ")[0] for name in named} & set(PEERS))
 
 
 def machine(device: torch.device) -> dict[str, Any]:

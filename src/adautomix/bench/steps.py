@@ -6,7 +6,6 @@ from functools import partial
 
 import torch
 
-from adautomix.bench.peers import OPENMIXUP_MIXERS, openmixup_step
 from adautomix.bench.workload import (
     Measured,
     ProgressCallback,
@@ -19,7 +18,6 @@ from adautomix.bench.workload import (
 )
 from adautomix.config import TrainConfig
 from adautomix.device import peak_memory_mib, pick_device
-from adautomix.errors import UsageError
 from adautomix.training.graphs import EAGER_STEPS
 from adautomix.training.runtimes import pick_runtime
 
@@ -31,10 +29,10 @@ class Timing(Measured):
     """Seconds of each measured step of one method, ours or a peer's.
 
     Attributes:
-        method: its name; a peer's stands before the name of the peer's method.
-        batch_size: images a step.
-        seconds: one number a step.
-        peak_memory_mib: most memory that it held; None where it cannot be told from others'.
+        method: name of the method; another library's name stands before its methods' names.
+        batch_size: images per step.
+        seconds: one number per step.
+        peak_memory_mib: most memory that it held; None where several methods share the process.
     """
 
     method: str
@@ -44,49 +42,20 @@ class Timing(Measured):
 
 
 def time_steps(
-    work: Workload, *, vs_openmixup: bool = False, on_progress: ProgressCallback = lambda done: None
+    work: Workload, *, on_progress: ProgressCallback = lambda done: None
 ) -> list[Timing]:
-    """Time steps of each method: the trainer's own, from reading a batch to the teacher.
+    """Time steps of each method: the trainer's own, from reading a batch to updating the teacher.
 
     Args:
         work: what to measure.
-        vs_openmixup: let openmixup's steps of the same methods, where it has them, join the
-            turns. Its batch lies ready: neither reading nor augmentation is counted there.
-        on_progress: called with the number of rounds done.
+        on_progress: called with the number of rounds that are done.
 
     Raises:
-        UsageError: a setting is wrong, or openmixup has no such network.
+        UsageError: a setting is wrong.
     """
     configs, data = work.configs(), work.images()
     makers: Makers = {config.method: partial(real_step, config, data) for config in configs}
-    if vs_openmixup:
-        makers |= openmixup_makers(work)
     return time_by_turns(makers, max(configs, key=cycle), steps=work.steps, on_progress=on_progress)
-
-
-def openmixup_makers(work: Workload) -> Makers:
-    """What makes openmixup's steps of the methods that it has, on the same network.
-
-    Raises:
-        UsageError: the network or precision is not the one that its step is made for.
-    """
-    first, *_ = configs = work.configs()
-    asked = (first.model, first.width, first.stem, first.precision)
-    alike = {("resnet18", 1, stem, "fp32") for stem in ("auto", "cifar")}
-    if asked not in alike or work.size > 64:
-        raise UsageError(
-            "openmixup is timed on resnet18 of width 1 with stem cifar in fp32, up to 64 pixels: "
-            "choose --model, --width, --stem, --precision and --size to match"
-        )
-    make = partial(
-        openmixup_step,
-        batch_size=first.batch_size,
-        classes=work.classes,
-        size=work.size,
-        device=work.device(),
-    )
-    known = (*OPENMIXUP_MIXERS, "adautomix")
-    return {f"openmixup {c.method}": partial(make, c.method) for c in configs if c.method in known}
 
 
 def time_by_turns(
@@ -160,20 +129,4 @@ def step_rows(timings: Sequence[Timing]) -> list[Row]:
             "peak_memory_mib": t.peak_memory_mib,
         }
         for t in timings
-    ]
-
-
-def side_by_side(timings: Sequence[Timing], peer: str = "openmixup") -> list[Row]:
-    """The medians of ours and of a peer's steps of the same methods, as rows of data."""
-    seconds = {timing.method: timing.median for timing in timings}
-    return [
-        {
-            "method": method,
-            "library": peer,
-            "seconds": ours,
-            "library_seconds": theirs,
-            "times_ours": theirs / ours,
-        }
-        for method, ours in seconds.items()
-        if (theirs := seconds.get(f"{peer} {method}"))
     ]

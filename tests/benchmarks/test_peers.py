@@ -3,12 +3,13 @@
 import sys
 
 import numpy as np
+import peers
 import pytest
 import torch
+from mixing_alone import MIXERS, MixTiming, Mode, time_mixing
+from openmixup_step import OpenMixupStep, openmixup_step
+from peers import require_peer
 
-from adautomix.bench import peers
-from adautomix.bench.mixing import MIXERS, MixTiming, Mode, time_mixing
-from adautomix.bench.peers import OpenMixupStep, openmixup_step, require_peer
 from adautomix.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -68,7 +69,7 @@ def test_timed_mixers_mix(library: str, method: str) -> None:
 
 
 def test_without_names_all_that_is_installed_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adautomix.bench.mixing.is_installed", lambda name: name == "timm")
+    monkeypatch.setattr("mixing_alone.is_installed", lambda name: name == "timm")
     timings = time_mixing(["mixup"], batch=2, size=4, rounds=2, device=CPU)
     assert [t.library for t in timings] == ["adautomix", "timm", "adautomix", "timm"]
 

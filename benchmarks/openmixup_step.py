@@ -1,8 +1,7 @@
-"""Other libraries to measure against, and one training step of openmixup as it ships.
+"""One training step of openmixup 0.2.9 as released: networks, mixing, losses, order of calls.
 
-The step of openmixup 0.2.9 is its own: networks, mixing, losses, order of calls. Stood in for, so
-that it runs beside a present-day PyTorch and does no more than train, are `.cuda()` while it runs,
-mmcv's compiled operators while it is imported, and its figures.
+Three things are replaced so that it runs with a current PyTorch and only trains: `.cuda()` while it
+runs, mmcv's compiled operators while it is imported, and the pictures that it draws at each step.
 """
 
 import logging
@@ -12,17 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from peers import require_peer
 from torch import Tensor, nn
 
 from adautomix.errors import UsageError
-
-PEERS = ("openmixup", "timm", "torchvision", "kornia")
 
 # The mixers of openmixup that need nothing but images and labels; "vanilla" mixes nothing.
 OPENMIXUP_MIXERS = (
@@ -38,26 +35,6 @@ OPENMIXUP_MIXERS = (
 
 # Depth of each network, and the channels of its last two stages.
 RESNETS = {"resnet18": (18, 256, 512), "resnet34": (34, 256, 512), "resnet50": (50, 1024, 2048)}
-
-
-def is_installed(peer: str) -> bool:
-    """Whether a library can be imported; openmixup needs mmcv beside it."""
-    needed = ("openmixup", "mmcv") if peer == "openmixup" else (peer,)
-    return all(find_spec(name) is not None for name in needed)
-
-
-def require_peer(name: str) -> None:
-    """Do nothing if the peer is installed.
-
-    Raises:
-        UsageError: it is not, or there is no such peer.
-    """
-    if name not in PEERS:
-        raise UsageError(f"unknown peer {name!r}: use one of {', '.join(PEERS)}")
-    if not is_installed(name):
-        by_script = name == "openmixup"
-        remedy = "sh benchmarks/install_openmixup.sh python" if by_script else f"pip install {name}"
-        raise UsageError(f"{name} is not installed: run `{remedy}`")
 
 
 @dataclass

@@ -1,26 +1,32 @@
-"""Mixing alone: one call of Mixup or CutMix in this package and in others, in turns.
+"""Time one call of Mixup or CutMix in this package and in other libraries, in turns.
 
-Measured is all that a call does: the draw, the images and the labels. What differs:
+    python benchmarks/mixing_alone.py --batch 128 --size 224 --rows benchmarks/results/cpu.jsonl
 
-- timm mixes in place, so it is given a tensor of its own; the others leave their input alone.
-- timm and torchvision pair each image with the one mirrored or one place on, without a gather;
-  we and kornia draw a permutation.
-- kornia returns both classes and λ for each mix instead of soft labels.
+A call covers the random parameters, the images and the labels. The libraries differ in three ways:
+
+- timm mixes in place and gets a tensor of its own; the others leave their input unchanged.
+- timm and torchvision pair each image with its mirror image in the batch or with its neighbor,
+  which needs no gather; this package and kornia draw a permutation.
+- kornia returns both classes and λ for each sample instead of soft labels.
 """
 
+import argparse
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Literal, cast
 
 import torch
+from peers import PEERS, is_installed, require_peer
 from torch import Tensor
 
 import adautomix.functional
-from adautomix.bench.peers import PEERS, is_installed, require_peer
-from adautomix.bench.workload import Measured, time_call
+from adautomix.bench.rows import append
+from adautomix.bench.workload import Measured, Row, time_call
+from adautomix.device import pick_device
 from adautomix.errors import UsageError
 
 Mode = Literal["batch", "sample"]
@@ -169,3 +175,59 @@ def chosen_mixers(
         for library in libraries
         if (mixer := MIXERS[library](method, mode)) is not None
     ]
+
+
+def mix_rows(timings: Sequence[MixTiming]) -> list[Row]:
+    """One row per mixer; `times_ours` is its median divided by the median of this package."""
+    ours = {(t.method, t.mode): t.median for t in timings if t.library == "adautomix"}
+    return [mix_row(timing, ours[timing.method, timing.mode]) for timing in timings]
+
+
+def mix_row(timing: MixTiming, ours: float) -> Row:
+    """The timing of one mixer as a row of data."""
+    return {
+        "method": timing.method,
+        "mode": timing.mode,
+        "library": timing.library,
+        "batch_size": timing.batch,
+        "image_size": timing.size,
+        "seconds": timing.median,
+        "quartiles": timing.quartiles,
+        "times_ours": timing.median / ours,
+    }
+
+
+def main() -> None:
+    """Time, print, and write a row if asked."""
+    arguments = parse_arguments()
+    device = pick_device("auto")
+    timings = time_mixing(
+        arguments.methods.split(","),
+        ["adautomix", *arguments.libraries.split(",")] if arguments.libraries else None,
+        batch=arguments.batch,
+        size=arguments.size,
+        rounds=arguments.rounds,
+        device=device,
+    )
+    figures = mix_rows(timings)
+    for figure in figures:
+        print(figure)
+    if arguments.rows:
+        libraries = {str(figure["library"]) for figure in figures} & set(PEERS)
+        append(arguments.rows, "mixing", figures, device=device, libraries=sorted(libraries))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--methods", default="mixup,cutmix", help="comma-separated")
+    parser.add_argument("--libraries", default="", help="comma-separated; default: all installed")
+    parser.add_argument("--batch", type=int, default=128, help="images per call, an even number")
+    parser.add_argument("--size", type=int, default=224, help="image height and width in pixels")
+    parser.add_argument("--rounds", type=int, default=20, help="measured calls of each mixer")
+    parser.add_argument("--rows", type=Path, help="file of rows to add to")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
