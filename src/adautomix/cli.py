@@ -572,10 +572,21 @@ def export(
 @app.command()
 def methods(as_json: Json = False) -> None:
     """The mixing methods: what each needs and costs (F: one forward of the network)."""
-    from adautomix.methods import METHODS
+    from adautomix.methods import METHODS, describe_methods
 
-    rows = [(name, m.summary, m.needs, m.cost) for name, m in METHODS.items()]
-    print_listing(rows, ("method", "what it does", "needs", "cost a step"), as_json)
+    if as_json:
+        print_json(describe_methods())
+        return
+    rows = [
+        (
+            name,
+            method.summary,
+            ", ".join(sorted(item.value.replace("_", " ") for item in method.requires)),
+            f"{method.cost:g}F",
+        )
+        for name, method in METHODS.items()
+    ]
+    print_listing(rows, ("method", "what it does", "requires", "cost per step"), as_json)
 
 
 @app.command()

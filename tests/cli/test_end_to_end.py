@@ -23,7 +23,7 @@ from torchmetrics.classification import MulticlassCalibrationError
 from adautomix.cli import main
 from adautomix.config import load_config
 from adautomix.errors import UsageError
-from adautomix.methods import METHODS, Mixed, build_method
+from adautomix.methods import METHODS, Mixed, build_method, describe_methods
 from adautomix.metrics import collect_logits, score
 from adautomix.models import evaluating
 from adautomix.pictures.image_grid import GAP, LINE, TILE, Layout
@@ -368,7 +368,6 @@ def test_a_comparison_is_finished_and_not_repeated(
 @pytest.mark.parametrize(
     ("words", "columns", "entry"),
     [
-        ("methods", {"method", "what it does", "needs", "cost a step"}, "adautomix"),
         ("recipes", {"recipe", "what it is"}, "cifar100/resnet18-adautomix"),
         ("datasets", {"data", "what it is"}, "digits"),
         ("settings", {"setting", "default", "meaning"}, "adautomix.beta"),
@@ -381,6 +380,11 @@ def test_lists(words: str, columns: set[str], entry: str, command: Command) -> N
     first = next(iter(rows[0]))
     assert entry in [row[first] for row in rows]
     assert entry in command(words).out
+
+
+def test_methods_are_listed_with_their_facts(command: Command) -> None:
+    assert command("methods", "--json").json == describe_methods()
+    assert "adautomix" in command("methods").out
 
 
 def test_every_recipe_and_every_default_is_valid(command: Command) -> None:

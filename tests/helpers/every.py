@@ -9,7 +9,7 @@ from torch import Tensor
 from adautomix.config import make_config
 from adautomix.data.dataset import ImageData, InMemory
 from adautomix.ema import Teacher
-from adautomix.methods import METHODS, Method, Mixed, MixParams
+from adautomix.methods import METHODS, Method, Mixed, MixParams, Requirement
 from adautomix.mixing.ops import soft_targets
 from adautomix.models import Classifier, build_model
 from adautomix.runs.folder import RunFolder
@@ -27,7 +27,7 @@ TRANSFORMER = {
 
 def network_for(method: str) -> dict[str, Any]:
     """Settings of a small network that has what the method needs."""
-    return TRANSFORMER if "attention" in METHODS[method].needs else CNN
+    return TRANSFORMER if Requirement.PATCH_ATTENTION in METHODS[method].requires else CNN
 
 
 def patches(count: int = 50, size: int = 16) -> ImageData:
@@ -108,7 +108,8 @@ class Bench:
             return self.method.losses(self.images, labels, self.student, self.teacher, step)
 
     def make_params(self, step: int = 0) -> MixParams:
-        return self.method.params_for_step(self.images.shape, step)
+        params: MixParams = self.method.params_for_step(self.images.shape, step)
+        return params
 
     def mix_batch(self, step: int = 0) -> Mixed:
         params = self.make_params(step)

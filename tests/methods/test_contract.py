@@ -448,7 +448,7 @@ OWN_COST = {"guidedmixup: gradient": 5.0}  # of a setting, where it is not the m
 @pytest.mark.parametrize("name", SHARED)
 def test_a_step_costs_what_its_card_says(name: str) -> None:
     """In forwards of the network, a third of a step without mixing."""
-    cost = OWN_COST.get(name, float(CASES[name][0].cost.rstrip("F")))
+    cost = OWN_COST.get(name, CASES[name][0].cost)
     assert 3 * operations(name) / operations("vanilla") == pytest.approx(cost, abs=0.3)
 
 

@@ -1,6 +1,10 @@
 """The contract over the table of methods: what holds for each, whatever it does."""
 
+import json
+import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +12,7 @@ from every import BATCH, CLASSES, TRANSFORMER, Bench, steps_of, trainer_of
 from torch import Tensor
 
 from adautomix.errors import UsageError
-from adautomix.methods import METHODS
+from adautomix.methods import METHODS, Requirement, describe_methods
 from adautomix.mixing.params import MixParams
 
 EVERY = pytest.mark.parametrize("name", METHODS)
@@ -183,14 +187,55 @@ def test_inputs_are_left_alone(name: str) -> None:
 
 
 @EVERY
-def test_the_card_says_what_it_is(name: str) -> None:
-    import sys
+def test_facts_are_stated(name: str) -> None:
+    cls = METHODS[name]
+    assert cls.name == name
+    assert cls.summary
+    assert cls.label_note
+    assert cls.cost >= 3
+    assert cls.uses_teacher == (Requirement.TEACHER in cls.requires)
+    if cls.paper is None:
+        assert name == "vanilla"
+        return
+    assert cls.paper.authors
+    assert cls.paper.title
+    assert cls.paper.venue
+    assert 2015 < cls.paper.year < 2030
+    assert cls.paper.arxiv is None or re.fullmatch(r"\d{4}\.\d{4,5}", cls.paper.arxiv)
 
+
+@EVERY
+def test_the_card_names_the_paper(name: str) -> None:
+    """The docstring at the head of the file and the class state the same source and cost."""
     cls = METHODS[name]
     card = sys.modules[cls.__module__].__doc__ or ""
     assert "Cost" in card
-    assert name == "vanilla" or "arXiv" in card or "timm" in card
-    assert cls.name == name
-    assert cls.summary
-    assert cls.needs
-    assert cls.cost
+    if cls.paper is not None:
+        assert (cls.paper.arxiv or cls.paper.venue) in card
+
+
+def test_descriptions_are_plain_data() -> None:
+    described = describe_methods()
+    assert json.loads(json.dumps(described)) == described
+    assert [entry["name"] for entry in described] == list(METHODS)
+    (adautomix,) = (entry for entry in described if entry["name"] == "adautomix")
+    facts = ("requires", "cost", "label_rule", "step_cycle", "uses_teacher", "input_mixing")
+    assert [adautomix[fact] for fact in facts] == [
+        ["stage_features", "teacher"],
+        12.0,
+        "lambda",
+        2,
+        True,
+        False,
+    ]
+    assert adautomix["paper"]["arxiv"] == "2312.11954"
+
+
+def test_kinds_of_step_repeat() -> None:
+    cycles: list[tuple[str, dict[str, Any], int]] = [
+        ("vanilla", {}, 1),
+        ("adautomix", {"generator_every": 3}, 6),
+    ]
+    cycles += [("automix", {"generator_every": 3}, 3)]
+    for name, settings, steps in cycles:
+        assert METHODS[name].Settings(**settings).step_cycle == steps

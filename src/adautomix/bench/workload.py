@@ -105,8 +105,8 @@ class Workload:
 
 
 def cycle(config: TrainConfig) -> int:
-    """Steps until every kind of step has come: two turns of what learns at every k-th step."""
-    return 2 * int(getattr(config.method_settings, "generator_every", 1))
+    """Steps after which every kind of step has run, at least two."""
+    return max(2, config.method_settings.step_cycle)
 
 
 def endless_trainer(config: TrainConfig, data: ImageData) -> Trainer:

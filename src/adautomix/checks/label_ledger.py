@@ -6,8 +6,8 @@ its mean over the pixels the share of that image. Image b is also the only one o
 a soft label is a claim about the same shares. Where the two differ, the label is wrong.
 
 Our own methods may look for salient parts: they are given noise in three more channels, which are
-all that a network sees. Some label by something else than pixels, by design (`BY_DESIGN`); there
-the pairing alone is judged. Others mix nothing that a pixel could show (`NOT_COUNTED`).
+all that a network sees. Where a method's `label_rule` is not to count pixels, labels differ from
+pixels by design and only the pairing is judged; some rules are not countable at all.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,33 +21,12 @@ from torch import Tensor, nn
 
 from adautomix.config import make_config, merge
 from adautomix.errors import UsageError
-from adautomix.methods import Method, Mixed, suits
+from adautomix.methods import LabelRule, Method, Mixed, suits
 from adautomix.rng import generator_at, seeded
 from adautomix.runs.build import build_networks
 
 MATCH = "labels match pixels"
 WRONG_PAIRING = "wrong pairing: labels name images that were not mixed in"
-
-BY_DESIGN = {
-    "cutout": "a hole takes nothing from the label",
-    "recursivemix": "a mix keeps its label when it is made small",
-    "snapmix": "labels by class activation, their sum need not be 1",
-    "saliencygrafting": "labels by saliency",
-    "sumix": "the loss corrects these λ by what the network predicts",
-    "transmix": "labels by attention and area",
-    "tokenmix": "labels by attention",
-    "mixpro": "labels by attention and area",
-    "automix": "λ is drawn, masks are learned",
-    "samix": "λ is drawn, masks are learned",
-    "adautomix": "λ is drawn, masks are learned",
-}
-NOT_COUNTED = {
-    "manifoldmix": "hidden states are mixed, not pixels",
-    "alignmix": "feature maps are mixed, not pixels",
-    "tokenmixup": "tokens inside the network are mixed, not pixels",
-    "dada": "images are made, none is mixed in",
-    "meada": "an image is changed, none is mixed in",
-}
 
 TITLES = (
     "mixer",
@@ -295,15 +274,15 @@ def check_method(
     Raises:
         UsageError: the batch is smaller than a mix.
     """
-    if method.name in NOT_COUNTED:
-        return LedgerRow(method.name, f"not counted: {NOT_COUNTED[method.name]}", ok=True)
+    if not method.label_rule.countable:
+        return LedgerRow(method.name, f"not counted: {method.label_note}", ok=True)
     trial = trial or Trial()
     count = Count(trial.tolerance)
     for mixed in mixes_of(method, trial, student, teacher):
         count.add(mixed.images, mixed.targets)
     row = count.row(method.name)
-    if method.name in BY_DESIGN and row.verdict != WRONG_PAIRING:
-        return replace(row, verdict=f"by design: {BY_DESIGN[method.name]}", ok=True)
+    if method.label_rule is not LabelRule.PIXELS and row.verdict != WRONG_PAIRING:
+        return replace(row, verdict=f"by design: {method.label_note}", ok=True)
     return row
 
 

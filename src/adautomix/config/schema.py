@@ -117,7 +117,7 @@ class TrainConfig(BaseModel):
         cls = find_method(self.method)
         for name, options in (self.model_extra or {}).items():
             check_group(name, options)
-        if self.teacher.buffers == "own" and not cls.uses_teacher:
+        if self.teacher.buffers == "own" and not cls.supports_own_teacher_buffers:
             raise UsageError(
                 f"teacher.buffers = own: {self.method} never runs the teacher, so its statistics "
                 "would stay at their start; use average or copy"

@@ -40,7 +40,8 @@ class Mixer:
 
     def make_params(self, pixels: Tensor, generator: torch.Generator) -> MixParams:
         """The random part of the mixes of a batch `[B, 3, H, W]`."""
-        return self.method.make_params(pixels.shape, generator, 0).to(pixels.device)
+        params: MixParams = self.method.make_params(pixels.shape, generator, 0)
+        return params.to(pixels.device)
 
     def mix(self, pixels: Tensor, labels: Tensor, params: MixParams) -> Mixed:
         """The mixes of pixels `[B, 3, H, W]` in [0, 1], as pixels, without gradient."""

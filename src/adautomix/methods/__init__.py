@@ -1,7 +1,10 @@
 """The table of methods: a new method is one file and one line here."""
 
+import dataclasses
 import difflib
 from typing import Any
+
+from torch import nn
 
 from adautomix.errors import UsageError
 from adautomix.methods.adautomix import AdAutoMix
@@ -13,6 +16,7 @@ from adautomix.methods.comixup import CoMixup
 from adautomix.methods.cutmix import CutMix
 from adautomix.methods.cutout import Cutout
 from adautomix.methods.dada import DADA
+from adautomix.methods.facts import LabelRule, Paper, Requirement
 from adautomix.methods.fmix import FMix
 from adautomix.methods.gridmix import GridMix
 from adautomix.methods.guidedmixup import GuidedMixup
@@ -76,10 +80,10 @@ METHODS: dict[str, type[Method]] = {
 
 
 def find_method(name: str) -> type[Method]:
-    """The class of a method.
+    """Return the class of a method.
 
     Raises:
-        UsageError: no method of that name.
+        UsageError: there is no method of that name.
     """
     if name in METHODS:
         return METHODS[name]
@@ -89,28 +93,76 @@ def find_method(name: str) -> type[Method]:
 
 
 def suits(method: str, model: str) -> bool:
-    """Whether a timm network of that name has what a method looks for.
+    """Whether a timm network of that name has what a method requires.
 
-    Some read the attention of all patches to all, which plain vision transformers have.
+    Attention between all patches is found only in plain vision transformers.
     """
-    return "attention" not in find_method(method).needs or model.startswith(("vit", "deit"))
+    needs_attention = Requirement.PATCH_ATTENTION in find_method(method).requires
+    return not needs_attention or model.startswith(("vit", "deit"))
 
 
-def build_method(name: str, options: dict[str, Any] | None = None, **common: Any) -> Method:
-    """A method from its name, its own settings and what all methods share (see `Method`)."""
+def build_method(
+    name: str,
+    options: dict[str, Any] | None = None,
+    *,
+    num_classes: int,
+    seed: int = 0,
+    label_smoothing: float = 0.0,
+    model: nn.Module | None = None,
+) -> Method:
+    """Create a method from its name and its settings; see `Method` for the other arguments."""
     cls = find_method(name)
-    return cls(cls.Settings(**(options or {})), **common)
+    return cls(
+        cls.Settings(**(options or {})),
+        num_classes=num_classes,
+        seed=seed,
+        label_smoothing=label_smoothing,
+        model=model,
+    )
+
+
+def describe(method: type[Method]) -> dict[str, Any]:
+    """Return all facts of a method as plain data that JSON can hold.
+
+    Enum members become their lower-case values, sets become sorted lists, and `step_cycle` is that
+    of the default settings.
+    """
+    settings = method.Settings()
+    return {
+        "name": method.name,
+        "summary": method.summary,
+        "paper": dataclasses.asdict(method.paper) if method.paper else None,
+        "requires": sorted(requirement.value for requirement in method.requires),
+        "cost": method.cost,
+        "label_rule": method.label_rule.value,
+        "label_note": method.label_note,
+        "step_cycle": settings.step_cycle,
+        "heads": list(method.heads),
+        "uses_teacher": method.uses_teacher,
+        "input_mixing": issubclass(method, InputMixing),
+        "settings": settings.model_dump(mode="json"),
+    }
+
+
+def describe_methods() -> list[dict[str, Any]]:
+    """Return the facts of every method, in the order of the table; see `describe`."""
+    return [describe(method) for method in METHODS.values()]
 
 
 __all__ = [
     "METHODS",
     "InputMixing",
+    "LabelRule",
     "Method",
     "MethodSettings",
     "MixInputs",
     "MixParams",
     "Mixed",
+    "Paper",
+    "Requirement",
     "build_method",
+    "describe",
+    "describe_methods",
     "find_method",
     "suits",
 ]

@@ -37,14 +37,13 @@ Deviations from the released code, and why:
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from adautomix.errors import UsageError
 from adautomix.methods.base import FeatureDict, Method, MethodSettings, MixInputs
 from adautomix.methods.base_learned import (
     Combination,
@@ -53,6 +52,7 @@ from adautomix.methods.base_learned import (
     use_lam_near_edge,
     view_logits,
 )
+from adautomix.methods.facts import LabelRule, Paper, Requirement
 from adautomix.metrics import mixture_accuracy
 from adautomix.mixing.generator import MixGenerator, Upsampling
 from adautomix.mixing.ops import Mixed, mix_by_lam, mix_by_masks
@@ -93,6 +93,11 @@ class AdAutoMixSettings(MethodSettings):
     generator_lr: float | None = Field(None, gt=0, description="none: that of the student")
     generator_min_lr: float | None = Field(None, ge=0, description="none: that of the student")
 
+    @property
+    def step_cycle(self) -> int:
+        """Both turns of the generator, adversarial and cooperative."""
+        return 2 * self.generator_every
+
 
 @dataclass(frozen=True)
 class AdAutoMixParams(TwoMixParams):
@@ -115,32 +120,39 @@ def cosine_to_sources(logits: Tensor, source_logits: Tensor, perm: Tensor, lam: 
     return (lam * cosine).sum(dim=1).mean()
 
 
-class AdAutoMix(Method):
+class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
     """AdAutoMix (Qin et al., ICLR 2024)."""
 
     name = "adautomix"
     summary = "masks learned by a generator that plays against the classifier"
-    cost = "12F"
-    needs = "a stage's feature map, the teacher"
+    paper = Paper(
+        authors="Qin, Jin, Jiang, El-Yacoubi, Gao",
+        title="Adversarial AutoMixup",
+        venue="ICLR",
+        year=2024,
+        arxiv="2312.11954",
+    )
+    requires = frozenset({Requirement.STAGE_FEATURES, Requirement.TEACHER})
+    cost = 12.0
+    label_rule = LabelRule.LAMBDA
+    label_note = "λ is drawn, masks are learned"
     heads = ("clean", "mixed")
-    uses_teacher = True
+    supports_own_teacher_buffers = True
     Settings = AdAutoMixSettings
 
-    def __init__(self, settings: AdAutoMixSettings, **common: Any) -> None:
-        super().__init__(settings, **common)
-        model: Any = common.get("model")
-        if not hasattr(model, "tap_shape"):
-            raise UsageError("adautomix looks inside the network: pass model=build_model(...)")
-        self.tap = settings.tap or model.default_tap()
-        channels, _, _ = model.tap_shape(self.tap)
+    def build(self, model: nn.Module | None) -> None:
+        """Create the generator for the feature map of the tapped stage."""
+        network, s = self.network_with(model, "tap_shape"), self.settings
+        self.tap = s.tap or network.default_tap()
+        channels, _, _ = network.tap_shape(self.tap)
         self.generator = MixGenerator(
-            channels, lam_embedding=settings.lam_embedding, upsampling=settings.upsampling
+            channels, lam_embedding=s.lam_embedding, upsampling=s.upsampling
         )
 
     @property
     def min_batch(self) -> int:
         """N images must be there to be mixed."""
-        return int(self.settings.n)
+        return self.settings.n
 
     @property
     def eval_head(self) -> str:
@@ -266,7 +278,7 @@ class AdAutoMix(Method):
         return generator_weights(self.settings, adversarial=params.adversarial)
 
     def _draw_n(self, generator: torch.Generator) -> int:
-        n = int(self.settings.n)
+        n = self.settings.n
         if not self.settings.random_n:
             return n
         return int(torch.randint(2, n + 1, (), generator=generator))

@@ -33,20 +33,24 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from adautomix.methods.base import MethodSettings, MixInputs
 from adautomix.methods.base_feature import FeatureMixing
-from adautomix.mixing.params import MixParams, Shape, draw_lam, draw_partners
+from adautomix.methods.facts import LabelRule, Paper, Requirement
+from adautomix.mixing.params import PairParams, Shape, draw_lam, draw_partners
 from adautomix.models import Classifier
 
 
 @dataclass(frozen=True)
-class AlignMixParams(MixParams):
-    """`perm` and `lam` `[B, 2]`; the coins: mix feature maps or images, move which of the maps."""
+class AlignMixParams(PairParams):
+    """Parameters of AlignMix.
 
-    perm: Tensor
-    lam: Tensor
+    Attributes:
+        features: mix the feature maps of the last stage instead of the images.
+        move_first: align the first map to the second instead of the second to the first.
+    """
+
     features: bool
     move_first: bool
 
@@ -105,16 +109,27 @@ def mix_aligned(
     return weights[:, 0] * first + weights[:, 1] * second
 
 
-class AlignMix(FeatureMixing):
+class AlignMix(FeatureMixing[AlignMixSettings, AlignMixParams]):
     """AlignMix (Venkataramanan et al., CVPR 2022)."""
 
     name = "alignmix"
     summary = "Mixup of images, or of last feature maps aligned by optimal transport"
+    paper = Paper(
+        authors="Venkataramanan, Kijak, Amsaleg, Avrithis",
+        title="AlignMixup: Improving Representations By Interpolating Aligned Features",
+        venue="CVPR",
+        year=2022,
+        arxiv="2103.15375",
+    )
+    requires = frozenset({Requirement.STAGE_OUTPUTS})
+    label_rule = LabelRule.HIDDEN
+    label_note = "feature maps are mixed, not pixels"
     Settings = AlignMixSettings
 
-    def __init__(self, settings: AlignMixSettings, **common: Any) -> None:
-        super().__init__(settings, **common)
-        self.channels, _, _ = common["model"].tap_shape(self.depth)
+    def build(self, model: nn.Module | None) -> None:
+        """Read the number of channels of the last stage."""
+        super().build(model)
+        self.channels, _, _ = self.network_with(model, "tap_shape").tap_shape(self.depth)
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> AlignMixParams:
         """A partner for each image, the shares of both, and the coins."""

@@ -30,10 +30,11 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from adautomix.errors import UsageError
 from adautomix.methods.base import FeatureDict, Method, MethodSettings
+from adautomix.methods.facts import Paper, Requirement
 from adautomix.mixing.boxes import paste
 from adautomix.mixing.ops import Mixed, cells_to_pixels
 from adautomix.mixing.params import MixParams, Shape, draw_beta, draw_partners
@@ -82,28 +83,40 @@ def largest(attention: Tensor, count: Tensor) -> Tensor:
     return (rank < count[:, None]).view_as(attention)
 
 
-class AttentiveCutMix(Method):
+class AttentiveCutMix(Method[AttentiveCutMixSettings, AttentiveCutMixParams]):
     """Attentive CutMix (Walawalkar et al., ICASSP 2020)."""
 
     name = "attentivecutmix"
     summary = "the cells of one image that a network looks at most, pasted into another"
-    cost = "4F"
-    needs = "a stage's feature map of the teacher, or a pretrained network"
+    paper = Paper(
+        authors="Walawalkar, Shen, Liu, Savvides",
+        title="Attentive CutMix: An Enhanced Data Augmentation Approach for Deep Learning "
+        "Based Image Classification",
+        venue="ICASSP",
+        year=2020,
+        arxiv="2003.13048",
+    )
+    requires = frozenset({Requirement.LAST_FEATURES, Requirement.TEACHER})
+    cost = 4.0
     Settings = AttentiveCutMixSettings
 
-    def __init__(self, settings: AttentiveCutMixSettings, **common: Any) -> None:
-        super().__init__(settings, **common)
-        if settings.patches > settings.grid**2:
+    def build(self, model: nn.Module | None) -> None:
+        """Load the pretrained network, if there is one, and find the stage that attends.
+
+        Raises:
+            UsageError: more cells are to be pasted than the grid has, or the network has no stages.
+        """
+        s = self.settings
+        if s.patches > s.grid**2:
             raise UsageError(
-                f"attentivecutmix.patches = {settings.patches}: a grid of {settings.grid} has"
-                f" {settings.grid**2} cells"
+                f"attentivecutmix.patches = {s.patches}: a grid of {s.grid} has {s.grid**2} cells"
             )
-        # In a list: a frozen network is no part of what the method learns or saves.
+        # Kept in a list so that the frozen network is neither a submodule nor saved.
         self._network: list[Classifier] = []
-        if settings.network is not None:
-            self._network.append(frozen(settings.network, settings.network_size))
-        model = self._network[0] if self._network else common.get("model")
-        self.tap = settings.tap or last_stage(model, self.name)
+        if s.network is not None:
+            self._network.append(frozen(s.network, s.network_size))
+        attending = self._network[0] if self._network else model
+        self.tap = s.tap or last_stage(attending, self.name)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """The network moves with the method from device to device."""

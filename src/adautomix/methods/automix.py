@@ -41,6 +41,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adautomix.methods.base_learned import MixBlockMethod, MixBlockSettings
+from adautomix.methods.facts import Paper
 from adautomix.mixing.generator import Upsampling
 from adautomix.mixing.mix_block import MixBlock, initialized, picked
 
@@ -87,11 +88,18 @@ class AutoMixBlock(MixBlock):
         return lam[:, None, None] * conv.weight[:, -1, :, 0] if self.lam_embedding else 0.0
 
 
-class AutoMix(MixBlockMethod):
+class AutoMix(MixBlockMethod[AutoMixSettings]):
     """AutoMix (Liu et al., ECCV 2022)."""
 
     name = "automix"
     summary = "masks learned by a block that helps the teacher to see both images"
+    paper = Paper(
+        authors="Liu, Li, Wu, Liu, Chen, Wu, Li",
+        title="AutoMix: Unveiling the Power of Mixup for Stronger Classifiers",
+        venue="ECCV",
+        year=2022,
+        arxiv="2103.13027",
+    )
     Settings = AutoMixSettings
 
     def make_block(self, channels: int) -> AutoMixBlock:

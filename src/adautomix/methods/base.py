@@ -1,84 +1,113 @@
-"""What every mixing method shares: the mixed batch, the draw, the loss, the interface.
+"""The interface of every mixing method.
 
-Shapes, everywhere: B images a batch, N images a mix, K classes.
-`perm[b, n]` is the row of the batch that is image n of mix b and `lam[b, n]` its share, so the
-N-way case is written once and two-image methods are N = 2.
+Notation used throughout the package: B images per batch, N images per mix, M mixes (M = B unless a
+batch is split), K classes. `perm[b, n]` is the row of the batch that is source n of mix b, and
+`lam[b, n]` is the weight of that source. Methods that mix two images are the case N = 2.
 """
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, cast
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from adautomix.errors import UsageError
+from adautomix.methods.facts import LabelRule, Paper, Requirement
 from adautomix.metrics import mixture_accuracy
 from adautomix.mixing.ops import Mixed, soft_targets
 from adautomix.mixing.params import MixParams, Shape
+from adautomix.models import Classifier
 from adautomix.rng import generator_at
 
 FeatureDict = dict[str, Tensor]
 
 
 class MethodSettings(BaseModel):
-    """The settings of one method; each method declares its own below this."""
+    """Base class of the settings of a method."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @property
+    def step_cycle(self) -> int:
+        """Number of steps after which the kinds of step repeat; 1 if all steps are alike."""
+        return 1
+
+
+S = TypeVar("S", bound=MethodSettings, default=Any)
+P = TypeVar("P", bound=MixParams, default=Any)
 
 
 @dataclasses.dataclass(frozen=True)
 class MixInputs:
-    """The images that are there to be mixed: a batch, over all processes and all of its parts.
+    """A batch that is ready to be mixed.
+
+    With several processes it holds the images of all of them, because any two may be mixed.
 
     Attributes:
         images: normalized, `[B, C, H, W]`.
-        targets: soft labels, `[B, K]`.
-        seen: what the method looked up in the images beforehand, one row an image each.
-        own: the rows whose mixes are computed here and now; all, unless the batch is split.
+        targets: soft labels, float32 `[B, K]`.
+        features: what `Method.extract_features` returned, one row per image.
+        own: the rows whose mixes are computed here; all, unless the batch is split over
+            processes or gradient accumulation steps.
     """
 
     images: Tensor
     targets: Tensor
-    features: dict[str, Tensor]
+    features: FeatureDict
     own: slice = dataclasses.field(default_factory=lambda: slice(None))
 
 
-def inside(model: Any, method: str, part: str) -> Any:
-    """The network that a method looks inside of, for a part of it.
+class Method(nn.Module, ABC, Generic[S, P]):
+    """Turns a batch into a loss; its parameters are what the method itself learns.
 
-    Raises:
-        UsageError: it has no such part, as it is none of `build_model`.
-    """
-    if not hasattr(model, part):
-        raise UsageError(f"{method} looks inside the network: pass model=build_model(...)")
-    return model
-
-
-class Method(nn.Module, ABC):
-    """A way to turn a batch into a loss; what it learns itself are its parameters.
+    A subclass states the facts below, implements `make_params` and `mix`, and overrides `build` if
+    it learns something or looks inside the network.
 
     Args:
-        settings: the method's own settings.
-        num_classes: K.
-        seed: names the run's random numbers.
-        label_smoothing: share of each target spread over all classes, 0 to 1.
-        model: the student; only methods that look inside it need it.
+        settings: an instance of the class's `Settings`.
+        num_classes: number of classes, K.
+        seed: random seed of the run; with the step number it determines every draw.
+        label_smoothing: label smoothing of the cross-entropy, 0 to 1.
+        model: the student; only methods that look inside the network need it.
+
+    Attributes:
+        name: name on the command line and in tables.
+        summary: one line about what the method does.
+        paper: where it was published; None for the baseline.
+        requires: what it needs with its default settings.
+        cost: forward passes per training step, counting a backward pass as two, with the default
+            settings; plain training costs 3.
+        label_rule: what decides the weight of each source in a label.
+        label_note: one short sentence on why labels follow that rule.
+        heads: classification heads that the network must have.
+        supports_own_teacher_buffers: whether a teacher can keep batch norm statistics of its own,
+            which it can if clean batches pass through it in training mode or it has none.
+        uses_teacher: whether the loss depends on the teacher; follows from `requires`.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    cost: ClassVar[str] = "3F"
-    needs: ClassVar[str] = "nothing"
+    paper: ClassVar[Paper | None]
+    requires: ClassVar[frozenset[Requirement]] = frozenset()
+    cost: ClassVar[float] = 3.0
+    label_rule: ClassVar[LabelRule] = LabelRule.PIXELS
+    label_note: ClassVar[str] = "the weight of each source is its fraction of the pixels"
     heads: ClassVar[tuple[str, ...]] = ("clean",)
+    supports_own_teacher_buffers: ClassVar[bool] = False
     uses_teacher: ClassVar[bool] = False
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.uses_teacher = Requirement.TEACHER in cls.requires
+
     def __init__(
         self,
-        settings: MethodSettings,
+        settings: S,
         *,
         num_classes: int,
         seed: int = 0,
@@ -86,10 +115,23 @@ class Method(nn.Module, ABC):
         model: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.settings: Any = settings
+        self.settings: S = settings
         self.num_classes = num_classes
         self.seed = seed
         self.label_smoothing = label_smoothing
+        self.build(model)
+
+    def build(self, model: nn.Module | None) -> None:
+        """Create what the method learns and read what it needs to know of the network.
+
+        Called once, at the end of the constructor. Most methods need neither.
+
+        Args:
+            model: the student, or None.
+
+        Raises:
+            UsageError: the method cannot use this network.
+        """
 
     @property
     def min_batch(self) -> int:
@@ -98,45 +140,67 @@ class Method(nn.Module, ABC):
 
     @property
     def eval_head(self) -> str:
-        """The head whose predictions are the method's."""
+        """The head whose predictions are evaluated."""
         return "clean"
 
     @abstractmethod
-    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> MixParams:
-        """The random part of the mix of a batch of that shape, `[B, C, H, W]`, on the CPU."""
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> P:
+        """Draw the random parameters of a mix, on the CPU.
+
+        Args:
+            shape: shape of the batch, `[B, C, H, W]`.
+            generator: a CPU generator.
+            step: number of the training step, from 0; only schedules depend on it.
+        """
 
     @abstractmethod
-    def mix(self, images: Tensor, targets: Tensor, params: Any, **features: Tensor) -> Mixed:
-        """Apply a draw to images `[B, C, H, W]` and soft targets `[B, K]`; changes neither.
+    def mix(self, images: Tensor, targets: Tensor, params: P, **features: Tensor) -> Mixed:
+        """Mix a batch; neither input is changed.
 
-        `params` may hold fewer mixes than there are images. `features` is what `extract_features`
-        returned.
+        Args:
+            images: `[B, C, H, W]`.
+            targets: soft labels, `[B, K]`.
+            params: parameters of M mixes; M may be smaller than B.
+            features: what `extract_features` returned for these images.
         """
 
     def extract_features(
-        self, images: Tensor, targets: Tensor, student: Any, teacher: Any, params: Any
+        self, images: Tensor, targets: Tensor, student: Any, teacher: Any, params: P
     ) -> FeatureDict:
-        """What the mix needs to know of the clean images, one row an image; most need nothing."""
+        """Compute what the mix needs to know of the clean images, one row per image.
+
+        Most methods need nothing. No gradient flows through these features.
+
+        Args:
+            images: normalized, `[B, C, H, W]`.
+            targets: soft labels, `[B, K]`.
+            student: the network in training.
+            teacher: its moving average.
+            params: parameters of this step.
+        """
         return {}
 
     def compute_loss(
-        self, sources: MixInputs, student: Any, teacher: Any, params: Any
+        self, sources: MixInputs, student: Any, teacher: Any, params: P
     ) -> dict[str, Tensor]:
-        """The loss under a given draw; see `losses`. Here: mix, predict, soft cross-entropy."""
+        """Compute the loss for given parameters; see `losses` for what is returned.
+
+        The default mixes, predicts, and takes the soft cross-entropy.
+        """
         mixed = self.mix(sources.images, sources.targets, params, **sources.features)
         return self.loss_from_logits(student(mixed.images), mixed.targets)
 
     def mix_batch(
-        self, images: Tensor, targets: Tensor, student: Any, teacher: Any, params: Any
+        self, images: Tensor, targets: Tensor, student: Any, teacher: Any, params: P
     ) -> Mixed:
-        """The mixes that the student would learn from under a given draw: to be looked at."""
+        """Return the mixes that the student would learn from, for inspection."""
         features = self.extract_features(images, targets, student, teacher, params)
         return self.mix(images, targets, params, **features)
 
     def prepare(
-        self, images: Tensor, labels: Tensor, student: Any, teacher: Any, params: Any
+        self, images: Tensor, labels: Tensor, student: Any, teacher: Any, params: P
     ) -> MixInputs:
-        """A batch with soft targets and with what the method sees in it."""
+        """Convert labels to soft targets and extract the features of the clean images."""
         targets = soft_targets(labels, self.num_classes)
         return MixInputs(
             images, targets, self.extract_features(images, targets, student, teacher, params)
@@ -150,28 +214,33 @@ class Method(nn.Module, ABC):
         teacher: nn.Module,
         step: int,
     ) -> dict[str, Tensor]:
-        """Draw for this step and compute its loss.
+        """Draw the parameters of a step and compute its loss.
 
         Args:
             images: normalized, `[B, C, H, W]`.
-            labels: class indices `[B]` or soft `[B, K]`.
-            student: the trained network.
+            labels: class indices `[B]` or soft labels `[B, K]`.
+            student: the network in training.
             teacher: its moving average.
-            step: counts from 0; with the seed it names the random numbers.
+            step: number of the training step, from 0; with the seed it determines the draw.
 
         Returns:
-            `loss`, whose backward gives every trainable part its own gradient and no other;
-            `mixture_accuracy`, see `mixture_accuracy`; and named parts, detached.
+            `loss`, a scalar whose backward pass gives each trainable part the gradient of its own
+            objective; `mixture_accuracy`, see `mixture_accuracy`; and named parts of the loss,
+            detached.
 
         Raises:
-            UsageError: the batch is smaller than a mix.
+            UsageError: the batch is smaller than `min_batch`.
         """
         params = self.params_for_step(images.shape, step).to(images.device)
         sources = self.prepare(images, labels, student, teacher, params)
         return self.compute_loss(sources, student, teacher, params)
 
-    def params_for_step(self, shape: Shape, step: int) -> MixParams:
-        """The draw of one step of the run, for a batch of that shape, on the CPU."""
+    def params_for_step(self, shape: Shape, step: int) -> P:
+        """Draw the parameters of one step of the run for a batch of that shape, on the CPU.
+
+        Raises:
+            UsageError: the batch is smaller than `min_batch`.
+        """
         if shape[0] < self.min_batch:
             raise UsageError(
                 f"{self.name} mixes {self.min_batch} images and the batch holds {shape[0]}: "
@@ -180,28 +249,46 @@ class Method(nn.Module, ABC):
         return self.make_params(shape, generator_at(self.seed, step, f"mix/{self.name}"), step)
 
     def after_step(self, step: int) -> None:
-        """Called once the optimizer has stepped; most methods have nothing to do."""
+        """Called after each optimizer step; most methods have nothing to do."""
 
     def learning_rates(self, lr: float, min_lr: float) -> tuple[float, float]:
-        """First and last learning rate of what the method learns; the student's unless set."""
+        """Return the first and last learning rate of what the method learns.
+
+        Args:
+            lr: first learning rate of the student.
+            min_lr: last learning rate of the student.
+        """
         return lr, min_lr
 
     def loss_from_logits(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """The loss of predictions `[B, K]` under soft labels `[B, K]`, and what they captured."""
+        """Return `loss` and `mixture_accuracy` of logits `[B, K]` under soft labels `[B, K]`."""
         return {
             "loss": self.cross_entropy(logits, targets),
             "mixture_accuracy": mixture_accuracy(logits, targets),
         }
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Soft cross-entropy in float32 with the run's label smoothing; mean over the batch."""
+        """Soft cross-entropy in float32 with the run's label smoothing, averaged over the batch."""
         return F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
 
+    def network_with(self, model: nn.Module | None, part: str) -> Classifier:
+        """Return the network if it has the attribute `part` of `Classifier`.
 
-class InputMixing(Method):
-    """A method that needs nothing but images and labels; `adautomix.mix` has it as a function."""
+        Raises:
+            UsageError: it does not, because it was not made by `build_model`.
+        """
+        if not hasattr(model, part):
+            raise UsageError(f"{self.name} looks inside the network: pass model=build_model(...)")
+        return cast(Classifier, model)
 
-    by_name: ClassVar[dict[str, type["InputMixing"]]] = {}
+
+class InputMixing(Method[S, P]):
+    """A method that needs nothing but images and labels.
+
+    Each has a function of its own in `adautomix.functional`.
+    """
+
+    by_name: ClassVar[dict[str, type["InputMixing[Any, Any]"]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from adautomix.errors import UsageError
-from adautomix.methods.base import Method, MethodSettings, MixInputs
+from adautomix.methods.base import Method, MethodSettings, MixInputs, P, S
+from adautomix.methods.facts import Requirement
 from adautomix.metrics import mixture_accuracy
 from adautomix.mixing.ops import Mixed, weighted_sum
-from adautomix.mixing.params import MixParams, Shape, draw_lam, draw_partners
+from adautomix.mixing.params import PairParams, Shape, draw_lam, draw_partners
 from adautomix.models import Classifier, Queries, evaluating
 
 Grid = tuple[int, int]
@@ -92,12 +94,17 @@ class AlternatingSettings(MethodSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class AlternatingParams(MixParams):
-    """`perm` and Mixup's `lam`, both `[B, 2]`; `plain` says that Mixup has its turn."""
+class AlternatingParams(PairParams):
+    """Parameters of a method that alternates with Mixup, whose weights are `lam`.
 
-    perm: Tensor
-    lam: Tensor
+    Attributes:
+        plain: this step is a Mixup step.
+    """
+
     plain: bool
+
+
+A = TypeVar("A", bound=AlternatingParams, default=Any)
 
 
 def draw_turn(
@@ -109,25 +116,22 @@ def draw_turn(
     return draw_partners(batch, generator), lam, plain
 
 
-class AttentionMethod(Method):
-    """A method for plain vision transformers.
+class AttentionMethod(Method[S, P]):
+    """A method that reads the attention of a plain vision transformer.
 
     Raises:
-        UsageError: the network is none.
+        UsageError: the network is not a plain vision transformer.
     """
 
-    needs = "attention over patches"
+    requires = frozenset({Requirement.PATCH_ATTENTION})
 
-    def __init__(self, settings: MethodSettings, **common: Any) -> None:
-        super().__init__(settings, **common)
-        self.patch = self.patch_of(common.get("model"))
+    def build(self, model: nn.Module | None) -> None:
+        """Read the patch size of the network."""
+        self.patch = self.patch_size(model)
 
-    def patch_of(self, model: Any) -> Grid:
-        """Height and width of what is mixed as a whole, in pixels: a patch of the network."""
-        if not hasattr(model, "blocks"):
-            raise UsageError(f"{self.name} looks inside the network: pass model=build_model(...)")
-        patch: Grid = model.blocks().patch
-        return patch
+    def patch_size(self, model: nn.Module | None) -> Grid:
+        """Height and width in pixels of the smallest unit that is mixed: a patch of the network."""
+        return self.network_with(model, "blocks").blocks().patch
 
     def grid_of(self, shape: Shape) -> Grid:
         """Patches from top to bottom and from left to right of images `[B, C, H, W]`.
@@ -144,7 +148,7 @@ class AttentionMethod(Method):
         return height // tall, width // wide
 
 
-class RelabelingMethod(AttentionMethod):
+class RelabelingMethod(AttentionMethod[S, A]):
     """Mixes first, and weighs the labels by what the network attended to in the mix."""
 
     @abstractmethod
@@ -158,12 +162,12 @@ class RelabelingMethod(AttentionMethod):
             logits: of the mixes, `[M, K]`.
         """
 
-    def relabels(self, params: Any) -> bool:
+    def relabels(self, params: A) -> bool:
         """Whether the labels of this step wait for the forward."""
         return not params.plain
 
     def compute_loss(
-        self, sources: MixInputs, student: Classifier, teacher: Any, params: Any
+        self, sources: MixInputs, student: Classifier, teacher: Any, params: A
     ) -> dict[str, Tensor]:
         """Mix, predict, weigh the labels anew, soft cross-entropy: one forward."""
         if not self.relabels(params):
@@ -178,7 +182,7 @@ class RelabelingMethod(AttentionMethod):
         }
 
     def mix_batch(
-        self, images: Tensor, targets: Tensor, student: Classifier, teacher: Any, params: Any
+        self, images: Tensor, targets: Tensor, student: Classifier, teacher: Any, params: A
     ) -> Mixed:
         """The mixes with their labels as the network in evaluation mode would weigh them."""
         mixed = self.mix(images, targets, params)

@@ -10,9 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
-from adautomix.methods.base import Method, MethodSettings, MixInputs, inside
+from adautomix.methods.base import Method, MixInputs, S
+from adautomix.methods.facts import LabelRule, Requirement
 from adautomix.mixing.ops import Mixed, mix_by_lam, weighted_sum
+from adautomix.mixing.params import PairParams
 from adautomix.models import Classifier
 
 
@@ -58,22 +61,24 @@ def with_partners(images: Tensor, perm: Tensor) -> tuple[Tensor, Tensor]:
     return images.index_select(0, perm.T.flatten()), places.T
 
 
-class FeatureMixing(Method):
-    """A method that mixes two images, or what a stage of the network makes of them.
+Q = TypeVar("Q", bound=PairParams, default=Any)
 
-    Its draws have `perm` and `lam`, both `[M, 2]`; labels are mixed by `lam`.
+
+class FeatureMixing(Method[S, Q]):
+    """A method that mixes two images or their hidden states; labels are mixed by `lam`.
 
     Raises:
         UsageError: the network has no stages.
     """
 
-    needs = "a network with stages"
+    requires = frozenset({Requirement.STAGE_OUTPUTS})
+    label_rule = LabelRule.HIDDEN
 
-    def __init__(self, settings: MethodSettings, **common: Any) -> None:
-        super().__init__(settings, **common)
-        self.depth = len(inside(common.get("model"), self.name, "stages").stages)
+    def build(self, model: nn.Module | None) -> None:
+        """Count the stages of the network."""
+        self.depth = len(self.network_with(model, "stages").stages)
 
-    def mix(self, images: Tensor, targets: Tensor, params: Any, **features: Tensor) -> Mixed:
+    def mix(self, images: Tensor, targets: Tensor, params: Q, **features: Tensor) -> Mixed:
         """λ x + (1 - λ) x[π] of the images, whatever is mixed: that alone can be seen."""
         return mix_by_lam(images, targets, params.perm, params.lam)
 
@@ -83,7 +88,7 @@ class FeatureMixing(Method):
         mix: Callable[[Tensor, Tensor], Tensor],
         sources: MixInputs,
         student: Classifier,
-        params: Any,
+        params: Q,
     ) -> dict[str, Tensor]:
         """Mix what a stage hands on, predict, soft cross-entropy.
 

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import TypeVar
 
-from adautomix.errors import UsageError
 from adautomix.methods.base import FeatureDict, Method, MethodSettings, MixInputs
+from adautomix.methods.facts import LabelRule, Requirement
 from adautomix.metrics import mixture_accuracy
 from adautomix.mixing.generator import Upsampling
 from adautomix.mixing.mix_block import MixBlock, mask_loss, scale_to_lam
@@ -113,6 +114,11 @@ class MixBlockSettings(MethodSettings):
     generator_lr: float | None = Field(None, gt=0, description="none: that of the student")
     generator_min_lr: float | None = Field(None, ge=0, description="none: that of the student")
 
+    @property
+    def step_cycle(self) -> int:
+        """Steps from one that trains the block to the next."""
+        return self.generator_every
+
 
 @dataclass(frozen=True)
 class MixBlockParams(TwoMixParams):
@@ -126,25 +132,28 @@ class MixBlockParams(TwoMixParams):
     trains_generator: bool = True
 
 
-class MixBlockMethod(Method):
+B = TypeVar("B", bound=MixBlockSettings, default=Any)
+
+
+class MixBlockMethod(Method[B, MixBlockParams]):
     """A block that learns to mix so that the teacher recognizes both images.
 
     The student minimizes `CE(clean(x), y) + CE(mixed(x_mix), y_mix)` on masks that are constants
     to it, the block `CE(teacher(x'_mix), y'_mix) + mask_weight · mask_loss` through its own.
     """
 
-    cost = "9F"
-    needs = "a stage's feature map, the teacher"
+    requires = frozenset({Requirement.STAGE_FEATURES, Requirement.TEACHER})
+    cost = 9.0
+    label_rule = LabelRule.LAMBDA
+    label_note = "λ is drawn, masks are learned"
     heads = ("clean", "mixed")
-    uses_teacher = True
+    supports_own_teacher_buffers = True
 
-    def __init__(self, settings: MixBlockSettings, **common: Any) -> None:
-        super().__init__(settings, **common)
-        model: Any = common.get("model")
-        if not hasattr(model, "tap_shape"):
-            raise UsageError(f"{self.name} looks inside the network: pass model=build_model(...)")
-        self.tap = settings.tap or model.default_tap()
-        channels, _, _ = model.tap_shape(self.tap)
+    def build(self, model: nn.Module | None) -> None:
+        """Create the block for the feature map of the tapped stage."""
+        network = self.network_with(model, "tap_shape")
+        self.tap = self.settings.tap or network.default_tap()
+        channels, _, _ = network.tap_shape(self.tap)
         self.generator = self.make_block(channels)
 
     @abstractmethod

@@ -50,6 +50,7 @@ from torch import Tensor
 from adautomix.errors import UsageError
 from adautomix.methods.base import FeatureDict, Method, MethodSettings, MixInputs
 from adautomix.methods.base_learned import View, view_logits
+from adautomix.methods.facts import Paper, Requirement
 from adautomix.methods.puzzlemix import cell_sums, mix_blocks
 from adautomix.metrics import mixture_accuracy
 from adautomix.mixing.ops import Mixed, cells_to_pixels, weighted_sum
@@ -290,13 +291,20 @@ def of_parts(rows: Tensor, params: CoMixupParams) -> Tensor:
     return torch.cat([rows[:1], rows[size - params.first % size :: size]])
 
 
-class CoMixup(Method):
+class CoMixup(Method[CoMixupSettings, CoMixupParams]):
     """Co-Mixup (Kim et al., ICLR 2021)."""
 
     name = "comixup"
     summary = "mixes of a part of the batch, chosen jointly: salient, smooth and diverse"
-    cost = "8F"
-    needs = "the gradient of the loss at the images"
+    paper = Paper(
+        authors="Kim, Choo, Jeong, Song",
+        title="Co-Mixup: Saliency Guided Joint Mixup with Supermodular Diversity",
+        venue="ICLR",
+        year=2021,
+        arxiv="2102.03065",
+    )
+    requires = frozenset({Requirement.INPUT_GRADIENT})
+    cost = 8.0
     Settings = CoMixupSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> CoMixupParams:

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adautomix.methods.base import InputMixing, MethodSettings
+from adautomix.methods.facts import Paper
 from adautomix.mixing.boxes import draw_box, outside_box, paste
 from adautomix.mixing.ops import Mixed
 from adautomix.mixing.params import MixParams, Shape, draw_beta, draw_partners
@@ -58,11 +59,19 @@ def draw_cutmix(
     return CutMixParams(perm, box.expand(batch, 4).contiguous(), shared=not per_sample)
 
 
-class CutMix(InputMixing):
+class CutMix(InputMixing[CutMixSettings, CutMixParams]):
     """CutMix (Yun et al., ICCV 2019)."""
 
     name = "cutmix"
     summary = "a rectangle of one image pasted into another"
+    paper = Paper(
+        authors="Yun, Han, Oh, Chun, Choe, Yoo",
+        title="CutMix: Regularization Strategy to Train Strong Classifiers with "
+        "Localizable Features",
+        venue="ICCV",
+        year=2019,
+        arxiv="1905.04899",
+    )
     Settings = CutMixSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> CutMixParams:

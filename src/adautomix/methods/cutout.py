@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adautomix.methods.base import InputMixing, MethodSettings
+from adautomix.methods.facts import LabelRule, Paper
 from adautomix.mixing.boxes import box_around, box_mask
 from adautomix.mixing.ops import Mixed
 from adautomix.mixing.params import MixParams, Shape
@@ -55,11 +56,20 @@ def hole_mask(boxes: Tensor, height: int, width: int) -> Tensor:
     return hole
 
 
-class Cutout(InputMixing):
+class Cutout(InputMixing[CutoutSettings, CutoutParams]):
     """Cutout (DeVries & Taylor, 2017)."""
 
     name = "cutout"
     summary = "a square hole in each image, the label stays"
+    paper = Paper(
+        authors="DeVries, Taylor",
+        title="Improved Regularization of Convolutional Neural Networks with Cutout",
+        venue="arXiv",
+        year=2017,
+        arxiv="1708.04552",
+    )
+    label_rule = LabelRule.KEPT
+    label_note = "a hole takes nothing from the label"
     Settings = CutoutSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> CutoutParams:

@@ -58,6 +58,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from adautomix.errors import UsageError
 from adautomix.methods.base import Method, MethodSettings, MixInputs
+from adautomix.methods.facts import LabelRule, Paper, Requirement
 from adautomix.methods.meada import Bounds, PixelRange
 from adautomix.metrics import mixture_accuracy
 from adautomix.mixing.mix_block import mean_of_processes
@@ -172,24 +173,31 @@ def with_planes(maps: Tensor, targets: Tensor) -> Tensor:
     return torch.cat([maps, planes.to(maps.dtype)], dim=1)
 
 
-class DADA(Method):
+class DADA(Method[DADASettings, DADAParams]):
     """DADA (Zhang et al., ICASSP 2019)."""
 
     name = "dada"
     summary = "images made by a class-conditional generator that plays against the classifier"
-    cost = "8F"
-    needs = "pooled features"
+    paper = Paper(
+        authors="Zhang, Wang, Liu, Ling",
+        title="DADA: Deep Adversarial Data Augmentation for Extremely Low Data Regime "
+        "Classification",
+        venue="ICASSP",
+        year=2019,
+        arxiv="1809.00981",
+    )
+    requires = frozenset({Requirement.POOLED_FEATURES, Requirement.LINEAR_HEAD})
+    cost = 8.0
+    label_rule = LabelRule.SYNTHETIC
+    label_note = "images are generated, none is mixed in"
     heads = (CLASS, SOURCE)
     Settings = DADASettings
 
-    def __init__(self, settings: DADASettings, **common: Any) -> None:
-        super().__init__(settings, **common)
-        model: Any = common.get("model")
-        if not hasattr(model, "features"):
-            raise UsageError("dada looks inside the network: pass model=build_model(...)")
-        spec = getattr(model, "spec", None)
+    def build(self, model: nn.Module | None) -> None:
+        """Create the image generator for images of the size that the network is built for."""
+        spec = getattr(self.network_with(model, "features"), "spec", None)
         size = spec.image_size if spec else 32
-        self.generator = ImageGenerator(self.num_classes, settings.noise, size)
+        self.generator = ImageGenerator(self.num_classes, self.settings.noise, size)
         self.pixel_range = PixelRange()
 
     @property
@@ -212,9 +220,9 @@ class DADA(Method):
             )
         perm, generator_perm = (draw_permutations(batch, 1, generator) for _ in range(2))
         noise, generator_noise = torch.rand(2, batch, s.noise, generator=generator)
-        both = s.play_steps is None
-        plays = both or step < s.play_steps
-        return DADAParams(perm, noise, generator_perm, generator_noise, plays, both or not plays)
+        plays = s.play_steps is None or step < s.play_steps
+        classifies = s.play_steps is None or not plays
+        return DADAParams(perm, noise, generator_perm, generator_noise, plays, classifies)
 
     def mix(self, images: Tensor, targets: Tensor, params: DADAParams, **features: Tensor) -> Mixed:
         """Made images and their labels: constants to whoever learns from them."""

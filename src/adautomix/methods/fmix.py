@@ -25,22 +25,24 @@ from pydantic import Field
 from torch import Tensor
 
 from adautomix.methods.base import InputMixing, MethodSettings
+from adautomix.methods.facts import Paper
 from adautomix.mixing.ops import Mixed, mix_by_masks
-from adautomix.mixing.params import MixParams, Shape, draw_lam, draw_partners
+from adautomix.mixing.params import PairParams, Shape, draw_lam, draw_partners
 
 Spectrum = Literal["reference", "isotropic"]
 BITS = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
-class FMixParams(MixParams):
-    """`perm` and `lam` `[B, 2]`; `pixels` `[B]`, how many the image keeps; `seed` `[B]`.
+class FMixParams(PairParams):
+    """Parameters of FMix.
 
-    `shared` says that all masks are the same.
+    Attributes:
+        pixels: number of pixels that the first image keeps, int64 `[B]`.
+        seed: seed of the mask's noise, int64 `[B]`.
+        shared: all masks of the batch are the same.
     """
 
-    perm: Tensor
-    lam: Tensor
     pixels: Tensor
     seed: Tensor
     shared: bool = False
@@ -128,11 +130,18 @@ def highest(values: Tensor, count: Tensor) -> Tensor:
     return (rank < count[:, None]).float().view_as(values)
 
 
-class FMix(InputMixing):
+class FMix(InputMixing[FMixSettings, FMixParams]):
     """FMix (Harris et al., 2020)."""
 
     name = "fmix"
     summary = "two images, divided by smooth random blobs"
+    paper = Paper(
+        authors="Harris, Marcu, Painter, Niranjan, Prügel-Bennett, Hare",
+        title="FMix: Enhancing Mixed Sample Data Augmentation",
+        venue="arXiv",
+        year=2020,
+        arxiv="2002.12047",
+    )
     Settings = FMixSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> FMixParams:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from adautomix.errors import UsageError
 from adautomix.methods.base import InputMixing, MethodSettings
+from adautomix.methods.facts import Paper
 from adautomix.mixing.boxes import box_mask, paste
 from adautomix.mixing.ops import Mixed, cells_to_pixels
 from adautomix.mixing.params import MixParams, Shape, draw_beta, draw_partners
@@ -59,6 +60,9 @@ class CellsParams(MixParams):
     perm: Tensor
     partner: Tensor
     shared: bool = False
+
+
+GridMixParams = LatticeParams | CellsParams
 
 
 class GridMixSettings(MethodSettings):
@@ -143,16 +147,21 @@ def lattice_mask(crop: Tensor, cell: Tensor, hole: Tensor, height: int, width: i
     return rows[:, :, None] & columns[:, None, :] & box_mask(crop, height, width)
 
 
-class GridMix(InputMixing):
+class GridMix(InputMixing[GridMixSettings, GridMixParams]):
     """GridMixup (Dobrynin), or the mixing of GridMix (Baek et al., 2021)."""
 
     name = "gridmix"
     summary = "two images, each in some cells of a grid"
+    paper = Paper(
+        authors="Baek, Bang, Shim",
+        title="GridMix: Strong regularization through local context mapping",
+        venue="Pattern Recognition",
+        year=2021,
+        url="https://github.com/IlyaDobrynin/GridMixup",
+    )
     Settings = GridMixSettings
 
-    def make_params(
-        self, shape: Shape, generator: torch.Generator, step: int
-    ) -> LatticeParams | CellsParams:
+    def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> GridMixParams:
         """A partner for each image, and the grid."""
         batch, _, height, width = shape
         if self.settings.pattern == "cells":
@@ -160,11 +169,7 @@ class GridMix(InputMixing):
         return draw_lattice(batch, height, width, self.settings, generator)
 
     def mix(
-        self,
-        images: Tensor,
-        targets: Tensor,
-        params: LatticeParams | CellsParams,
-        **features: Tensor,
+        self, images: Tensor, targets: Tensor, params: GridMixParams, **features: Tensor
     ) -> Mixed:
         """The partner in its cells, the image elsewhere."""
         height, width = images.shape[2:]

@@ -32,6 +32,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adautomix.methods.base import FeatureDict, Method, MethodSettings
+from adautomix.methods.facts import Paper
 from adautomix.mixing.ops import Mixed, mix_by_masks
 from adautomix.mixing.params import MixParams, Shape, draw_partners
 from adautomix.mixing.saliency import blurred, gradient_saliency, resized, shares, spectral_residual
@@ -114,12 +115,18 @@ def guided_masks(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(total > 0, pair / total, 0.5)
 
 
-class GuidedMixup(Method):
+class GuidedMixup(Method[GuidedMixupSettings, GuidedMixupParams]):
     """GuidedMixup (Kang and Kim, AAAI 2023)."""
 
     name = "guidedmixup"
     summary = "each pixel from both images by its saliency"
-    needs = "nothing; with gradients dCE/dx"
+    paper = Paper(
+        authors="Kang, Kim",
+        title="GuidedMixup: An Efficient Mixup Strategy Guided by Saliency Maps",
+        venue="AAAI",
+        year=2023,
+        arxiv="2306.16612",
+    )
     Settings = GuidedMixupSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> GuidedMixupParams:

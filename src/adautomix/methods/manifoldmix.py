@@ -21,22 +21,25 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from adautomix.errors import UsageError
 from adautomix.methods.base import MethodSettings, MixInputs
 from adautomix.methods.base_feature import FeatureMixing
+from adautomix.methods.facts import LabelRule, Paper, Requirement
 from adautomix.mixing.ops import weighted_sum
-from adautomix.mixing.params import MixParams, Shape, draw_lam, draw_partners
+from adautomix.mixing.params import PairParams, Shape, draw_lam, draw_partners
 from adautomix.models import Classifier
 
 
 @dataclass(frozen=True)
-class ManifoldMixParams(MixParams):
-    """`perm` and `lam` `[B, 2]`; `stage` whose output is mixed, 0 for the images."""
+class ManifoldMixParams(PairParams):
+    """Parameters of Manifold Mixup.
 
-    perm: Tensor
-    lam: Tensor
+    Attributes:
+        stage: the stage whose output is mixed, counted from 1; 0 mixes the images.
+    """
+
     stage: int
 
 
@@ -48,18 +51,34 @@ class ManifoldMixSettings(MethodSettings):
     per_sample: bool = Field(False, description="one λ a mix instead of one a batch")
 
 
-class ManifoldMix(FeatureMixing):
+class ManifoldMix(FeatureMixing[ManifoldMixSettings, ManifoldMixParams]):
     """Manifold Mixup (Verma et al., ICML 2019)."""
 
     name = "manifoldmix"
     summary = "Mixup of hidden states, at a random depth"
+    paper = Paper(
+        authors="Verma, Lamb, Beckham, Najafi, Mitliagkas, Lopez-Paz, Bengio",
+        title="Manifold Mixup: Better Representations by Interpolating Hidden States",
+        venue="ICML",
+        year=2019,
+        arxiv="1806.05236",
+    )
+    requires = frozenset({Requirement.STAGE_OUTPUTS})
+    label_rule = LabelRule.HIDDEN
+    label_note = "hidden states are mixed, not pixels"
     Settings = ManifoldMixSettings
 
-    def __init__(self, settings: ManifoldMixSettings, **common: Any) -> None:
-        super().__init__(settings, **common)
-        if settings.deepest > self.depth:
+    def build(self, model: nn.Module | None) -> None:
+        """Check that the network is deep enough.
+
+        Raises:
+            UsageError: it has fewer stages than `deepest`.
+        """
+        super().build(model)
+        deepest, network = self.settings.deepest, self.network_with(model, "stages")
+        if deepest > self.depth:
             raise UsageError(
-                f"manifoldmix.deepest = {settings.deepest}: {common['model'].spec.name} has "
+                f"manifoldmix.deepest = {deepest}: {network.spec.name} has "
                 f"{self.depth} stages to mix after"
             )
 

@@ -39,6 +39,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adautomix.methods.base import Method, MethodSettings, MixInputs
+from adautomix.methods.facts import LabelRule, Paper, Requirement
 from adautomix.metrics import mixture_accuracy
 from adautomix.mixing.ops import Mixed
 from adautomix.mixing.params import MixParams, Shape, draw_permutations
@@ -97,17 +98,27 @@ class PixelRange(nn.Module):
         return low, high
 
 
-class MEADA(Method):
+class MEADA(Method[MEADASettings, MEADAParams]):
     """ME-ADA (Zhao et al., NeurIPS 2020), online."""
 
     name = "meada"
     summary = "adversarial copies of some images, with predictions of high entropy"
-    cost = "14F"
-    needs = "the gradient of the loss in the images"
+    paper = Paper(
+        authors="Zhao, Liu, Peng, Metaxas",
+        title="Maximum-Entropy Adversarial Data Augmentation for Improved Generalization and "
+        "Robustness",
+        venue="NeurIPS",
+        year=2020,
+        arxiv="2010.08001",
+    )
+    requires = frozenset({Requirement.POOLED_FEATURES, Requirement.INPUT_GRADIENT})
+    cost = 14.3
+    label_rule = LabelRule.SYNTHETIC
+    label_note = "an image is perturbed, none is mixed in"
     Settings = MEADASettings
 
-    def __init__(self, settings: MEADASettings, **common: Any) -> None:
-        super().__init__(settings, **common)
+    def build(self, model: nn.Module | None) -> None:
+        """Start to track the range of the pixels."""
         self.pixel_range = PixelRange()
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> MEADAParams:

@@ -22,12 +22,11 @@ MaskMix alone, as the authors train them.
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from adautomix.errors import UsageError
 from adautomix.methods.base_attention import (
@@ -41,6 +40,7 @@ from adautomix.methods.base_attention import (
     to_patches,
     to_pixels,
 )
+from adautomix.methods.facts import LabelRule, Paper
 from adautomix.mixing.boxes import draw_box, outside_box, paste
 from adautomix.mixing.ops import Mixed, mix_by_lam
 from adautomix.mixing.params import Shape, draw_beta
@@ -117,16 +117,26 @@ def suited_cells(grid: Grid, cells: int | None) -> int:
     return cells
 
 
-class MixPro(RelabelingMethod):
+class MixPro(RelabelingMethod[MixProSettings, MixProParams]):
     """MixPro (Zhao et al., ICLR 2023)."""
 
     name = "mixpro"
     summary = "random cells; labels trust attention as it becomes good"
+    paper = Paper(
+        authors="Zhao, Huang, Hu, Zhang, Liu",
+        title="MixPro: Data Augmentation with MaskMix and Progressive Attention Labeling for "
+        "Vision Transformer",
+        venue="ICLR",
+        year=2023,
+        arxiv="2304.12043",
+    )
+    label_rule = LabelRule.ATTENTION
+    label_note = "labels follow attention and area"
     Settings = MixProSettings
 
-    def patch_of(self, model: Any) -> Grid:
-        """A patch of the network; a pixel where its attention is not asked for."""
-        return super().patch_of(model) if self.settings.attention_labels else (1, 1)
+    def patch_size(self, model: nn.Module | None) -> Grid:
+        """A patch of the network, or one pixel if labels do not follow its attention."""
+        return super().patch_size(model) if self.settings.attention_labels else (1, 1)
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> MixProParams:
         """Partners, whose turn it is, and the numbers of each of the three mixes."""

@@ -14,16 +14,14 @@ from pydantic import Field
 from torch import Tensor
 
 from adautomix.methods.base import InputMixing, MethodSettings
+from adautomix.methods.facts import Paper
 from adautomix.mixing.ops import Mixed, mix_by_lam
-from adautomix.mixing.params import MixParams, Shape, draw_lam, draw_partners
+from adautomix.mixing.params import PairParams, Shape, draw_lam, draw_partners
 
 
 @dataclass(frozen=True)
-class MixupParams(MixParams):
-    """`perm` and `lam`, both `[B, 2]`."""
-
-    perm: Tensor
-    lam: Tensor
+class MixupParams(PairParams):
+    """Parameters of Mixup."""
 
 
 class MixupSettings(MethodSettings):
@@ -41,11 +39,18 @@ def draw_mixup(
     return MixupParams(perm, draw_lam(batch, alpha, generator, per_sample=per_sample))
 
 
-class Mixup(InputMixing):
+class Mixup(InputMixing[MixupSettings, MixupParams]):
     """Mixup (Zhang et al., ICLR 2018)."""
 
     name = "mixup"
     summary = "a convex combination of two images"
+    paper = Paper(
+        authors="Zhang, Cisse, Dauphin, Lopez-Paz",
+        title="mixup: Beyond Empirical Risk Minimization",
+        venue="ICLR",
+        year=2018,
+        arxiv="1710.09412",
+    )
     Settings = MixupSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> MixupParams:

@@ -20,20 +20,22 @@ from pydantic import Field
 from torch import Tensor
 
 from adautomix.methods.base import InputMixing, MethodSettings
+from adautomix.methods.facts import Paper
 from adautomix.mixing.boxes import outside_box, paste
 from adautomix.mixing.ops import Mixed, mix_by_lam, mix_by_masks
-from adautomix.mixing.params import MixParams, Shape, draw_lam, draw_partners
+from adautomix.mixing.params import PairParams, Shape, draw_lam, draw_partners
 
 
 @dataclass(frozen=True)
-class MixupCutMixParams(MixParams):
-    """`perm` and `lam` `[B, 2]`, `box` `[B, 4]` and `cut` `[B]`: which mixes are by their box.
+class MixupCutMixParams(PairParams):
+    """Parameters of Mixup or CutMix.
 
-    `kind` says which there are in this batch: those of one kind share λ or the box.
+    Attributes:
+        box: boxes of CutMix (top, bottom, left, right; ends exclusive), int64 `[B, 4]`.
+        cut: which mixes are CutMix, bool `[B]`; the others are Mixup with `lam`.
+        kind: which of the two this batch contains; mixes of one kind share λ or the box.
     """
 
-    perm: Tensor
-    lam: Tensor
     box: Tensor
     cut: Tensor
     kind: Literal["mixup", "cutmix", "both"]
@@ -78,11 +80,18 @@ def draw_mixup_cutmix(
     return MixupCutMixParams(perm, lam, box, cut, "both" if s.per_sample else kind)
 
 
-class MixupCutMix(InputMixing):
+class MixupCutMix(InputMixing[MixupCutMixSettings, MixupCutMixParams]):
     """Mixup or CutMix (timm, DeiT)."""
 
     name = "mixup+cutmix"
     summary = "Mixup or CutMix, drawn at every step"
+    paper = Paper(
+        authors="Touvron, Cord, Douze, Massa, Sablayrolles, Jégou",
+        title="Training data-efficient image transformers & distillation through attention",
+        venue="ICML",
+        year=2021,
+        arxiv="2012.12877",
+    )
     Settings = MixupCutMixSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> MixupCutMixParams:

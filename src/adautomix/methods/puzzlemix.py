@@ -50,8 +50,9 @@ from torch import Tensor
 
 from adautomix.errors import UsageError
 from adautomix.methods.base import FeatureDict, Method, MethodSettings
+from adautomix.methods.facts import Paper, Requirement
 from adautomix.mixing.ops import Mixed, cells_to_pixels, weighted_sum
-from adautomix.mixing.params import MixParams, Shape, draw_lam, draw_partners
+from adautomix.mixing.params import PairParams, Shape, draw_lam, draw_partners
 from adautomix.mixing.saliency import gradient_saliency
 from adautomix.mixing.solvers import cut_levels, swap_places
 from adautomix.models import evaluating
@@ -62,14 +63,13 @@ EDGE = 1e-4  # of λ in the prior
 
 
 @dataclass(frozen=True)
-class PuzzleMixParams(MixParams):
-    """`perm` and `lam`, both `[B, 2]`; `blocks` a side, for all mixes.
+class PuzzleMixParams(PairParams):
+    """Parameters of PuzzleMix; `lam` is the prior of the mask, not yet the weight in the label.
 
-    `lam` is what the prior pulls the mask to, not yet what the label gets.
+    Attributes:
+        blocks: blocks per side, the same for all mixes.
     """
 
-    perm: Tensor
-    lam: Tensor
     blocks: int
 
 
@@ -239,13 +239,20 @@ def transport(saliency: Tensor, shares: Tensor, cost: float) -> Tensor:
     return places.argsort(dim=1).view(mixes, sources, count**2)
 
 
-class PuzzleMix(Method):
+class PuzzleMix(Method[PuzzleMixSettings, PuzzleMixParams]):
     """PuzzleMix (Kim et al., ICML 2020)."""
 
     name = "puzzlemix"
     summary = "blocks of two images that keep their salient parts, moved and cut at smooth seams"
-    cost = "5F"
-    needs = "the gradient of the loss at the images"
+    paper = Paper(
+        authors="Kim, Choo, Song",
+        title="Puzzle Mix: Exploiting Saliency and Local Statistics for Optimal Mixup",
+        venue="ICML",
+        year=2020,
+        arxiv="2009.06962",
+    )
+    requires = frozenset({Requirement.INPUT_GRADIENT})
+    cost = 5.0
     Settings = PuzzleMixSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> PuzzleMixParams:

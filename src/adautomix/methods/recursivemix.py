@@ -32,7 +32,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adautomix.distributed import gather_rows
-from adautomix.methods.base import Method, MethodSettings, MixInputs, inside
+from adautomix.methods.base import Method, MethodSettings, MixInputs
+from adautomix.methods.facts import LabelRule, Paper, Requirement
 from adautomix.methods.resizemix import resized_into
 from adautomix.metrics import mixture_accuracy
 from adautomix.mixing.boxes import box_mask, draw_box
@@ -117,12 +118,21 @@ def box_average(feature_map: Tensor, box: Tensor, height: int, width: int) -> Te
     return (feature_map.float() * weights[:, None]).sum(dim=(2, 3))
 
 
-class RecursiveMix(Method):
+class RecursiveMix(Method[RecursiveMixSettings, RecursiveMixParams]):
     """RecursiveMix (Yang et al., NeurIPS 2022)."""
 
     name = "recursivemix"
     summary = "the last step's mix, made small, pasted into the next image"
-    needs = "the last stage's feature map"
+    paper = Paper(
+        authors="Yang, Li, Zhao, Song, Yang",
+        title="RecursiveMix: Mixed Learning with History",
+        venue="NeurIPS",
+        year=2022,
+        arxiv="2203.06844",
+    )
+    requires = frozenset({Requirement.LAST_FEATURES})
+    label_rule = LabelRule.KEPT
+    label_note = "a mix keeps its label when it is shrunk"
     Settings = RecursiveMixSettings
 
     kept_images: Tensor
@@ -130,11 +140,11 @@ class RecursiveMix(Method):
     kept_logits: Tensor
     kept: Tensor
 
-    def __init__(self, settings: RecursiveMixSettings, **common: Any) -> None:
-        super().__init__(settings, **common)
-        model = inside(common.get("model"), self.name, "stages")
-        self.tap = len(model.stages)
-        channels, _, _ = model.tap_shape(self.tap)
+    def build(self, model: nn.Module | None) -> None:
+        """Create the head of the pasted boxes and an empty history."""
+        network = self.network_with(model, "stages")
+        self.tap = len(network.stages)
+        channels, _, _ = network.tap_shape(self.tap)
         self.roi_head = nn.Linear(channels, self.num_classes)
         for name in HISTORY:
             self.register_buffer(name, torch.zeros(0))

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from adautomix.errors import UsageError
 from adautomix.methods.base import InputMixing, MethodSettings
+from adautomix.methods.facts import Paper
 from adautomix.mixing.boxes import box_mask
 from adautomix.mixing.ops import Mixed, weighted_sum
 from adautomix.mixing.params import MixParams, Shape, draw_partners
@@ -96,11 +97,18 @@ def resized_into(images: Tensor, rows: Tensor, box: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2)
 
 
-class ResizeMix(InputMixing):
+class ResizeMix(InputMixing[ResizeMixSettings, ResizeMixParams]):
     """ResizeMix (Qin et al., 2020)."""
 
     name = "resizemix"
     summary = "a whole image, made small, pasted into another"
+    paper = Paper(
+        authors="Qin, Fang, Zhang, Liu, Wang, Wang",
+        title="ResizeMix: Mixing Data with Preserved Object Information and True Labels",
+        venue="Computational Visual Media",
+        year=2023,
+        arxiv="2012.11101",
+    )
     Settings = ResizeMixSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> ResizeMixParams:

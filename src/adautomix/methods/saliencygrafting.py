@@ -32,11 +32,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from adautomix.errors import UsageError
-from adautomix.methods.base import FeatureDict, Method, MethodSettings, inside
+from adautomix.methods.base import FeatureDict, Method, MethodSettings
 from adautomix.methods.base_feature import replaced_output
+from adautomix.methods.facts import LabelRule, Paper, Requirement
 from adautomix.mixing.ops import Mixed, mix_by_masks
 from adautomix.mixing.params import MixParams, Shape, draw_beta, draw_partners
 from adautomix.mixing.saliency import looking, scaled, shares
@@ -184,19 +185,27 @@ def calibrated_lam(saliency: Tensor, grafted: Tensor) -> Tensor:
     return both / both.sum(dim=1, keepdim=True)
 
 
-class SaliencyGrafting(Method):
+class SaliencyGrafting(Method[SaliencyGraftingSettings, SaliencyGraftingParams]):
     """Saliency Grafting (Park et al., AAAI 2022)."""
 
     name = "saliencygrafting"
     summary = "random salient cells of a partner; labels by the saliency that is left"
-    cost = "4F"
-    needs = "a stage's feature map and its gradient"
+    paper = Paper(
+        authors="Park, Yang, Shin, Hwang, Yang",
+        title="Saliency Grafting: Innocuous Attribution-Guided Mixup with Calibrated Label Mixing",
+        venue="AAAI",
+        year=2022,
+        arxiv="2112.08796",
+    )
+    requires = frozenset({Requirement.STAGE_OUTPUTS, Requirement.FEATURE_GRADIENT})
+    cost = 4.0
+    label_rule = LabelRule.SALIENCY
+    label_note = "labels follow the saliency that is left of each image"
     Settings = SaliencyGraftingSettings
 
-    def __init__(self, settings: SaliencyGraftingSettings, **common: Any) -> None:
-        super().__init__(settings, **common)
-        model = inside(common.get("model"), self.name, "stages")
-        self.tap = telling_tap(model, settings.tap)
+    def build(self, model: nn.Module | None) -> None:
+        """Choose the stage whose saliency is used."""
+        self.tap = telling_tap(self.network_with(model, "stages"), self.settings.tap)
 
     def make_params(
         self, shape: Shape, generator: torch.Generator, step: int

@@ -28,18 +28,16 @@ from pydantic import Field
 from torch import Tensor
 
 from adautomix.methods.base import InputMixing, MethodSettings
+from adautomix.methods.facts import Paper
 from adautomix.mixing.boxes import boxes_around, outside_box, paste
 from adautomix.mixing.ops import Mixed
-from adautomix.mixing.params import MixParams, Shape, draw_lam, draw_partners
+from adautomix.mixing.params import PairParams, Shape, draw_lam, draw_partners
 from adautomix.mixing.saliency import blurred, fine_grained, peaks, resized, spectral_residual
 
 
 @dataclass(frozen=True)
-class SaliencyMixParams(MixParams):
-    """`perm` and `lam`, both `[B, 2]`: the box has about the share `lam[:, 1]` of the image."""
-
-    perm: Tensor
-    lam: Tensor
+class SaliencyMixParams(PairParams):
+    """Parameters of SaliencyMix; the box covers about a fraction `lam[:, 1]` of the image."""
 
 
 class SaliencyMixSettings(MethodSettings):
@@ -75,11 +73,18 @@ DETECTORS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class SaliencyMix(InputMixing):
+class SaliencyMix(InputMixing[SaliencyMixSettings, SaliencyMixParams]):
     """SaliencyMix (Uddin et al., ICLR 2021)."""
 
     name = "saliencymix"
     summary = "CutMix whose box is the most salient place of its image"
+    paper = Paper(
+        authors="Uddin, Monira, Shin, Chung, Bae",
+        title="SaliencyMix: A Saliency Guided Data Augmentation Strategy for Better Regularization",
+        venue="ICLR",
+        year=2021,
+        arxiv="2006.01791",
+    )
     Settings = SaliencyMixSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> SaliencyMixParams:

@@ -36,6 +36,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adautomix.methods.base_learned import MixBlockMethod, MixBlockSettings
+from adautomix.methods.facts import Paper
 from adautomix.mixing.generator import Upsampling
 from adautomix.mixing.mix_block import MixBlock, initialized, picked
 
@@ -115,11 +116,18 @@ class SAMixBlock(MixBlock):
         return total
 
 
-class SAMix(MixBlockMethod):
+class SAMix(MixBlockMethod[SAMixSettings]):
     """SAMix (Li et al., 2021)."""
 
     name = "samix"
     summary = "AutoMix whose block looks at both images, with masks of high contrast"
+    paper = Paper(
+        authors="Li, Liu, Wang, Wu, Liu, Li",
+        title="Boosting Discriminative Visual Representation Learning with Scenario-Agnostic Mixup",
+        venue="arXiv",
+        year=2021,
+        arxiv="2111.15454",
+    )
     Settings = SAMixSettings
 
     def make_block(self, channels: int) -> SAMixBlock:

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from adautomix.methods.base import FeatureDict, MethodSettings, MixInputs
+from adautomix.methods.base import FeatureDict, MixInputs
 from adautomix.methods.base_attention import (
     AlternatingParams,
     AlternatingSettings,
@@ -39,6 +39,7 @@ from adautomix.methods.base_attention import (
     draw_turn,
     to_patches,
 )
+from adautomix.methods.facts import Paper
 from adautomix.metrics import mixture_accuracy
 from adautomix.mixing.boxes import box_mask
 from adautomix.mixing.ops import Mixed, mix_by_lam, weighted_sum
@@ -152,18 +153,26 @@ def move_squares(
     return images[perm[:, 0]].lerp_(moved, inside[:, None].to(images.dtype)), inside
 
 
-class SMMix(AttentionMethod):
+class SMMix(AttentionMethod[SMMixSettings, SMMixParams]):
     """SMMix (Chen et al., ICCV 2023)."""
 
     name = "smmix"
     summary = "the most attended square over the least attended one"
-    cost = "3.5F"
+    paper = Paper(
+        authors="Chen, Lin, Lin, Zhang, Chao, Ji",
+        title="SMMix: Self-Motivated Image Mixing for Vision Transformers",
+        venue="ICCV",
+        year=2023,
+        arxiv="2212.12977",
+    )
+    cost = 3.5
     Settings = SMMixSettings
 
-    def __init__(self, settings: MethodSettings, **common: Any) -> None:
-        super().__init__(settings, **common)
-        model: Classifier = common["model"]
-        self.token_head = nn.Linear(model.blocks().width, self.num_classes)
+    def build(self, model: nn.Module | None) -> None:
+        """Create the head that classifies the patches of one source."""
+        super().build(model)
+        width = self.network_with(model, "blocks").blocks().width
+        self.token_head = nn.Linear(width, self.num_classes)
         nn.init.trunc_normal_(self.token_head.weight, std=0.02)
         nn.init.zeros_(self.token_head.bias)
 

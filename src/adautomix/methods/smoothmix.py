@@ -24,6 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adautomix.methods.base import InputMixing, MethodSettings
+from adautomix.methods.facts import Paper
 from adautomix.mixing.ops import Mixed, mix_by_masks
 from adautomix.mixing.params import MixParams, Shape, draw_partners
 
@@ -98,11 +99,17 @@ def smooth_mask(
     return (inwards / ramp).clamp(0, 1)
 
 
-class SmoothMix(InputMixing):
+class SmoothMix(InputMixing[SmoothMixSettings, SmoothMixParams]):
     """SmoothMix (Lee et al., CVPR Workshops 2020)."""
 
     name = "smoothmix"
     summary = "two images blended by a mask with a soft edge"
+    paper = Paper(
+        authors="Lee, Zaheer, Astrid, Lee",
+        title="SmoothMix: a Simple Yet Effective Data Augmentation to Train Robust Classifiers",
+        venue="CVPR Workshops",
+        year=2020,
+    )
     Settings = SmoothMixSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> SmoothMixParams:

@@ -33,10 +33,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from adautomix.errors import UsageError
 from adautomix.methods.base import FeatureDict, Method, MethodSettings
+from adautomix.methods.facts import LabelRule, Paper, Requirement
 from adautomix.mixing.boxes import box_mask, draw_box
 from adautomix.mixing.ops import Mixed, weighted_sum
 from adautomix.mixing.params import MixParams, Shape, draw_beta, draw_partners
@@ -133,24 +134,38 @@ def places(source: Tensor, target: Tensor, size: int) -> Tensor:
     return 2 * read / max(size - 1, 1) - 1
 
 
-class SnapMix(Method):
+class SnapMix(Method[SnapMixSettings, SnapMixParams]):
     """SnapMix (Huang, Wang, Tao, AAAI 2021)."""
 
     name = "snapmix"
     summary = "a box of one image in a box of another, labels by class activation"
-    cost = "4F"
-    needs = "the last feature map"
+    paper = Paper(
+        authors="Huang, Wang, Tao",
+        title="SnapMix: Semantically Proportional Mixing for Augmenting Fine-grained Data",
+        venue="AAAI",
+        year=2021,
+        arxiv="2012.04846",
+    )
+    requires = frozenset({Requirement.LAST_FEATURES, Requirement.LINEAR_HEAD})
+    cost = 4.0
+    label_rule = LabelRule.SALIENCY
+    label_note = "labels follow class activation, and their sum need not be 1"
     Settings = SnapMixSettings
 
-    def __init__(self, settings: SnapMixSettings, **common: Any) -> None:
-        super().__init__(settings, **common)
-        model: Any = common.get("model")
+    def build(self, model: nn.Module | None) -> None:
+        """Check that the head sees the channels of the last stage.
+
+        Raises:
+            UsageError: it sees something else, or the network has no stages.
+        """
         self.tap = last_stage(model, self.name)
-        channels, features = model.tap_shape(self.tap)[0], model.heads["clean"].in_features
+        network: Any = model
+        channels, features = network.tap_shape(self.tap)[0], network.heads["clean"].in_features
         if channels != features:
             raise UsageError(
-                f"snapmix: the last stage of {model.spec.name} has {channels} channels and its head"
-                f" sees {features}; use a network whose head sees its last stage, say resnet18"
+                f"snapmix: the last stage of {network.spec.name} has {channels} channels and"
+                f" its head sees {features}; use a network whose head sees its last stage, say"
+                " resnet18"
             )
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> SnapMixParams:

@@ -36,7 +36,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from adautomix.errors import UsageError
-from adautomix.methods.base import InputMixing, Method, MethodSettings, MixInputs, inside
+from adautomix.methods.base import InputMixing, Method, MethodSettings, MixInputs
+from adautomix.methods.facts import LabelRule, Paper, Requirement
 from adautomix.metrics import mixture_accuracy
 from adautomix.mixing.ops import Mixed, weighted_sum
 from adautomix.mixing.params import MixParams, Shape
@@ -121,21 +122,35 @@ def pick(values: Tensor, rows: Tensor) -> Tensor:
     return picked
 
 
-class SUMix(Method):
+class SUMix(Method[SUMixSettings, MixParams]):
     """SUMix (Qin et al., ECCV 2024)."""
 
     name = "sumix"
     summary = "another mix with λ corrected by the network, and a term of uncertainty"
-    cost = "6F"
-    needs = "the pooled features of clean and mixed images"
+    paper = Paper(
+        authors="Qin, Jin, Zhu, Zhang, Yao, Yuan",
+        title="SUMix: Mixup with Semantic and Uncertain Information",
+        venue="ECCV",
+        year=2024,
+        arxiv="2407.07805",
+    )
+    requires = frozenset({Requirement.POOLED_FEATURES})
+    cost = 6.0
+    label_rule = LabelRule.PREDICTION
+    label_note = "the loss corrects these λ by what the network predicts"
     Settings = SUMixSettings
 
-    def __init__(self, settings: SUMixSettings, **common: Any) -> None:
-        super().__init__(settings, **common)
-        model = inside(common.get("model"), self.name, "heads")
-        cls, options = settings.wrapped()
-        self.mixing = cls(options, **{**common, "model": None})
-        self.uncertainty = nn.Linear(model.heads["clean"].in_features, self.num_classes)
+    def build(self, model: nn.Module | None) -> None:
+        """Create the method that mixes the images and the head of uncertainty."""
+        head: Any = self.network_with(model, "heads").heads["clean"]
+        cls, options = self.settings.wrapped()
+        self.mixing = cls(
+            options,
+            num_classes=self.num_classes,
+            seed=self.seed,
+            label_smoothing=self.label_smoothing,
+        )
+        self.uncertainty = nn.Linear(head.in_features, self.num_classes)
         nn.init.normal_(self.uncertainty.weight, std=0.01)
         nn.init.zeros_(self.uncertainty.bias)
 
@@ -145,15 +160,16 @@ class SUMix(Method):
         return self.mixing.min_batch
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> MixParams:
-        """The draw of the other method."""
-        return self.mixing.make_params(shape, generator, step)
+        """Draw the parameters of the wrapped method."""
+        params: MixParams = self.mixing.make_params(shape, generator, step)
+        return params
 
-    def mix(self, images: Tensor, targets: Tensor, params: Any, **features: Tensor) -> Mixed:
+    def mix(self, images: Tensor, targets: Tensor, params: MixParams, **features: Tensor) -> Mixed:
         """The mix of the other method, its λ not yet corrected."""
         return self.mixing.mix(images, targets, params)
 
     def compute_loss(
-        self, sources: MixInputs, student: Classifier, teacher: Any, params: Any
+        self, sources: MixInputs, student: Classifier, teacher: Any, params: MixParams
     ) -> dict[str, Tensor]:
         """Cross-entropy under the corrected λ, and γ times the term of uncertainty."""
         mixed = self.mix(sources.images, sources.targets, params)

@@ -41,6 +41,7 @@ from adautomix.methods.base_attention import (
     share_inside,
     to_pixels,
 )
+from adautomix.methods.facts import LabelRule, Paper, Requirement
 from adautomix.mixing.boxes import box_mask, paste
 from adautomix.mixing.ops import Mixed, mix_by_lam
 from adautomix.mixing.params import Shape
@@ -143,14 +144,23 @@ def content_weights(maps: Tensor, perm: Tensor, partner: Tensor, *, normalize: b
     return torch.stack([1 - second, second], dim=1)
 
 
-class TokenMix(AttentionMethod):
+class TokenMix(AttentionMethod[TokenMixSettings, TokenMixParams]):
     """TokenMix (Liu et al., ECCV 2022)."""
 
     name = "tokenmix"
     summary = "scattered blocks of patches, labels by their content"
-    cost = "3.5F"
-    needs = "attention over patches, the teacher"
-    uses_teacher = True
+    paper = Paper(
+        authors="Liu, Liu, Zhou, Li, Liu",
+        title="TokenMix: Rethinking Image Mixing for Data Augmentation in Vision Transformers",
+        venue="ECCV",
+        year=2022,
+        arxiv="2207.08409",
+    )
+    requires = frozenset({Requirement.PATCH_ATTENTION, Requirement.TEACHER})
+    cost = 3.5
+    supports_own_teacher_buffers = True  # a plain transformer has no batch norm statistics
+    label_rule = LabelRule.ATTENTION
+    label_note = "labels follow attention"
     Settings = TokenMixSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> TokenMixParams:

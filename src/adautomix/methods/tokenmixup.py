@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from adautomix.errors import UsageError
 from adautomix.methods.base import FeatureDict, MethodSettings, MixInputs
 from adautomix.methods.base_attention import AttentionMethod, share_inside, to_pixels
+from adautomix.methods.facts import LabelRule, Paper
 from adautomix.metrics import mixture_accuracy
 from adautomix.mixing.boxes import paste
 from adautomix.mixing.ops import Mixed, weighted_sum
@@ -176,18 +177,32 @@ def find_swap(saliency: Tensor, easy: Tensor, rows: Tensor, rho: float) -> Swap:
     return Swap(torch.stack([rows, partner], dim=1), taken, lam)
 
 
-class TokenMixup(AttentionMethod):
+class TokenMixup(AttentionMethod[TokenMixupSettings, TokenMixupParams]):
     """Horizontal TokenMixup (Choi et al., NeurIPS 2022)."""
 
     name = "tokenmixup"
     summary = "easy images take the more salient tokens of others"
-    cost = "3.3F"
+    paper = Paper(
+        authors="Choi, Choi, Kim",
+        title="TokenMixup: Efficient Attention-guided Token-level Data Augmentation for "
+        "Transformers",
+        venue="NeurIPS",
+        year=2022,
+        arxiv="2210.07562",
+    )
+    cost = 3.3
+    label_rule = LabelRule.HIDDEN
+    label_note = "tokens inside the network are mixed, not pixels"
     Settings = TokenMixupSettings
 
-    def __init__(self, settings: MethodSettings, **common: Any) -> None:
-        super().__init__(settings, **common)
-        model: Classifier = common["model"]
-        blocks = model.blocks()
+    def build(self, model: nn.Module | None) -> None:
+        """Create ScoreNet and choose the block whose input is mixed.
+
+        Raises:
+            UsageError: the network has no such block.
+        """
+        super().build(model)
+        blocks = self.network_with(model, "blocks").blocks()
         layer = self.settings.layer
         self.block = 1 + (round(2 * blocks.depth / 7) if layer is None else layer)
         if self.block > blocks.depth:

@@ -30,6 +30,7 @@ from adautomix.methods.base_attention import (
     share_inside,
     to_patches,
 )
+from adautomix.methods.facts import LabelRule, Paper
 from adautomix.mixing.boxes import draw_box, outside_box, paste
 from adautomix.mixing.ops import Mixed, mix_by_lam
 from adautomix.mixing.params import Shape, draw_beta
@@ -63,11 +64,20 @@ def draw_transmix(
     return TransMixParams(*turn, box, shared=not settings.per_sample)
 
 
-class TransMix(RelabelingMethod):
+class TransMix(RelabelingMethod[TransMixSettings, TransMixParams]):
     """TransMix (Chen et al., CVPR 2022)."""
 
     name = "transmix"
     summary = "CutMix with labels weighed by attention to the mix"
+    paper = Paper(
+        authors="Chen, Sun, He, Torr, Yuille, Bai",
+        title="TransMix: Attend to Mix for Vision Transformers",
+        venue="CVPR",
+        year=2022,
+        arxiv="2111.09833",
+    )
+    label_rule = LabelRule.ATTENTION
+    label_note = "labels follow attention and area"
     Settings = TransMixSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> TransMixParams:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adautomix.methods.base import InputMixing
+from adautomix.methods.base import InputMixing, MethodSettings
 from adautomix.mixing.ops import Mixed
 from adautomix.mixing.params import MixParams, Shape
 
@@ -20,11 +20,12 @@ class VanillaParams(MixParams):
     perm: Tensor
 
 
-class Vanilla(InputMixing):
+class Vanilla(InputMixing[MethodSettings, VanillaParams]):
     """Train on the images as they come."""
 
     name = "vanilla"
     summary = "no mixing, the baseline"
+    paper = None
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> VanillaParams:
         """Nothing is random."""

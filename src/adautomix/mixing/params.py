@@ -38,6 +38,19 @@ class MixParams:
         return dataclasses.replace(self, **kept)
 
 
+@dataclasses.dataclass(frozen=True)
+class PairParams(MixParams):
+    """Parameters of mixes of two images.
+
+    Attributes:
+        perm: rows of the batch of the first and the second image, int64 `[B, 2]`.
+        lam: their weights, λ and 1 - λ, float32 `[B, 2]`.
+    """
+
+    perm: Tensor
+    lam: Tensor
+
+
 def draw_permutations(batch: int, n: int, generator: torch.Generator) -> Tensor:
     """N independent permutations of the batch, `[B, N]`."""
     return torch.rand(n, batch, generator=generator).argsort(dim=1).T.contiguous()
