@@ -21,13 +21,13 @@ from adautomix.methods import tokenmixup
 from adautomix.methods.base import MixInputs
 from adautomix.methods.base_attention import (
     AttentionMethod,
-    attend,
-    attend_clean,
-    share_inside,
-    to_patches,
-    to_pixels,
+    eval_with_attention,
+    forward_with_attention,
+    fraction_inside,
+    patches_to_pixels,
+    pixels_to_patches,
 )
-from adautomix.methods.mixpro import MixPro, MixProParams, draw_cells, suited_cells
+from adautomix.methods.mixpro import MixPro, MixProParams, choose_cells, draw_cells
 from adautomix.methods.smmix import SMMix, SMMixParams, divergence, find_squares
 from adautomix.methods.tokenmix import TokenMix, TokenMixParams, draw_blocks, partner_tokens
 from adautomix.methods.tokenmixup import TokenMixup, assign, exchange, find_swap, gains
@@ -197,16 +197,16 @@ def test_a_forward_taken_apart_is_the_forward(kind: str) -> None:
         pooled, patches = blocks.leave(blocks.enter(images, block), block)
         torch.testing.assert_close(pooled, expected)
         torch.testing.assert_close(patches, net.backbone.fc_norm(last))
-    features = attend(net, images)
+    features = forward_with_attention(net, images)
     torch.testing.assert_close(features.pooled, expected)
     torch.testing.assert_close(features.patches, net.backbone.fc_norm(last))
 
 
 def test_attention_under_autocast_is_near() -> None:
     net, (images, _) = vit().eval(), batch(4)
-    full = attend(net, images).attention
+    full = forward_with_attention(net, images).attention
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = attend(net, images).attention
+        half = forward_with_attention(net, images).attention
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, full, atol=0.02, rtol=0)
 
@@ -216,7 +216,7 @@ def test_looking_leaves_no_trace() -> None:
     net.backbone.blocks[1].eval()
     modes = [module.training for module in net.modules()]
     before = torch.get_rng_state()
-    one, other = attend_clean(net, images), attend_clean(net, images)
+    one, other = eval_with_attention(net, images), eval_with_attention(net, images)
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(one.attention, other.attention)
     assert not one.pooled.requires_grad
@@ -256,24 +256,24 @@ def test_images_of_broken_patches_are_refused(name: str) -> None:
 
 def test_masks_of_patches_and_of_pixels() -> None:
     patches = torch.rand(3, 2, 4, generator=rng()) < 0.5
-    pixels = to_pixels(patches, (3, 5))
+    pixels = patches_to_pixels(patches, (3, 5))
     assert pixels.shape == (3, 6, 20)
     for m in range(3):
         for y in range(6):
             for x in range(20):
                 assert pixels[m, y, x] == patches[m, y // 3, x // 5]
-    assert torch.equal(to_patches(pixels, (3, 5)), patches.flatten(1))
+    assert torch.equal(pixels_to_patches(pixels, (3, 5)), patches.flatten(1))
     by_torch = F.interpolate(
         torch.rand(2, 1, 32, 32, generator=rng(1)), size=(4, 4), mode="nearest"
     )
     large = torch.rand(2, 1, 32, 32, generator=rng(1))[:, 0]
-    assert torch.equal(to_patches(large, (8, 8)), by_torch.flatten(1))
+    assert torch.equal(pixels_to_patches(large, (8, 8)), by_torch.flatten(1))
 
 
 def test_share_inside_by_hand() -> None:
     attention = torch.tensor([[0.1, 0.2, 0.1], [0.0, 0.5, 0.5], [0.0, 0.0, 0.0]])
     inside = torch.tensor([[True, False, True], [True, False, False], [True, True, True]])
-    assert share_inside(attention, inside).tolist() == pytest.approx([0.5, 0.0, 0.0])
+    assert fraction_inside(attention, inside).tolist() == pytest.approx([0.5, 0.0, 0.0])
 
 
 # ---------------------------------------------------------------------- what all five share
@@ -473,13 +473,13 @@ def test_looking_and_learning_can_be_compiled(name: str, monkeypatch: pytest.Mon
     bench = Bench(name, depth=1)
     params = bench.make_params()
     bench.student.train()
-    look: Any = torch.compile(bench.method.sources, backend="eager")
-    sources = look(bench.images, bench.targets, bench.student, bench.teacher, params)
+    prepare: Any = torch.compile(bench.method.prepare, backend="eager")
+    sources = prepare(bench.images, bench.targets, bench.student, bench.teacher, params)
     assert all(module.training for module in bench.student.modules())
     for key, value in bench.sources(params).features.items():
         torch.testing.assert_close(sources.features[key], value)
-    terms: Any = torch.compile(bench.method.compute_loss, fullgraph=True, backend="eager")
-    losses = terms(sources, bench.student, bench.teacher, params)
+    compute_loss: Any = torch.compile(bench.method.compute_loss, fullgraph=True, backend="eager")
+    losses = compute_loss(sources, bench.student, bench.teacher, params)
     torch.testing.assert_close(losses["loss"], bench.compute_loss(params)["loss"])
 
 
@@ -673,11 +673,13 @@ def test_one_ratio_a_batch_but_cells_of_each_mix() -> None:
 
 
 def test_cells_are_whole_patches() -> None:
-    assert [suited_cells((n, n), None) for n in (16, 14, 8, 4, 2, 1, 7)] == [4, 7, 4, 4, 2, 1, 7]
-    assert suited_cells((12, 8), None) == 4
-    assert suited_cells((14, 14), 2) == 2
-    with pytest.raises(UsageError, match="cells = 4: 14×14 patches fall into 1, 2, 7, 14"):
-        suited_cells((14, 14), 4)
+    assert [choose_cells((n, n), None) for n in (16, 14, 8, 4, 2, 1, 7)] == [4, 7, 4, 4, 2, 1, 7]
+    assert choose_cells((12, 8), None) == 4
+    assert choose_cells((14, 14), 2) == 2
+    with pytest.raises(
+        UsageError, match="cells = 4: 14×14 patches can be divided into 1, 2, 7, 14"
+    ):
+        choose_cells((14, 14), 4)
     with pytest.raises(UsageError, match="cells = 3"):
         Bench("mixpro", cells=3).make_params()
 

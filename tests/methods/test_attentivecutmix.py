@@ -11,7 +11,7 @@ from tiny import state_of
 
 from adautomix.ema import Teacher
 from adautomix.methods import attentivecutmix as attentivecutmix_module
-from adautomix.methods.attentivecutmix import AttentiveCutMix, AttentiveCutMixParams, largest
+from adautomix.methods.attentivecutmix import AttentiveCutMix, AttentiveCutMixParams, largest_cells
 from adautomix.mixing.ops import cells_to_pixels
 from adautomix.mixing.params import draw_partners
 from adautomix.models import build_model
@@ -71,7 +71,7 @@ def test_attentivecutmix_leaves_the_teacher_alone(student: Any) -> None:
 
 
 def test_exactly_as_many_cells_even_where_all_are_alike() -> None:
-    chosen = largest(torch.zeros(4, 7, 7), torch.tensor([1, 6, 30, 49]))
+    chosen = largest_cells(torch.zeros(4, 7, 7), torch.tensor([1, 6, 30, 49]))
     assert chosen.flatten(1).sum(dim=1).tolist() == [1, 6, 30, 49]
 
 

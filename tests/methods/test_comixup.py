@@ -62,7 +62,7 @@ def label_small_parts(maps: Callable[..., Tensor], images: int, parts: int) -> T
     saliency = maps(images * parts)
     params = method.make_params((images * parts, 3, 32, 32), rng(4), 0)
     peak = torch.randint(24, (images * parts, 2), generator=rng(5))
-    return method.shown(params, saliency=cell_sums(saliency, 4), peak=peak)
+    return method.solve(params, saliency=cell_sums(saliency, 4), peak=peak)
 
 
 def seen_in(count: int) -> dict[str, Tensor]:
@@ -180,7 +180,7 @@ def test_comixup_block_by_block() -> None:
     params = method.make_params(images.shape, rng(), 0)
     features = seen_in(7)
     mixed = method.mix(images, targets, params, **features)
-    shown = method.shown(params, **features)
+    shown = method.solve(params, **features)
     assert mixed.masks is not None
     for b, cell in itertools.product(range(7), range(16)):
         y, x = divmod(cell, 4)
@@ -213,7 +213,7 @@ def test_without_diversity_all_mixes_are_the_same() -> None:
     method = CoMixup(co_settings(part=6, gamma=0, resolve=False, sweeps=1), num_classes=CLASSES)
     params = method.make_params((6, 3, 16, 16), rng(), 0)
     peak = torch.zeros(6, 2, dtype=torch.long)
-    shown = method.shown(params, saliency=cell_sums(blobs(6, 16), 4), peak=peak)
+    shown = method.solve(params, saliency=cell_sums(blobs(6, 16), 4), peak=peak)
     assert (shown == shown[:1]).all()
 
 

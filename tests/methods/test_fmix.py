@@ -15,15 +15,15 @@ from adautomix.methods.fmix import (
     FMixParams,
     Spectrum,
     draw_fmix,
-    highest,
-    noise_of,
+    gaussian_noise,
+    highest_pixels,
     random_waves,
 )
 from adautomix.mixing.params import draw_partners
 
 
 def complex_noise(seeds: Tensor, count: int) -> Any:
-    return torch.view_as_complex(noise_of(seeds, count)).numpy()
+    return torch.view_as_complex(gaussian_noise(seeds, count)).numpy()
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (12, 10), (9, 24), (24, 10)])
@@ -61,19 +61,21 @@ def test_the_reference_has_one_wave_across_and_the_paper_more() -> None:
 
 
 def test_noise_is_normal_and_seeds_are_unrelated() -> None:
-    parts = noise_of(torch.arange(40) * 97, 3000).flatten(1)
+    parts = gaussian_noise(torch.arange(40) * 97, 3000).flatten(1)
     assert scipy.stats.kstest(parts.flatten().numpy()[::5], "norm").pvalue > 0.001
     limit = 5 / math.sqrt(6000)
     assert (torch.corrcoef(parts) - torch.eye(40)).abs().max() < limit
     for lag in (1, 2, 7):
         assert (parts[:, :-lag] * parts[:, lag:]).mean().abs() < 5 / math.sqrt(parts.numel())
-    assert torch.equal(noise_of(torch.tensor([97]), 3000), noise_of(torch.arange(2) * 97, 3000)[1:])
+    assert torch.equal(
+        gaussian_noise(torch.tensor([97]), 3000), gaussian_noise(torch.arange(2) * 97, 3000)[1:]
+    )
 
 
 def test_masks_hold_the_highest_pixels() -> None:
     waves = torch.randn(5, 4, 6, generator=rng())
     counts = torch.tensor([0, 1, 7, 23, 24])
-    masks = highest(waves, counts)
+    masks = highest_pixels(waves, counts)
     for wave, count, mask in zip(waves, counts.tolist(), masks, strict=True):
         best = sorted(wave.flatten().tolist(), reverse=True)[:count]
         assert [

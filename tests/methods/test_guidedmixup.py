@@ -17,7 +17,7 @@ from adautomix.methods.guidedmixup import (
     spectral_saliency,
 )
 from adautomix.mixing.params import draw_partners
-from adautomix.mixing.saliency import blurred, gradient_saliency, shares
+from adautomix.mixing.saliency import gaussian_blur, gradient_saliency, normalize_sum
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_guidedmixup_pixel_by_pixel() -> None:
     maps = []
     for image in images:
         amplitude = spectral_residual_by_hand(gray_by_hand(image))
-        saliency = blurred(blurred(torch.tensor(amplitude)[None], 7, 3.0), 7, 3.0)[0]
+        saliency = gaussian_blur(gaussian_blur(torch.tensor(amplitude)[None], 7, 3.0), 7, 3.0)[0]
         maps.append(saliency / saliency.sum())
     for b, (own, partner) in enumerate(params.perm.tolist()):
         weight = maps[own] / (maps[own] + maps[partner])
@@ -51,7 +51,7 @@ def test_guidedmixup_by_gradients(student: Any) -> None:
     method = make(GuidedMixup, student, saliency="gradient", prob=1.0)
     params = method.make_params(images.shape, rng(), 0)
     features = method.extract_features(images, targets, student, None, params)["saliency"]
-    expected = blurred(gradient_saliency(student, images, targets), 7, 3.0)
+    expected = gaussian_blur(gradient_saliency(student, images, targets), 7, 3.0)
     torch.testing.assert_close(features, expected / expected.sum(dim=(1, 2), keepdim=True))
 
 
@@ -121,7 +121,7 @@ def photographs(count: int, seed: int) -> Tensor:
 def test_partners_are_one_cycle_as_distant_as_the_greedy_one(count: int) -> None:
     ratios, gains = [], []
     for seed in range(4):
-        maps = shares(blurred(spectral_saliency(photographs(count, seed)), 7, 3.0))
+        maps = normalize_sum(gaussian_blur(spectral_saliency(photographs(count, seed)), 7, 3.0))
         distance = torch.cdist(maps.flatten(1), maps.flatten(1)).numpy()
         totals = []
         for rounds in (0, 4, 16):

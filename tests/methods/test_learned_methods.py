@@ -837,7 +837,7 @@ def test_made_images_have_the_range_of_the_pixels() -> None:
 
 
 def test_images_larger_than_the_generators_are_refused() -> None:
-    with pytest.raises(UsageError, match="images of up to 32 pixels a side and the batch has 40"):
+    with pytest.raises(UsageError, match="images of up to 32 pixels per side and the batch has 40"):
         make("dada").make_params((4, 3, 32, 40), rng(), 0)
 
 
@@ -963,7 +963,7 @@ def test_each_player_gets_its_own_gradient() -> None:
     for name, gradient in student.items():
         torch.testing.assert_close(gradient, expected[name], msg=name)
     alone = World("dada")
-    bounds = alone.method.pixel_range.widen(alone.images)
+    bounds = alone.method.pixel_range.update(alone.images)
     true = alone.student.features(alone.images).pooled.detach()
     trains_generator = alone.method.generator_losses(
         alone.sources(params), alone.student, params, true, bounds
@@ -1059,7 +1059,7 @@ def test_the_range_of_pixels_is_remembered() -> None:
     features = PixelRange()
     one, other = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
     one[0, 0, 1, 1], other[1, 0, 0, 0], other[0, 2, 3, 3] = 5, -2, 1
-    assert [bound.flatten().tolist() for bound in features.widen(one)] == [[0, 0, 0], [5, 0, 0]]
+    assert [bound.flatten().tolist() for bound in features.update(one)] == [[0, 0, 0], [5, 0, 0]]
     low, high = features(other)
     assert [low.flatten().tolist(), high.flatten().tolist()] == [[-2, 0, 0], [5, 0, 1]]
     assert features.low.flatten().tolist() == [0, 0, 0]

@@ -17,8 +17,8 @@ from adautomix.methods.mixup_cutmix import (
     MixupCutMix,
     MixupCutMixParams,
     MixupCutMixSettings,
+    draw_interval,
     draw_mixup_cutmix,
-    draw_stretch,
 )
 
 TIMM: Any = timm.data.mixup
@@ -133,7 +133,7 @@ def test_boxes_are_drawn_as_timm_draws_them(monkeypatch: pytest.MonkeyPatch) -> 
     """Cut shares (k/32)² have exact roots; timm is handed the centers that we drew."""
     for k in range(33):
         lam = torch.tensor([1 - (k / 32) ** 2])
-        box = [end.item() for size in (32, 24) for end in draw_stretch(lam, size, rng(k))]
+        box = [end.item() for size in (32, 24) for end in draw_interval(lam, size, rng(k))]
         centers = iter([torch.randint(size, (1,), generator=rng(k)).item() for size in (32, 24)])
         with monkeypatch.context() as patch:
             patch.setattr(np.random, "randint", lambda *_, found=centers, **__: next(found))

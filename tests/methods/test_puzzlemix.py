@@ -21,9 +21,9 @@ from adautomix.methods.puzzlemix import (
     PuzzleMixParams,
     PuzzleMixSettings,
     cell_sums,
-    distances,
     mask_energy,
     seam_costs,
+    squared_distances,
     transport,
 )
 from adautomix.mixing.ops import Mixed, cells_to_pixels
@@ -105,7 +105,7 @@ def test_gap_of_the_transport(cells: int, noise: bool, mean: float, worst: float
         mask = torch.rand(mask.shape, generator=rng(2)) < 0.5
     features = cells_to_pixels(mask, cells, cells).flatten(1)[:, None]
     saliency = cell_sums(blobs(24), cells)[params.perm[:, 0]].flatten(1)
-    costs = features * (0.8 * distances(cells, torch.device("cpu")) - saliency[:, :, None])
+    costs = features * (0.8 * squared_distances(cells, torch.device("cpu")) - saliency[:, :, None])
     exact = place_cost(costs, cheapest_places(costs))
     gap = place_cost(costs, swap_places(costs, 8)) - exact
     gain = costs.diagonal(dim1=1, dim2=2).sum(dim=1) - exact
@@ -128,7 +128,7 @@ def published_rounds(saliency: Tensor, features: Tensor, cost: float) -> Tensor:
     """
     side = saliency.shape[1]
     gain = saliency.flatten(1)[:, :, None] * features.flatten(1)[:, None]
-    costs = cost * distances(side, torch.device("cpu")) - gain
+    costs = cost * squared_distances(side, torch.device("cpu")) - gain
     for _ in range(side):
         claims = F.one_hot(costs.argmin(dim=2), side**2)
         winners = F.one_hot((claims * costs).argmin(dim=1), side**2).mT * claims
@@ -150,7 +150,7 @@ def test_transport_is_the_published_one_where_it_is_seen(blocks: int, cells: int
     theirs = published_rounds(saliency, features, 0.8)
     still = torch.arange(cells**2).expand_as(theirs)
     assert (ours == theirs)[features.flatten(1)].double().mean() > 0.99
-    moves = 0.8 * distances(cells, torch.device("cpu"))
+    moves = 0.8 * squared_distances(cells, torch.device("cpu"))
     costs = features.flatten(1)[:, None] * (moves - saliency.flatten(1)[:, :, None])
     paid = [costs.gather(1, shown[:, None]).sum().item() / 48 for shown in (ours, theirs, still)]
     assert paid[1] < paid[2] - 0.002, "there was something to gain"

@@ -246,7 +246,7 @@ def test_processes_fetch_each_others_history(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(recursivemix_module, "all_rows", gather)
     mixed = Mixed(images[:3], targets[:3], torch.ones(3, 2), perm[:3])
-    method.make_room(6, images.shape[1:])
+    method.allocate(6, images.shape[1:])
     method.keep(6, mixed, logits[:3])
     assert torch.equal(method.kept_images, images)
     assert torch.equal(method.kept_targets, targets)

@@ -24,9 +24,9 @@ from adautomix.methods.saliencygrafting import (
     calibrated_lam,
     draw_saliencygrafting,
     feature_saliency,
+    informative_tap,
+    is_informative,
     salient_cells,
-    telling_tap,
-    tells,
 )
 from adautomix.models import build_model
 
@@ -100,12 +100,12 @@ def test_a_stage_that_is_normalized_says_nothing() -> None:
     """A layer norm forgets how long features are, and then no place is salient."""
     convnext = build_model("convnext_tiny", CLASSES, stem="cifar", width=0.125, image_size=16)
     vit = build_model("vit_tiny_patch16_224", CLASSES, width=0.25, image_size=32)
-    assert [tells(convnext, tap) for tap in (1, 2, 3, 4)] == [False, False, False, True]
-    assert [tells(vit, tap) for tap in (6, 10, 11, 12)] == [True, True, False, False]
-    assert telling_tap(convnext, None) == 4
-    assert telling_tap(vit, None) == 6
+    assert [is_informative(convnext, tap) for tap in (1, 2, 3, 4)] == [False, False, False, True]
+    assert [is_informative(vit, tap) for tap in (6, 10, 11, 12)] == [True, True, False, False]
+    assert informative_tap(convnext, None) == 4
+    assert informative_tap(vit, None) == 6
     with pytest.raises(UsageError, match=r"saliencygrafting\.tap = 3: convnext_tiny normalizes"):
-        telling_tap(convnext, 3)
+        informative_tap(convnext, 3)
 
 
 def test_grafting_cell_by_cell() -> None:

@@ -13,7 +13,7 @@ from tiny import CLASSES
 from adautomix.methods.saliencymix import SaliencyMix, SaliencyMixParams
 from adautomix.mixing.boxes import boxes_around
 from adautomix.mixing.params import draw_partners
-from adautomix.mixing.saliency import peaks
+from adautomix.mixing.saliency import peak_positions
 
 
 def test_saliencymix_pixel_by_pixel() -> None:
@@ -58,7 +58,7 @@ def test_saliencymix_spectral_peak_is_where_the_square_is() -> None:
     method = make(SaliencyMix, detector="spectral_residual")
     mixed = method.mix(images, torch.eye(8)[:, :CLASSES], params)
     assert mixed.masks is not None
-    where = peaks(mixed.masks[:, 1])  # the first pixel of the box: its center less one
+    where = peak_positions(mixed.masks[:, 1])  # the first pixel of the box: its center less one
     distance = (where + 1 - (corners[params.perm[:, 1]] + 2)).abs().amax(dim=1)
     assert (distance <= 4).all()
 

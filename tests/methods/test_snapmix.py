@@ -15,7 +15,7 @@ from adautomix.methods.snapmix import (
     activation_maps,
     draw_snapmix,
     percent_maps,
-    resized_boxes,
+    resize_boxes,
 )
 from adautomix.mixing.params import draw_partners
 
@@ -76,10 +76,10 @@ def test_snapmix_of_a_uniform_map_counts_the_pixels(student: Any) -> None:
 def test_a_box_onto_itself_changes_nothing() -> None:
     images = torch.rand(2, 3, 9, 13, generator=rng())
     box = torch.tensor([[2, 7, 3, 11], [0, 9, 0, 13]])
-    same = resized_boxes(images, box, box)
+    same = resize_boxes(images, box, box)
     torch.testing.assert_close(same[0, :, 2:7, 3:11], images[0, :, 2:7, 3:11], atol=1e-5, rtol=0)
     torch.testing.assert_close(same[1], images[1], atol=1e-5, rtol=0)
-    half = resized_boxes(images.half(), box, box)
+    half = resize_boxes(images.half(), box, box)
     assert half.dtype == torch.float16
 
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from adautomix.methods.guidedmixup import spectral_saliency
 from adautomix.mixing.saliency import (
-    blurred,
     fine_grained,
+    gaussian_blur,
     gradient_saliency,
-    peaks,
-    resized,
-    shares,
+    normalize_sum,
+    peak_positions,
+    resize,
     spectral_residual,
     to_gray,
 )
@@ -35,13 +35,13 @@ def test_spectral_residual_shrinks_what_is_larger() -> None:
     images = torch.rand(2, 3, 40, 70, generator=rng())
     maps = spectral_residual(images, size=32)
     assert maps.shape == (2, 32, 32)
-    small = resized(to_gray(images), 32, 32)
+    small = resize(to_gray(images), 32, 32)
     torch.testing.assert_close(maps, spectral_residual(small[:, None].expand(-1, 3, -1, -1), 32))
 
 
 def test_spectral_residual_does_not_depend_on_the_scale() -> None:
     images = torch.rand(2, 3, 16, 16, generator=rng())
-    one, other = (shares(spectral_residual(images * scale, 64)) for scale in (1.0, 50.0))
+    one, other = (normalize_sum(spectral_residual(images * scale, 64)) for scale in (1.0, 50.0))
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
 
 
@@ -74,7 +74,7 @@ def opencvs_image() -> Tensor:
 def test_fine_grained_is_opencvs_up_to_its_roundings() -> None:
     maps = fine_grained(opencvs_image())
     torch.testing.assert_close(maps[0, 2::4, 2::4], torch.tensor(OPENCV), atol=0.025, rtol=0)
-    assert peaks(maps).tolist() == [[10, 30]]
+    assert peak_positions(maps).tolist() == [[10, 30]]
 
 
 def test_fine_grained_does_not_depend_on_scale_and_offset() -> None:
@@ -93,7 +93,7 @@ def test_maps_of_a_constant_image_are_finite() -> None:
 def test_peaks_are_rows_and_columns() -> None:
     maps = torch.zeros(3, 5, 9)
     maps[0, 4, 2] = maps[1, 0, 8] = maps[2, 3, 0] = 1
-    assert peaks(maps).tolist() == [[4, 2], [0, 8], [3, 0]]
+    assert peak_positions(maps).tolist() == [[4, 2], [0, 8], [3, 0]]
 
 
 def test_shares_sum_to_one_and_are_uniform_where_there_is_nothing() -> None:
@@ -101,7 +101,7 @@ def test_shares_sum_to_one_and_are_uniform_where_there_is_nothing() -> None:
     maps[1] = 0
     maps[2, 0, 0] = float("inf")
     maps[3, 1, 1] = float("nan")
-    found = shares(maps)
+    found = normalize_sum(maps)
     torch.testing.assert_close(found.sum(dim=(1, 2)), torch.ones(4))
     torch.testing.assert_close(found[0], maps[0] / maps[0].sum())
     assert torch.equal(found[1:], torch.full((3, 3, 5), 1 / 15))
@@ -111,7 +111,7 @@ def test_blur_is_a_mirrored_gaussian() -> None:
     maps = torch.rand(2, 9, 11, generator=rng())
     weights = np.exp(-0.5 * (np.arange(-3, 4) / 3.0) ** 2)
     kernel = np.outer(weights, weights) / weights.sum() ** 2
-    for before, after in zip(maps, blurred(maps, 7, 3.0), strict=True):
+    for before, after in zip(maps, gaussian_blur(maps, 7, 3.0), strict=True):
         padded = np.pad(before.numpy(), 3, mode="reflect")
         for y in range(9):
             for x in range(11):

@@ -63,45 +63,68 @@ from adautomix.models import Classifier, frozen_statistics, keeps_statistics
 class AdAutoMixSettings(MethodSettings):
     """Settings of AdAutoMix; the defaults are those of the CIFAR-100 ResNet recipes."""
 
-    n: int = Field(3, ge=2, le=16, description="N, images a mix")
-    random_n: bool = Field(False, description="draw N from {2..n} at every step")
-    beta_parameter: float = Field(1.0, gt=0, description="a of u ~ Beta(a, a); λ_n = u_n / Σu")
-    per_sample: bool = Field(False, description="one λ a mix instead of one a batch")
+    n: int = Field(3, ge=2, le=16, description="N, number of images per mix")
+    random_n: bool = Field(False, description="draw N from {2, …, n} at every step")
+    beta_parameter: float = Field(
+        1.0, gt=0, description="a in u ~ Beta(a, a), where λ_n = u_n / Σu"
+    )
+    per_sample: bool = Field(False, description="draw one λ per mix instead of one per batch")
     alpha: float = Field(
-        0.5, ge=0, le=1, description="α, weight of the Mixup term; 1 - α the clean"
+        0.5, ge=0, le=1, description="α, weight of the Mixup term; the clean term has weight 1 - α"
     )
-    beta: float = Field(0.3, ge=0, le=1, description="β, weight of the teacher against the cosine")
+    beta: float = Field(
+        0.3, ge=0, le=1, description="β, weight of the teacher's loss against the cosine"
+    )
     lam_margin: float = Field(
-        0.03, ge=0, lt=0.5, description="plain Mixup where λ_1 is this close to 0 or 1"
+        0.03, ge=0, lt=0.5, description="use plain Mixup where λ_1 is this close to 0 or 1"
     )
-    lam_embedding: bool = Field(False, description="show λ to the generator")
-    upsampling: Upsampling = Field("bilinear", description="of the masks: bilinear or nearest")
+    lam_embedding: bool = Field(False, description="feed λ to the generator")
+    upsampling: Upsampling = Field(
+        "bilinear", description="upsampling of the masks: bilinear or nearest"
+    )
     tap: int | None = Field(
-        None, ge=1, description="stage that feeds the generator; none: third of four, middle block"
+        None,
+        ge=1,
+        description="stage that feeds the generator; none: the third of four, or the middle block",
     )
     variant: Literal["alternating", "paper"] = Field(
-        "alternating", description="what the generator minimizes: released code or paper"
+        "alternating",
+        description="objective of the generator: that of the released code or of the paper",
     )
-    adversary: bool = Field(True, description="off: the generator only helps, as in AutoMix")
-    mixed_term: bool = Field(True, description="classifier: loss of the generated mixes")
-    clean_term: bool = Field(True, description="classifier: loss of the clean images")
-    mixup_term: bool = Field(True, description="classifier: loss of the plain Mixup images")
-    teacher_term: bool = Field(True, description="generator: loss of the teacher on the mix")
-    student_term: bool = Field(True, description="generator: loss of the student (paper variant)")
-    cosine_term: bool = Field(True, description="generator: cosine to the sources")
-    generator_every: int = Field(1, ge=1, description="train the generator at every k-th step")
-    generator_lr: float | None = Field(None, gt=0, description="none: that of the student")
-    generator_min_lr: float | None = Field(None, ge=0, description="none: that of the student")
+    adversary: bool = Field(
+        True, description="train the generator adversarially; off: it only cooperates, as AutoMix"
+    )
+    mixed_term: bool = Field(True, description="classifier: include the loss of generated mixes")
+    clean_term: bool = Field(True, description="classifier: include the loss of clean images")
+    mixup_term: bool = Field(True, description="classifier: include the loss of plain Mixup images")
+    teacher_term: bool = Field(True, description="generator: include the teacher's loss")
+    student_term: bool = Field(
+        True, description="generator: include the student's loss (paper variant)"
+    )
+    cosine_term: bool = Field(True, description="generator: include the cosine to the sources")
+    generator_every: int = Field(1, ge=1, description="train the generator once in this many steps")
+    generator_lr: float | None = Field(
+        None, gt=0, description="learning rate of the generator; none: the student's"
+    )
+    generator_min_lr: float | None = Field(
+        None, ge=0, description="last learning rate of the generator; none: the student's"
+    )
 
     @property
     def step_cycle(self) -> int:
-        """Both turns of the generator, adversarial and cooperative."""
+        """Steps from one adversarial generator step to the next."""
         return 2 * self.generator_every
 
 
 @dataclass(frozen=True)
 class AdAutoMixParams(TwoMixParams):
-    """`adversarial` says whose turn it is, `judged` whether the generator learns at this step."""
+    """Parameters of AdAutoMix.
+
+    Attributes:
+        adversarial: whether the generator plays against the classifier at this step instead of
+            cooperating (variant `alternating`).
+        trains_generator: whether the generator is trained at this step.
+    """
 
     adversarial: bool
     trains_generator: bool = True
@@ -111,10 +134,10 @@ def cosine_to_sources(logits: Tensor, source_logits: Tensor, perm: Tensor, lam: 
     """Mean over the batch of `Σ_n λ_n cosine(logits of the mix, logits of source n)`.
 
     Args:
-        logits: of the mixes, `[B, K]`.
-        source_logits: of the clean batch, `[B, K]`.
-        perm: `[B, N]`.
-        lam: `[B, N]`.
+        logits: logits of the mixes, `[M, K]`.
+        source_logits: logits of the clean batch, `[B, K]`.
+        perm: rows of the sources, int64 `[M, N]`.
+        lam: weights of the sources, `[M, N]`.
     """
     cosine = F.cosine_similarity(logits.float()[:, None], source_logits.float()[perm], dim=-1)
     return (lam * cosine).sum(dim=1).mean()
@@ -151,27 +174,30 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
 
     @property
     def min_batch(self) -> int:
-        """N images must be there to be mixed."""
+        """A mix takes N different images."""
         return self.settings.n
 
     @property
     def eval_head(self) -> str:
-        """The clean head, unless an ablation never trains it."""
+        """The clean head, unless an ablation leaves it untrained."""
         trained = self.settings.clean_term and self.settings.alpha < 1
         return "clean" if trained else "mixed"
 
     def learning_rates(self, lr: float, min_lr: float) -> tuple[float, float]:
-        """The generator's own learning rates where they are set."""
+        """Return the generator's own learning rates where they are set."""
         s = self.settings
         return s.generator_lr or lr, min_lr if s.generator_min_lr is None else s.generator_min_lr
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> AdAutoMixParams:
-        """Two independent sets of sources and shares, and whose turn it is."""
+        """Draw two independent sets of mixes, and look up what the generator does at this step."""
         n = self._draw_n(generator)
-        classifier, trains_generator = (self._draw_mix(shape[0], n, generator) for _ in range(2))
-        turn, rest = divmod(step, self.settings.generator_every)
+        for_classifier, for_generator = (self._draw_mix(shape[0], n, generator) for _ in range(2))
+        turn, offset = divmod(step, self.settings.generator_every)
         return AdAutoMixParams(
-            *classifier, *trains_generator, adversarial=turn % 2 == 0, trains_generator=rest == 0
+            *for_classifier,
+            *for_generator,
+            adversarial=turn % 2 == 0,
+            trains_generator=offset == 0,
         )
 
     @torch.no_grad()
@@ -183,10 +209,10 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
         teacher: Classifier,
         params: AdAutoMixParams,
     ) -> FeatureDict:
-        """The teacher's feature map, and its logits where the generator is judged by them.
+        """Return the teacher's feature map `[B, C, h, w]`, and its logits if the loss needs them.
 
-        Without a cosine to take, the teacher's last stage is left out, unless its batch norm
-        keeps statistics of its own, which every clean batch is to move.
+        The stages above the tap are skipped at steps without a cosine term, unless the teacher
+        keeps its own batch norm statistics, which every clean batch must update.
         """
         if "cosine" in self.generator_weights(params) or keeps_statistics(teacher):
             clean = teacher.features(images, self.tap)
@@ -197,7 +223,10 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
     def mix(
         self, images: Tensor, targets: Tensor, params: AdAutoMixParams, **features: Tensor
     ) -> Mixed:
-        """The mixes that the student learns from: no gradient, plain Mixup near the edges of λ."""
+        """Return the mixes that the student is trained on; no gradient reaches the generator.
+
+        Mixes with λ near 0 or 1 are plain Mixup.
+        """
         perm, lam = params.classifier
         with torch.no_grad():
             masks = self.generator(features["features"], perm, lam, images.shape[2:])
@@ -207,7 +236,7 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
     def generator_mix(
         self, images: Tensor, targets: Tensor, params: AdAutoMixParams, features: Tensor
     ) -> Mixed:
-        """The mixes that the generator is judged by; differentiable in the generator."""
+        """Return the mixes that the generator is trained on, differentiable in its weights."""
         perm, lam = params.generator
         masks = self.generator(features, perm, lam, images.shape[2:])
         return mix_by_masks(images, targets, perm, lam, masks)
@@ -215,29 +244,40 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
     def compute_loss(
         self, sources: MixInputs, student: Classifier, teacher: Classifier, params: AdAutoMixParams
     ) -> dict[str, Tensor]:
-        """The classifier's loss and the generator's; their gradients do not meet."""
-        classifier_loss, parts = self.classifier_loss(sources, student, params)
-        generator_loss, trains_generator = self.generator_loss(sources, student, teacher, params)
-        return {"loss": classifier_loss + generator_loss, **parts, **trains_generator}
+        """Compute the sum of both losses, which have no parameters with gradients in common.
+
+        One backward pass of the sum therefore trains each player on its own objective.
+        """
+        # Minimized by the student; the masks are constants.
+        classifier_loss, classifier_parts = self.classifier_loss(sources, student, params)
+        # Minimized by the generator; student and teacher are held fixed.
+        generator_loss, generator_parts = self.generator_loss(sources, student, teacher, params)
+        return {"loss": classifier_loss + generator_loss, **classifier_parts, **generator_parts}
 
     def classifier_loss(
         self, sources: MixInputs, student: Classifier, params: AdAutoMixParams
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_C, what the student minimizes, and its parts."""
+        """Compute L_C, the loss of the student.
+
+        Returns:
+            The loss, and its parts and the mixture accuracy, detached.
+        """
         views = list(self.classifier_views(sources, params))
         loss = sources.images.new_zeros((), dtype=torch.float32)
         parts: dict[str, Tensor] = {}
+        # Up to three forward passes with gradient, one per view: clean, plain Mixup, mixed.
         outputs = view_logits(student, views)
         for view, logits in zip(views, outputs, strict=True):
             part = self.cross_entropy(logits, view.targets)
             loss = loss + view.weight * part
             parts[view.name] = part.detach()
+        # The last view is the generated mixes, unless an ablation leaves them out.
         if views:
             parts["mixture_accuracy"] = mixture_accuracy(outputs[-1], views[-1].targets)
         return loss, parts
 
     def classifier_views(self, sources: MixInputs, params: AdAutoMixParams) -> Iterator[View]:
-        """What the student is shown, in the order in which its batch norm sees it."""
+        """Yield the batches that the student is trained on, in the order its batch norm sees."""
         s, images, targets = self.settings, sources.images, sources.targets
         if s.clean_term and s.alpha < 1:
             yield View("clean", 1 - s.alpha, "clean", images[sources.own], targets[sources.own])
@@ -251,28 +291,37 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
     def generator_loss(
         self, sources: MixInputs, student: Classifier, teacher: Classifier, params: AdAutoMixParams
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the generator minimizes, and its parts: the networks are held fixed."""
+        """Compute the loss of the generator, a weighted sum of up to three terms.
+
+        Returns:
+            The loss, and its terms, detached; 0 and no terms at steps that do not train it.
+        """
         weights = self.generator_weights(params)
         loss = sources.images.new_zeros((), dtype=torch.float32)
         if not weights:
             return loss, {}
         features = sources.features
         parts: dict[str, Tensor] = {}
+        # A second set of mixes, this time with gradient through the masks.
         mixed = self.generator_mix(sources.images, sources.targets, params, features["features"])
+        # The gradient passes through the teacher, whose weights require none, into the masks.
         if weights.keys() & {"teacher", "cosine"}:
             logits = teacher(mixed.images, head="mixed")
             parts["teacher"] = self.cross_entropy(logits, mixed.targets)
+        # The sources' logits are rows of the clean pass: constants, and no further forward pass.
         if "cosine" in weights:
             parts["cosine"] = cosine_to_sources(logits, features["logits"], mixed.perm, mixed.lam)
+        # The student is held fixed too, so this term trains the generator and not the student.
         if "student" in weights:
             logits = fixed_forward(student, mixed.images, head="mixed")
             parts["student"] = self.cross_entropy(logits, mixed.targets)
+        # Negative weights are the adversarial terms.
         for name, weight in weights.items():
             loss = loss + weight * parts[name]
         return loss, {f"generator_{name}": part.detach() for name, part in parts.items()}
 
     def generator_weights(self, params: AdAutoMixParams) -> dict[str, float]:
-        """Weight of each part in what the generator minimizes at this step, if it learns at all."""
+        """Return the weight of each term of the generator's loss at this step; empty if none."""
         if not params.trains_generator:
             return {}
         return generator_weights(self.settings, adversarial=params.adversarial)
@@ -290,11 +339,12 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
 
 
 def generator_weights(settings: AdAutoMixSettings, *, adversarial: bool) -> dict[str, float]:
-    """Weight of each part in what the generator minimizes; parts that do not count are left out.
+    """Return the weight of each term that the generator minimizes; terms of weight 0 are left out.
 
     Args:
-        settings: variant, β, adversary and the switches of the terms.
-        adversarial: whether this is the adversary's step; `paper` has no other.
+        settings: variant, β, and which terms are switched on.
+        adversarial: whether this is an adversarial step; ignored by the `paper` variant, whose
+            steps are all alike.
     """
     beta = settings.beta
     if not settings.adversary:
@@ -314,7 +364,7 @@ def generator_weights(settings: AdAutoMixSettings, *, adversarial: bool) -> dict
 
 
 def fixed_forward(model: Classifier, images: Tensor, head: str) -> Tensor:
-    """Logits through a network held fixed: no gradient to its weights, no buffer moves."""
+    """Compute logits `[B, K]` with a gradient for the images only; no buffer changes."""
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     with frozen_statistics(model):
         logits: Tensor = torch.func.functional_call(model, weights, (images,), {"head": head})

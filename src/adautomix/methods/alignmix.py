@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from adautomix.methods.base import MethodSettings, MixInputs
 from adautomix.methods.base_feature import FeatureMixing
-from adautomix.methods.facts import LabelRule, Paper, Requirement
+from adautomix.methods.facts import Paper
 from adautomix.mixing.params import PairParams, Shape, draw_lam, draw_partners
 from adautomix.models import Classifier
 
@@ -59,30 +59,32 @@ class AlignMixSettings(MethodSettings):
     """Settings of AlignMix."""
 
     alpha: float = Field(2.0, gt=0, description="λ ~ Beta(alpha, alpha)")
-    per_sample: bool = Field(False, description="one λ a mix instead of one a batch")
-    features: float = Field(0.5, ge=0, le=1, description="share of steps that mix feature maps")
+    per_sample: bool = Field(False, description="draw one λ per mix instead of one per batch")
+    features: float = Field(
+        0.5, ge=0, le=1, description="fraction of steps that mix feature maps; the rest mix images"
+    )
     epsilon: float = Field(0.1, gt=0, description="ε, weight of the plan's entropy")
-    iterations: int = Field(100, ge=1, description="of Sinkhorn's algorithm")
+    iterations: int = Field(100, ge=1, description="number of Sinkhorn iterations")
 
 
 @torch.no_grad()
 def transport_plan(first: Tensor, second: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Sinkhorn's entropic plan between the positions of two maps, times their number.
+    """Compute the entropic transport plan between the positions of two maps, times r.
 
     Args:
-        first: `[M, r, C]`.
+        first: r positions with C channels, `[M, r, C]`.
         second: `[M, r, C]`.
         epsilon: weight of the entropy; distances are squared and not scaled.
-        iterations: of rows, then columns.
+        iterations: number of Sinkhorn iterations, each of which normalizes rows, then columns.
 
     Returns:
-        Float32 `[M, r, r]`; columns sum to 1, rows about.
+        Float32 `[M, r, r]`; columns sum to 1 exactly, rows approximately.
     """
     with torch.autocast(first.device.type, enabled=False):
-        gaps = torch.cdist(
+        distances = torch.cdist(
             first.float(), second.float(), compute_mode="donot_use_mm_for_euclid_dist"
         )
-        plan = gaps.square() / -epsilon
+        plan = distances.square() / -epsilon
         for _ in range(iterations):
             plan = plan.log_softmax(dim=2).log_softmax(dim=1)
         return plan.exp()
@@ -91,14 +93,17 @@ def transport_plan(first: Tensor, second: Tensor, epsilon: float, iterations: in
 def mix_aligned(
     first: Tensor, second: Tensor, lam: Tensor, plan: Tensor, *, move_first: bool
 ) -> Tensor:
-    """`λ first + (1 - λ) second`, one of them moved to the positions of the other.
+    """Compute `λ first + (1 - λ) second`, with one map moved to the positions of the other.
 
     Args:
         first: `[M, r, C]`.
         second: `[M, r, C]`.
         lam: `[M, 2]`.
-        plan: rows are positions of the first, columns of the second, `[M, r, r]`.
-        move_first: which one is moved.
+        plan: rows are positions of the first map, columns of the second, `[M, r, r]`.
+        move_first: move the first map instead of the second.
+
+    Returns:
+        `[M, r, C]`.
     """
     plan = plan.to(first.dtype)
     if move_first:
@@ -121,8 +126,6 @@ class AlignMix(FeatureMixing[AlignMixSettings, AlignMixParams]):
         year=2022,
         arxiv="2103.15375",
     )
-    requires = frozenset({Requirement.STAGE_OUTPUTS})
-    label_rule = LabelRule.HIDDEN
     label_note = "feature maps are mixed, not pixels"
     Settings = AlignMixSettings
 
@@ -132,7 +135,7 @@ class AlignMix(FeatureMixing[AlignMixSettings, AlignMixParams]):
         self.channels, _, _ = self.network_with(model, "tap_shape").tap_shape(self.depth)
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> AlignMixParams:
-        """A partner for each image, the shares of both, and the coins."""
+        """Draw a partner for each image, λ, what is mixed, and which map is moved."""
         s = self.settings
         perm = draw_partners(shape[0], generator)
         lam = draw_lam(shape[0], s.alpha, generator, per_sample=s.per_sample)
@@ -142,26 +145,30 @@ class AlignMix(FeatureMixing[AlignMixSettings, AlignMixParams]):
     def compute_loss(
         self, sources: MixInputs, student: Classifier, teacher: Any, params: AlignMixParams
     ) -> dict[str, Tensor]:
-        """Mix the images or after the last stage, predict, soft cross-entropy."""
+        """Mix the images or the output of the last stage, and take the soft cross-entropy."""
         if not params.features:
             return super().compute_loss(sources, student, teacher, params)
 
         def mix(maps: Tensor, perm: Tensor) -> Tensor:
             return self.mix_maps(maps, perm, params)
 
-        return self.mixed_after(self.depth, mix, sources, student, params)
+        return self.loss_mixed_after(self.depth, mix, sources, student, params)
 
     def mix_maps(self, maps: Tensor, perm: Tensor, params: AlignMixParams) -> Tensor:
-        """Aligned mixes `perm` `[M, 2]` of what a stage gives, in the layout that it gives.
+        """Mix aligned outputs of a stage, in the layout of the stage.
 
-        Channels are the second dimension of a convolutional network's maps, the last of a
-        transformer's.
+        Args:
+            maps: output of the stage; channels are the second dimension in a convolutional network
+                and the last in a transformer.
+            perm: rows to mix, int64 `[M, 2]`.
+            params: parameters of M mixes.
         """
         axis = 1 if maps.shape[1] == self.channels else -1
         pairs = (maps.movedim(axis, -1).index_select(0, rows) for rows in perm.unbind(dim=1))
         layout = maps.movedim(axis, -1).shape[1:]
         first, second = (pair.flatten(1, -2) for pair in pairs)
         s = self.settings
+        # The plan is a constant; the gradient flows through both maps.
         plan = transport_plan(first.detach(), second.detach(), s.epsilon, s.iterations)
         mixed = mix_aligned(first, second, params.lam, plan, move_first=params.move_first)
         return mixed.view(-1, *layout).movedim(-1, axis)

@@ -38,13 +38,18 @@ from adautomix.methods.facts import Paper, Requirement
 from adautomix.mixing.boxes import paste
 from adautomix.mixing.ops import Mixed, cells_to_pixels
 from adautomix.mixing.params import MixParams, Shape, draw_beta, draw_partners
-from adautomix.mixing.saliency import last_stage, looking, resized
+from adautomix.mixing.saliency import last_stage, probing, resize
 from adautomix.models import Classifier, build_model
 
 
 @dataclass(frozen=True)
 class AttentiveCutMixParams(MixParams):
-    """`perm` `[B, 2]` and `count` `[B]`, the number of cells that are pasted."""
+    """Parameters of Attentive CutMix.
+
+    Attributes:
+        perm: rows of the image and its partner, int64 `[B, 2]`.
+        count: number of pasted cells, int64 `[B]`.
+    """
 
     perm: Tensor
     count: Tensor
@@ -53,22 +58,26 @@ class AttentiveCutMixParams(MixParams):
 class AttentiveCutMixSettings(MethodSettings):
     """Settings of Attentive CutMix."""
 
-    grid: int = Field(7, ge=2, description="g, cells a side")
-    patches: int = Field(6, ge=1, description="k, cells that are pasted")
+    grid: int = Field(7, ge=2, description="g, cells per side")
+    patches: int = Field(6, ge=1, description="k, number of pasted cells")
     alpha: float | None = Field(
-        None, gt=0, description="k = ⌊g²·λ⌋ with λ ~ Beta(alpha, alpha); none: always patches"
+        None,
+        gt=0,
+        description="draw k = ⌊g²·λ⌋ with λ ~ Beta(alpha, alpha); none: k is always `patches`",
     )
     network: str | None = Field(
-        None, description="a pretrained timm network that attends; none: the teacher"
+        None, description="pretrained timm network that gives the attention; none: the teacher"
     )
-    network_size: int = Field(224, ge=8, description="pixels a side of what that network sees")
-    tap: int | None = Field(None, ge=1, description="stage that attends; none: the last")
+    network_size: int = Field(224, ge=8, description="input size of that network, pixels per side")
+    tap: int | None = Field(
+        None, ge=1, description="stage whose feature map gives the attention; none: the last"
+    )
 
 
 def draw_attentivecutmix(
     batch: int, cells: int, patches: int, alpha: float | None, generator: torch.Generator
 ) -> AttentiveCutMixParams:
-    """A partner for each image and how many of its cells are pasted."""
+    """Draw a partner for each image and the number of pasted cells."""
     perm = draw_partners(batch, generator)
     count = torch.tensor(patches)
     if alpha is not None:
@@ -76,8 +85,8 @@ def draw_attentivecutmix(
     return AttentiveCutMixParams(perm, count.clamp(1, cells).repeat(batch))
 
 
-def largest(attention: Tensor, count: Tensor) -> Tensor:
-    """True at the `count[b]` largest cells of `attention[b]`, exactly: `[B, g, g]`."""
+def largest_cells(attention: Tensor, count: Tensor) -> Tensor:
+    """Mark exactly the `count[b]` largest cells of `attention[b]`, bool `[B, g, g]`."""
     order = attention.flatten(1).argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(dim=1)
     return (rank < count[:, None]).view_as(attention)
@@ -87,7 +96,7 @@ class AttentiveCutMix(Method[AttentiveCutMixSettings, AttentiveCutMixParams]):
     """Attentive CutMix (Walawalkar et al., ICASSP 2020)."""
 
     name = "attentivecutmix"
-    summary = "the cells of one image that a network looks at most, pasted into another"
+    summary = "the cells of one image that a network attends to most, pasted into another"
     paper = Paper(
         authors="Walawalkar, Shen, Liu, Savvides",
         title="Attentive CutMix: An Enhanced Data Augmentation Approach for Deep Learning "
@@ -101,25 +110,25 @@ class AttentiveCutMix(Method[AttentiveCutMixSettings, AttentiveCutMixParams]):
     Settings = AttentiveCutMixSettings
 
     def build(self, model: nn.Module | None) -> None:
-        """Load the pretrained network, if there is one, and find the stage that attends.
+        """Load the pretrained network, if there is one, and find the stage that gives attention.
 
         Raises:
-            UsageError: more cells are to be pasted than the grid has, or the network has no stages.
+            UsageError: more cells are pasted than the grid has, or the network has no stages.
         """
         s = self.settings
         if s.patches > s.grid**2:
             raise UsageError(
                 f"attentivecutmix.patches = {s.patches}: a grid of {s.grid} has {s.grid**2} cells"
             )
-        # Kept in a list so that the frozen network is neither a submodule nor saved.
+        # In a list, so that the frozen network is neither a submodule nor saved.
         self._network: list[Classifier] = []
         if s.network is not None:
-            self._network.append(frozen(s.network, s.network_size))
+            self._network.append(frozen_network(s.network, s.network_size))
         attending = self._network[0] if self._network else model
         self.tap = s.tap or last_stage(attending, self.name)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """The network moves with the method from device to device."""
+        """Move the frozen network together with the method from device to device."""
         for network in self._network:
             network._apply(fn, recurse)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -128,7 +137,7 @@ class AttentiveCutMix(Method[AttentiveCutMixSettings, AttentiveCutMixParams]):
     def make_params(
         self, shape: Shape, generator: torch.Generator, step: int
     ) -> AttentiveCutMixParams:
-        """A partner for each image and how many of its cells are pasted."""
+        """Draw a partner for each image and the number of pasted cells."""
         s = self.settings
         return draw_attentivecutmix(shape[0], s.grid**2, s.patches, s.alpha, generator)
 
@@ -136,30 +145,34 @@ class AttentiveCutMix(Method[AttentiveCutMixSettings, AttentiveCutMixParams]):
     def extract_features(
         self, images: Tensor, targets: Tensor, student: Any, teacher: Classifier, params: Any
     ) -> FeatureDict:
-        """How much each cell is attended to, `[B, g, g]`."""
+        """Return the attention of each cell, float32 `[B, g, g]`."""
         network = self._network[0] if self._network else teacher
         if self._network:
             size = self.settings.network_size
             images = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
-        with looking(network):
+        with probing(network):
             features = network.feature_map(images, self.tap)
         grid = self.settings.grid
-        return {"attention": resized(features.float().mean(dim=1), grid, grid)}
+        return {"attention": resize(features.float().mean(dim=1), grid, grid)}
 
     def mix(
         self, images: Tensor, targets: Tensor, params: AttentiveCutMixParams, **features: Tensor
     ) -> Mixed:
-        """The partner in the cells that it is attended to most, the image elsewhere."""
-        cells = largest(features["attention"][params.perm[:, 1]], params.count)
+        """Return the partner in its most attended cells and the image elsewhere."""
+        cells = largest_cells(features["attention"][params.perm[:, 1]], params.count)
         return paste(images, targets, params.perm, ~cells_to_pixels(cells, *images.shape[2:]))
 
 
-def frozen(network: str, size: int) -> Classifier:
-    """A pretrained network in evaluation mode whose weights nothing changes.
+def frozen_network(name: str, size: int) -> Classifier:
+    """Build a pretrained network in evaluation mode without trainable weights.
+
+    Args:
+        name: name of a timm network.
+        size: input size, pixels per side.
 
     Raises:
-        UsageError: timm has none of that name.
-        RunError: its weights could not be had.
+        UsageError: timm has no network of that name.
+        RunError: its weights could not be loaded.
     """
-    built = build_model(network, 1, pretrained=True, image_size=size, generator_seed=0)
-    return built.requires_grad_(False).eval()
+    network = build_model(name, 1, pretrained=True, image_size=size, generator_seed=0)
+    return network.requires_grad_(False).eval()

@@ -43,22 +43,22 @@ from torch import Tensor, nn
 from adautomix.methods.base_learned import MixBlockMethod, MixBlockSettings
 from adautomix.methods.facts import Paper
 from adautomix.mixing.generator import Upsampling
-from adautomix.mixing.mix_block import MixBlock, initialized, picked
+from adautomix.mixing.mix_block import MixBlock, init_conv, select_maps
 
 
 class AutoMixSettings(MixBlockSettings):
     """Settings of AutoMix."""
 
-    lam_embedding: bool = Field(False, description="show λ to the block")
+    lam_embedding: bool = Field(False, description="feed λ to the block")
 
 
 class AutoMixBlock(MixBlock):
-    """One convolution for query and key, one for the value.
+    """A mix block with one convolution for query and key, and one for the value.
 
     Args:
-        channels: C of the feature map.
-        lam_embedding: append a plane of λ to the first map and one of 1 - λ to the second.
-        upsampling: of the masks.
+        channels: number of channels C of the feature map.
+        lam_embedding: append a constant plane of λ to the first map and one of 1 - λ to the second.
+        upsampling: how h×w maps become H×W masks.
     """
 
     def __init__(
@@ -67,24 +67,25 @@ class AutoMixBlock(MixBlock):
         super().__init__(upsampling)
         self.lam_embedding = lam_embedding
         inputs = channels + lam_embedding
-        self.query = initialized(nn.Conv2d(inputs, max(1, channels // 2), kernel_size=1))
-        self.value = initialized(nn.Conv2d(inputs, 1, kernel_size=1))
+        self.query = init_conv(nn.Conv2d(inputs, max(1, channels // 2), kernel_size=1))
+        self.value = init_conv(nn.Conv2d(inputs, 1, kernel_size=1))
 
     def project(self, features: Tensor, perm: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value; see `MixBlock`."""
+        """Compute query, key and value; see `MixBlock.project`."""
         queries, values = (self._convolve(conv, features) for conv in (self.query, self.value))
-        (first, second), (share, rest) = perm.unbind(dim=1), lam.unbind(dim=1)
+        (first, second), (lam_first, lam_second) = perm.unbind(dim=1), lam.unbind(dim=1)
         return (
-            picked(queries, first) + self._plane(self.query, share),
-            picked(queries, second) + self._plane(self.query, rest),
-            picked(values, second) + self._plane(self.value, rest),
+            select_maps(queries, first) + self._lam_plane(self.query, lam_first),
+            select_maps(queries, second) + self._lam_plane(self.query, lam_second),
+            select_maps(values, second) + self._lam_plane(self.value, lam_second),
         )
 
     def _convolve(self, conv: nn.Conv2d, features: Tensor) -> Tensor:
+        """Apply a convolution without the weights of the λ plane."""
         return F.conv2d(features, conv.weight[:, : features.shape[1]], conv.bias)
 
-    def _plane(self, conv: nn.Conv2d, lam: Tensor) -> Tensor | float:
-        """What the plane of λ `[M]` adds at every position, `[M, C', 1]`."""
+    def _lam_plane(self, conv: nn.Conv2d, lam: Tensor) -> Tensor | float:
+        """What a constant plane of λ `[M]` adds at every position, `[M, C', 1]`."""
         return lam[:, None, None] * conv.weight[:, -1, :, 0] if self.lam_embedding else 0.0
 
 
@@ -92,7 +93,7 @@ class AutoMix(MixBlockMethod[AutoMixSettings]):
     """AutoMix (Liu et al., ECCV 2022)."""
 
     name = "automix"
-    summary = "masks learned by a block that helps the teacher to see both images"
+    summary = "masks learned by a block that helps the teacher to recognize both images"
     paper = Paper(
         authors="Liu, Li, Wu, Liu, Chen, Wu, Li",
         title="AutoMix: Unveiling the Power of Mixup for Stronger Classifiers",
@@ -103,6 +104,6 @@ class AutoMix(MixBlockMethod[AutoMixSettings]):
     Settings = AutoMixSettings
 
     def make_block(self, channels: int) -> AutoMixBlock:
-        """Attention between the two maps, of one convolution for query and key."""
+        """Create the block that the settings describe."""
         s = self.settings
         return AutoMixBlock(channels, lam_embedding=s.lam_embedding, upsampling=s.upsampling)

@@ -75,6 +75,7 @@ class Method(nn.Module, ABC, Generic[S, P]):
         model: the student; only methods that look inside the network need it.
 
     Attributes:
+        names: names of all methods that are defined so far.
         name: name on the command line and in tables.
         summary: one line about what the method does.
         paper: where it was published; None for the baseline.
@@ -89,6 +90,7 @@ class Method(nn.Module, ABC, Generic[S, P]):
         uses_teacher: whether the loss depends on the teacher; follows from `requires`.
     """
 
+    names: ClassVar[set[str]] = set()
     name: ClassVar[str]
     summary: ClassVar[str]
     paper: ClassVar[Paper | None]
@@ -104,6 +106,8 @@ class Method(nn.Module, ABC, Generic[S, P]):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.uses_teacher = Requirement.TEACHER in cls.requires
+        if "name" in vars(cls):
+            Method.names.add(cls.name)
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""What methods share that change what a stage of the network hands on.
+"""Base class of methods that mix hidden states: the output of a stage of the network.
 
-A batch may be split, over processes or parts: a part then takes the hidden states of its partners
-from a pass of its own, and the stages up to the mixed one run twice.
+If a batch is split, over processes or gradient accumulation steps, each part computes the hidden
+states of its partners in a pass of its own, so the stages below the mix run twice.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,30 +20,30 @@ from adautomix.models import Classifier
 
 
 class ReplacedOutput(nn.Module):
-    """A module whose output goes through a function."""
+    """A module whose output is passed through a function."""
 
-    def __init__(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, module: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.module, self.change = module, change
+        self.module, self.function = module, function
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The changed output."""
-        return self.change(self.module(*args, **kwargs))
+        """Return the function of the module's output."""
+        return self.function(self.module(*args, **kwargs))
 
 
 @contextmanager
 def replaced_output(
-    network: nn.Module, path: str, change: Callable[[Tensor], Tensor]
+    network: nn.Module, path: str, function: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """Within it the module at `path` hands on its output through `change`.
+    """Context in which the output of the module at `path` is passed through `function`.
 
-    The module is replaced and put back. A forward hook would do the same, but compiled code
-    neither takes hooks in nor notices when they change.
+    The module is replaced and put back. A forward hook would do the same, but `torch.compile`
+    neither compiles hooks in nor notices when they change.
     """
     parent, _, name = path.rpartition(".")
     owner = network.get_submodule(parent)
     module = owner.get_submodule(name)
-    setattr(owner, name, ReplacedOutput(module, change))
+    setattr(owner, name, ReplacedOutput(module, function))
     try:
         yield
     finally:
@@ -51,14 +51,20 @@ def replaced_output(
 
 
 def with_partners(images: Tensor, perm: Tensor) -> tuple[Tensor, Tensor]:
-    """The images that mixes `perm` `[M, N]` are made of, and `perm` counted in their rows.
+    """Select the images that some mixes need and renumber `perm` accordingly.
 
-    All images where there are as many mixes, and else every mix's sources, one after the other.
+    Args:
+        images: `[B, C, H, W]`.
+        perm: rows to mix, int64 `[M, N]`.
+
+    Returns:
+        All images and `perm` if M = B; otherwise the `N·M` sources, all first ones first, and
+        their rows, int64 `[M, N]`.
     """
     if len(images) == len(perm):
         return images, perm
-    places = torch.arange(perm.numel(), device=perm.device).view(perm.shape[1], -1)
-    return images.index_select(0, perm.T.flatten()), places.T
+    rows = torch.arange(perm.numel(), device=perm.device).view(perm.shape[1], -1)
+    return images.index_select(0, perm.T.flatten()), rows.T
 
 
 Q = TypeVar("Q", bound=PairParams, default=Any)
@@ -79,10 +85,10 @@ class FeatureMixing(Method[S, Q]):
         self.depth = len(self.network_with(model, "stages").stages)
 
     def mix(self, images: Tensor, targets: Tensor, params: Q, **features: Tensor) -> Mixed:
-        """λ x + (1 - λ) x[π] of the images, whatever is mixed: that alone can be seen."""
+        """Return `λ x + (1 - λ) x[π]` of the images, because mixed hidden states are no images."""
         return mix_by_lam(images, targets, params.perm, params.lam)
 
-    def mixed_after(
+    def loss_mixed_after(
         self,
         stage: int,
         mix: Callable[[Tensor, Tensor], Tensor],
@@ -90,16 +96,17 @@ class FeatureMixing(Method[S, Q]):
         student: Classifier,
         params: Q,
     ) -> dict[str, Tensor]:
-        """Mix what a stage hands on, predict, soft cross-entropy.
+        """Mix the output of a stage, predict, and take the soft cross-entropy.
 
         Args:
-            stage: counts from 1.
-            mix: of the stage's output and of which rows of it, `[M, 2]`.
+            stage: number of the stage, from 1.
+            mix: called with the output of the stage and the rows to mix, int64 `[M, 2]`.
             sources: clean images and labels.
-            student: the trained network.
-            params: of M mixes.
+            student: the network in training.
+            params: parameters of M mixes.
         """
         images, perm = with_partners(sources.images, params.perm)
+        # The gradient flows through the hidden states of both sources.
         with replaced_output(student, student.stages[stage - 1], lambda hidden: mix(hidden, perm)):
             logits = student(images)
         return self.loss_from_logits(

@@ -1,12 +1,7 @@
-"""The mix block of AutoMix and SAMix, and the training that both share.
+"""Shared code of methods that learn their masks, and the training of AutoMix and SAMix.
 
-A block turns the teacher's feature maps of two images, `z_a` and `z_b` `[C, h, w]`, into a mask of
-the second: its value at a position of a is a sigmoid of what attention from there gathers in b.
-
-    P = softmax_rows(qᵀ k / √d)   [hw, hw]   a row is a position of a, a column one of b
-    m = σ(up(P v))                [H, W]     v is read from b;  M_a = 1 - m,  M_b = m
-
-How q, k and v come from the maps, and where λ enters, is what the two methods differ in.
+AutoMix and SAMix train a mix block (see `adautomix.mixing.mix_block`) so that the teacher
+recognizes both images of a mix. They differ in how the block computes its query, key and value.
 """
 
 from abc import abstractmethod
@@ -25,24 +20,32 @@ from adautomix.metrics import mixture_accuracy
 from adautomix.mixing.generator import Upsampling
 from adautomix.mixing.mix_block import MixBlock, mask_loss, scale_to_lam
 from adautomix.mixing.ops import Mixed, mix_by_masks
-from adautomix.mixing.params import (
-    MixParams,
-    Shape,
-    draw_lam,
-    draw_partners,
-)
+from adautomix.mixing.params import MixParams, Shape, draw_lam, draw_partners
 from adautomix.models import Classifier, has_batch_norm, keeps_statistics
 
 
 class Combination(NamedTuple):
-    """Sources and shares of one set of mixes, both `[B, N]`."""
+    """Sources of one set of mixes and their weights.
+
+    Attributes:
+        perm: rows of the batch, int64 `[B, N]`.
+        lam: weights, float32 `[B, N]`; rows sum to 1.
+    """
 
     perm: Tensor
     lam: Tensor
 
 
 class View(NamedTuple):
-    """One batch that the student is shown: its weight in the loss, its head, its labels."""
+    """A batch that the student is trained on in one step.
+
+    Attributes:
+        name: name of its part of the loss.
+        weight: weight of its cross-entropy in the loss.
+        head: the head that classifies it.
+        images: `[M, C, H, W]`.
+        targets: soft labels, `[M, K]`.
+    """
 
     name: str
     weight: float
@@ -53,7 +56,14 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class TwoMixParams(MixParams):
-    """Sources and shares, `[B, N]`, of the classifier's mixes and of the generator's."""
+    """Sources and weights of two sets of mixes, one for the classifier and one for the generator.
+
+    Attributes:
+        classifier_perm: int64 `[B, N]`.
+        classifier_lam: float32 `[B, N]`.
+        generator_perm: int64 `[B, N]`.
+        generator_lam: float32 `[B, N]`.
+    """
 
     classifier_perm: Tensor
     classifier_lam: Tensor
@@ -62,26 +72,33 @@ class TwoMixParams(MixParams):
 
     @property
     def classifier(self) -> Combination:
-        """The mixes that the classifier learns from."""
+        """The mixes that the classifier is trained on."""
         return Combination(self.classifier_perm, self.classifier_lam)
 
     @property
     def generator(self) -> Combination:
-        """The mixes that the generator is judged by."""
+        """The mixes that the generator is trained on."""
         return Combination(self.generator_perm, self.generator_lam)
 
 
 def use_lam_near_edge(masks: Tensor, lam: Tensor, margin: float) -> Tensor:
-    """Constant masks λ where λ_1 is within `margin` of 0 or 1: the label is then nearly hard."""
+    """Replace masks by the constant λ where λ_1 is within `margin` of 0 or 1.
+
+    Args:
+        masks: `[M, N, H, W]`.
+        lam: `[M, N]`.
+        margin: 0 to 0.5.
+    """
     first = lam[:, :1, None, None]
     near_edge = (first <= margin) | (first > 1 - margin)
     return torch.where(near_edge, lam[:, :, None, None], masks)
 
 
 def view_logits(student: Classifier, views: Sequence[View]) -> list[Tensor]:
-    """Logits of each view, from one forward of all where no batch norm would mix their statistics.
+    """Compute the logits `[M, K]` of each view.
 
-    Without batch norm every image goes through the network alone, so the numbers are the same.
+    Without batch norm an image's logits do not depend on the others in the batch, so all views go
+    through the network in one forward pass. With batch norm each view gets its own statistics.
     """
     if has_batch_norm(student):
         return [student(view.images, head=view.head) for view in views]
@@ -91,28 +108,41 @@ def view_logits(student: Classifier, views: Sequence[View]) -> list[Tensor]:
 
 
 class MixBlockSettings(MethodSettings):
-    """What AutoMix and SAMix both can be told."""
+    """Settings that AutoMix and SAMix have in common."""
 
     alpha: float = Field(2.0, gt=0, description="λ ~ Beta(alpha, alpha)")
-    per_sample: bool = Field(False, description="one λ a mix instead of one a batch")
+    per_sample: bool = Field(False, description="draw one λ per mix instead of one per batch")
     lam_margin: float = Field(
-        0.08, ge=0, lt=0.5, description="plain Mixup where λ is this close to 0 or 1"
+        0.08, ge=0, lt=0.5, description="use plain Mixup where λ is this close to 0 or 1"
     )
     mask_adjust: float = Field(
-        0.0, ge=0, le=1, description="how often the student's masks are scaled to have the mean λ"
+        0.0,
+        ge=0,
+        le=1,
+        description="probability that the student's masks are scaled to the mean λ",
     )
-    mask_weight: float = Field(0.1, ge=0, description="weight of the masks' own loss")
+    mask_weight: float = Field(0.1, ge=0, description="weight of the mask loss")
     mask_margin: float = Field(
-        0.1, ge=0, le=1, description="how far their mean may be from λ before it costs anything"
+        0.1, ge=0, le=1, description="difference between mask mean and λ that costs nothing"
     )
-    variance_weight: float = Field(0.0, ge=0, description="reward of their variance in that loss")
-    upsampling: Upsampling = Field("nearest", description="of the masks: bilinear or nearest")
+    variance_weight: float = Field(
+        0.0, ge=0, description="weight of the mask variance, which the mask loss rewards"
+    )
+    upsampling: Upsampling = Field(
+        "nearest", description="upsampling of the masks: bilinear or nearest"
+    )
     tap: int | None = Field(
-        None, ge=1, description="stage that feeds the block; none: third of four, middle block"
+        None,
+        ge=1,
+        description="stage that feeds the block; none: the third of four, or the middle block",
     )
-    generator_every: int = Field(1, ge=1, description="train the block at every k-th step")
-    generator_lr: float | None = Field(None, gt=0, description="none: that of the student")
-    generator_min_lr: float | None = Field(None, ge=0, description="none: that of the student")
+    generator_every: int = Field(1, ge=1, description="train the block once in this many steps")
+    generator_lr: float | None = Field(
+        None, gt=0, description="learning rate of the block; none: the student's"
+    )
+    generator_min_lr: float | None = Field(
+        None, ge=0, description="last learning rate of the block; none: the student's"
+    )
 
     @property
     def step_cycle(self) -> int:
@@ -122,10 +152,11 @@ class MixBlockSettings(MethodSettings):
 
 @dataclass(frozen=True)
 class MixBlockParams(TwoMixParams):
-    """The generator is the block.
+    """Parameters of AutoMix and SAMix, whose generator is the mix block.
 
-    `adjusted` `[B]` says whether the student's mask is scaled to λ, `judged` whether the block
-    learns at this step.
+    Attributes:
+        adjusted: whether the student's mask is scaled to λ, bool `[B]`.
+        trains_generator: whether the block is trained at this step.
     """
 
     adjusted: Tensor
@@ -136,10 +167,10 @@ B = TypeVar("B", bound=MixBlockSettings, default=Any)
 
 
 class MixBlockMethod(Method[B, MixBlockParams]):
-    """A block that learns to mix so that the teacher recognizes both images.
+    """A method that trains a mix block so that the teacher recognizes both images.
 
-    The student minimizes `CE(clean(x), y) + CE(mixed(x_mix), y_mix)` on masks that are constants
-    to it, the block `CE(teacher(x'_mix), y'_mix) + mask_weight · mask_loss` through its own.
+    The student minimizes `CE(clean(x), y) + CE(mixed(x_mix), y_mix)` with constant masks. The block
+    minimizes `CE(teacher(x'_mix), y'_mix) + mask_weight · mask_loss` through its own masks.
     """
 
     requires = frozenset({Requirement.STAGE_FEATURES, Requirement.TEACHER})
@@ -158,20 +189,23 @@ class MixBlockMethod(Method[B, MixBlockParams]):
 
     @abstractmethod
     def make_block(self, channels: int) -> MixBlock:
-        """A new block for feature maps of so many channels."""
+        """Create a block for feature maps with that many channels."""
 
     def learning_rates(self, lr: float, min_lr: float) -> tuple[float, float]:
-        """The block's own learning rates where they are set."""
+        """Return the block's own learning rates where they are set."""
         s = self.settings
         return s.generator_lr or lr, min_lr if s.generator_min_lr is None else s.generator_min_lr
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> MixBlockParams:
-        """Two independent sets of partners and shares, and whether masks are scaled to λ."""
+        """Draw two independent sets of mixes, and whether masks are scaled to λ."""
         s, batch = self.settings, shape[0]
-        classifier, trains_generator = (self._draw_mix(batch, generator) for _ in range(2))
+        for_classifier, for_generator = (self._draw_mix(batch, generator) for _ in range(2))
         adjusted = (torch.rand(1, generator=generator) < s.mask_adjust).repeat(batch)
         return MixBlockParams(
-            *classifier, *trains_generator, adjusted, trains_generator=step % s.generator_every == 0
+            *for_classifier,
+            *for_generator,
+            adjusted,
+            trains_generator=step % s.generator_every == 0,
         )
 
     @torch.no_grad()
@@ -183,10 +217,10 @@ class MixBlockMethod(Method[B, MixBlockParams]):
         teacher: Classifier,
         params: MixBlockParams,
     ) -> FeatureDict:
-        """The teacher's feature map.
+        """Return the teacher's feature map of the tapped stage, `[B, C, h, w]`.
 
-        What lies behind the tap is left out, unless the teacher's batch norm keeps statistics of
-        its own, which every clean batch is to move.
+        The stages above the tap are skipped, unless the teacher keeps its own batch norm
+        statistics, which every clean batch must update.
         """
         if keeps_statistics(teacher):
             feature_map = teacher.features(images, self.tap).tap
@@ -197,7 +231,10 @@ class MixBlockMethod(Method[B, MixBlockParams]):
     def mix(
         self, images: Tensor, targets: Tensor, params: MixBlockParams, **features: Tensor
     ) -> Mixed:
-        """The mixes that the student learns from: no gradient, plain Mixup near the edges of λ."""
+        """Return the mixes that the student is trained on; no gradient reaches the block.
+
+        Mixes with λ near 0 or 1 are plain Mixup.
+        """
         perm, lam = params.classifier
         with torch.no_grad():
             masks = self.generator(features["features"], perm, lam, images.shape[2:])
@@ -210,48 +247,59 @@ class MixBlockMethod(Method[B, MixBlockParams]):
     def compute_loss(
         self, sources: MixInputs, student: Classifier, teacher: Classifier, params: MixBlockParams
     ) -> dict[str, Tensor]:
-        """The student's loss and the block's; their gradients do not meet."""
-        student_loss, parts = self.student_loss(sources, student, params)
-        block_loss, trains_generator = self.block_loss(sources, teacher, params)
-        return {"loss": student_loss + block_loss, **parts, **trains_generator}
+        """Compute the sum of the student's and the block's loss, which share no parameters."""
+        student_loss, student_parts = self.student_loss(sources, student, params)
+        block_loss, block_parts = self.block_loss(sources, teacher, params)
+        return {"loss": student_loss + block_loss, **student_parts, **block_parts}
 
     def student_loss(
         self, sources: MixInputs, student: Classifier, params: MixBlockParams
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of the clean images and of the mixes, each at its head."""
+        """Cross-entropy of the clean images and of the mixes, each with its own head.
+
+        Returns:
+            The loss, and its parts, detached.
+        """
         images, targets, own = sources.images, sources.targets, sources.own
+        # The masks are constants here, so this loss trains the student alone.
         mixed = self.mix(images, targets, params, **sources.features)
         views = [
             View("clean", 1.0, "clean", images[own], targets[own]),
             View("mixed", 1.0, "mixed", mixed.images, mixed.targets),
         ]
-        outputs = view_logits(student, views)
-        clean, mix = (
-            self.cross_entropy(logits, view.targets)
-            for view, logits in zip(views, outputs, strict=True)
+        logits = view_logits(student, views)
+        clean_loss, mixed_loss = (
+            self.cross_entropy(view_logit, view.targets)
+            for view_logit, view in zip(logits, views, strict=True)
         )
-        captured = mixture_accuracy(outputs[1], mixed.targets)
-        return clean + mix, {
-            "clean": clean.detach(),
-            "mixed": mix.detach(),
-            "mixture_accuracy": captured,
+        return clean_loss + mixed_loss, {
+            "clean": clean_loss.detach(),
+            "mixed": mixed_loss.detach(),
+            "mixture_accuracy": mixture_accuracy(logits[1], mixed.targets),
         }
 
     def block_loss(
         self, sources: MixInputs, teacher: Classifier, params: MixBlockParams
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the teacher makes of the block's mixes, and the loss of the masks themselves."""
+        """Cross-entropy of the teacher on the block's mixes, plus the loss of the masks.
+
+        Returns:
+            The loss, and its parts, detached; 0 and no parts at steps that do not train the block.
+        """
         if not params.trains_generator:
             return sources.images.new_zeros((), dtype=torch.float32), {}
+        s = self.settings
+        # A second set of mixes, this time with gradient through the masks.
         perm, lam = params.generator
         masks = self.generator(sources.features["features"], perm, lam, sources.images.shape[2:])
         mixed = mix_by_masks(sources.images, sources.targets, perm, lam, masks)
-        judgement = self.cross_entropy(teacher(mixed.images, head="mixed"), mixed.targets)
-        s = self.settings
+        # The gradient passes through the teacher, whose weights require none, into the masks.
+        teacher_loss = self.cross_entropy(teacher(mixed.images, head="mixed"), mixed.targets)
+        # The mean of the masks is taken over the whole batch, however it is split.
         split = len(masks) < len(sources.images)
         mask = mask_loss(masks, lam, s.mask_margin, s.variance_weight, split=split)
-        parts = {"generator_teacher": judgement.detach(), "generator_mask": mask.detach()}
-        return judgement + s.mask_weight * mask, parts
+        parts = {"generator_teacher": teacher_loss.detach(), "generator_mask": mask.detach()}
+        return teacher_loss + s.mask_weight * mask, parts
 
     def _draw_mix(self, batch: int, generator: torch.Generator) -> Combination:
         s = self.settings

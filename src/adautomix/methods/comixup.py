@@ -54,27 +54,26 @@ from adautomix.methods.facts import Paper, Requirement
 from adautomix.methods.puzzlemix import cell_sums, mix_blocks
 from adautomix.metrics import mixture_accuracy
 from adautomix.mixing.ops import Mixed, cells_to_pixels, weighted_sum
-from adautomix.mixing.params import MixParams, Shape
-from adautomix.mixing.saliency import gradient_saliency, peaks
+from adautomix.mixing.params import LOG_SPACE_BELOW, MixParams, Shape, draw_log_gamma
+from adautomix.mixing.saliency import gradient_saliency, peak_positions
 from adautomix.mixing.solvers import Chessboard, anneal_labels, chessboard
 
-ANNEALING = 6  # temperatures
-NEVER = 1e3  # cost of a label that cannot be had
+ANNEALING = 6  # number of temperatures
+FORBIDDEN = 1e3  # cost of a label that must not be used
 HALF_BONUS = 5e-4
 HALF_DISTANCE = 0.25
-PAIRS = ((0, 1), (0, 2), (1, 2))  # of the images that a mix shows most
+PAIRS = ((0, 1), (0, 2), (1, 2))  # among the three images that a mix shows most
 
 
 @dataclass(frozen=True)
 class CoMixupParams(MixParams):
-    """The parts that the batch falls into, m images each; mix `first + b` is row b.
+    """The parts that the batch is divided into, m images each.
 
     Attributes:
-        perm: rows of the batch in the part of each mix, `[B, m]`; repeated where it has fewer.
-        prior: their α, `[B, m]`; 0 for repetitions.
-        start: the labels that the solver starts with, of all mixes of the part, uint8
-            `[B, m, n²]`.
-        first: row of the whole batch that the first row of these tensors is.
+        perm: rows of the batch in the part of each mix, int64 `[B, m]`; repeated if it has fewer.
+        prior: their α, float32 `[B, m]`; 0 for repetitions.
+        start: initial labels of the solver for all mixes of the part, uint8 `[B, m, n²]`.
+        first: row of the whole batch that row 0 of these tensors belongs to.
     """
 
     perm: Tensor
@@ -82,36 +81,44 @@ class CoMixupParams(MixParams):
     start: Tensor
     first: int = 0
 
-    def rows(self, some: slice) -> Self:
-        """The draw of some of the mixes, which knows which ones they are."""
-        begin, _, _ = some.indices(len(self.perm))
-        return replace(super().rows(some), first=self.first + begin)
+    def rows(self, index: slice) -> Self:
+        """Return the parameters of some of the mixes, with `first` updated."""
+        begin, _, _ = index.indices(len(self.perm))
+        return replace(super().rows(index), first=self.first + begin)
 
 
 class CoMixupSettings(MethodSettings):
     """Settings of Co-Mixup; the defaults are those of CIFAR-100."""
 
-    alpha: float = Field(2.0, gt=0, description="α ~ Dirichlet(alpha), how much of each image")
-    part: int = Field(20, ge=1, le=255, description="m, images that are mixed with each other")
-    blocks: int = Field(4, ge=1, le=16, description="n, blocks a side")
+    alpha: float = Field(
+        2.0, gt=0, description="α ~ Dirichlet(alpha), prior amount of each image in a mix"
+    )
+    part: int = Field(20, ge=1, le=255, description="m, number of images mixed with each other")
+    blocks: int = Field(4, ge=1, le=16, description="n, blocks per side")
     beta: float = Field(0.32, ge=0, description="β, smoothness of the labels")
-    gamma: float = Field(1.0, ge=0, description="γ, penalty of images that others show")
-    threshold: float = Field(0.83, ge=0, description="τ, images' worth of it that is free")
-    eta: float = Field(0.05, ge=0, description="η, how much α says about the labels")
-    omega: float = Field(0.001, ge=0, le=1, description="ω, share of distances in the penalty")
-    window: int = Field(8, ge=1, description="pixels a side of the most salient window")
-    resolve: bool = Field(True, description="tell mixes of the same images apart")
-    sweeps: int = Field(4, ge=1, description="over the mixes of a part")
-    clean_weight: float = Field(1.0, ge=0, description="w, weight of the unmixed images' loss")
+    gamma: float = Field(
+        1.0, ge=0, description="γ, penalty on images that other mixes already show"
+    )
+    threshold: float = Field(
+        0.83, ge=0, description="τ, overlap with other mixes that is free, in images"
+    )
+    eta: float = Field(0.05, ge=0, description="η, weight of the prior α")
+    omega: float = Field(
+        0.001, ge=0, le=1, description="ω, weight of saliency distances in the penalty"
+    )
+    window: int = Field(8, ge=1, description="pixels per side of the most salient window")
+    resolve: bool = Field(True, description="separate mixes that show the same images")
+    sweeps: int = Field(4, ge=1, description="solver sweeps over the mixes of a part")
+    clean_weight: float = Field(1.0, ge=0, description="w, weight of the clean images' loss")
 
 
 class Problem(NamedTuple):
-    """The joint labeling of P parts of m images and m mixes on N blocks.
+    """The joint labeling of P parts with m images and m mixes each, on N blocks.
 
     Attributes:
-        unary: cost of image k at each block, `[P, m, N]`.
-        likeness: how far what is shown of image k counts against image l, `[P, m, m]`.
-        present: which of the images, and of the mixes, there are, bool `[P, m]`.
+        unary: cost of showing image k in each block, `[P, m, N]`.
+        likeness: how much showing image k counts as showing image l, `[P, m, m]`.
+        present: which images, and mixes, are not repetitions, bool `[P, m]`.
     """
 
     unary: Tensor
@@ -120,12 +127,12 @@ class Problem(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """The labels that the mixes of a part may use: its images, and pairs of three of them.
+    """The L labels that the mixes of a part may use: its images, and pairs of three of them.
 
     Attributes:
-        shows: what a block of that label shows, `[P, m, L, m]`.
-        penalty: in addition, `[P, m, L]`.
-        distance: of labels, `[P, m, L, L]`.
+        shows: fraction of each image in a block with that label, `[P, m, L, m]`.
+        penalty: additional cost of a label, `[P, m, L]`.
+        distance: distance between labels, `[P, m, L, L]`.
     """
 
     shows: Tensor
@@ -136,60 +143,80 @@ class Labels(NamedTuple):
 def draw_comixup(
     batch: int, part: int, blocks: int, alpha: float, generator: torch.Generator
 ) -> CoMixupParams:
-    """Random parts of the batch, a Dirichlet draw and random labels for each."""
+    """Draw a random division of the batch, and a Dirichlet prior and initial labels per part."""
     size = min(part, batch)
     parts = math.ceil(batch / size)
-    places = torch.arange(parts * size)
-    present = places < batch
-    # Repetitions fill the last part: their own images once more.
-    places = torch.where(present, places, places - places % size)
-    members = torch.randperm(batch, generator=generator)[places].view(parts, size)
-    concentration = torch.full((parts, size), alpha, dtype=torch.float64)
-    gamma = torch._standard_gamma(concentration, generator=generator)
+    rows = torch.arange(parts * size)
+    present = rows < batch
+    # The last part is filled up with repetitions of its own images.
+    rows = torch.where(present, rows, rows - rows % size)
+    members = torch.randperm(batch, generator=generator)[rows].view(parts, size)
     present = present.view(parts, size)
-    gamma = gamma * present
-    prior = (gamma / gamma.sum(dim=1, keepdim=True)).float()
-    prior = prior.clamp_min(torch.finfo(prior.dtype).tiny) * present
+    prior = draw_dirichlet(present, alpha, generator)
     images = present.sum(dim=1)[:, None, None]
     start = (torch.rand(parts, size, blocks**2, generator=generator) * images).to(torch.uint8)
-    of_mix = torch.arange(batch) // size
-    return CoMixupParams(members[of_mix], prior[of_mix], start[of_mix])
+    part_of_mix = torch.arange(batch) // size
+    return CoMixupParams(members[part_of_mix], prior[part_of_mix], start[part_of_mix])
+
+
+def draw_dirichlet(present: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
+    """Draw from Dirichlet(alpha) over the present entries of each row; others are 0.
+
+    Args:
+        present: bool `[P, m]`; each row has a present entry.
+        alpha: above 0.
+        generator: a CPU generator.
+
+    Returns:
+        Float32 `[P, m]`; present entries are positive and sum to 1.
+    """
+    if alpha < LOG_SPACE_BELOW:
+        log_gamma = draw_log_gamma(present.shape, alpha, generator)
+        prior = log_gamma.masked_fill(~present, -torch.inf).softmax(dim=1).float()
+    else:
+        concentration = torch.full(present.shape, alpha, dtype=torch.float64)
+        gamma = torch._standard_gamma(concentration, generator=generator) * present
+        prior = (gamma / gamma.sum(dim=1, keepdim=True)).float()
+    return prior.clamp_min(torch.finfo(prior.dtype).tiny) * present
 
 
 def window_distances(peak: Tensor) -> Tensor:
-    """L1 distances between the peaks `[P, m, 2]` of the images of a part, `[P, m, m]`."""
+    """L1 distances between the peaks `[P, m, 2]` of the images of a part, float32 `[P, m, m]`."""
     return (peak[:, :, None] - peak[:, None]).abs().sum(dim=3).float()
 
 
 def compatibility(peak: Tensor, present: Tensor, omega: float) -> Tensor:
-    """`(1 - ω) I + ω A`: by how much showing one image counts against another, `[P, m, m]`.
+    """Compute `(1 - ω) I + ω A`: how much showing one image counts as showing another.
 
     Args:
-        peak: place of the most salient window of each image, `[P, m, 2]`.
-        present: which images there are, bool `[P, m]`.
+        peak: position of the most salient window of each image, `[P, m, 2]`.
+        present: which images are not repetitions, bool `[P, m]`.
         omega: ω.
+
+    Returns:
+        `[P, m, m]`.
     """
     both = present[:, :, None] & present[:, None]
-    far = window_distances(peak) * both
+    distance = window_distances(peak) * both
     images = present.sum(dim=1)[:, None, None]
-    far = far * images / far.sum(dim=(1, 2), keepdim=True).clamp_min(1)
-    return (1 - omega) * torch.eye(peak.shape[1], device=peak.device) + omega * far
+    distance = distance * images / distance.sum(dim=(1, 2), keepdim=True).clamp_min(1)
+    return (1 - omega) * torch.eye(peak.shape[1], device=peak.device) + omega * distance
 
 
 def plain_labels(problem: Problem) -> Labels:
-    """One label an image, all equally far from each other."""
+    """Return one label per image, all at distance 1 from each other."""
     parts, images, _ = problem.unary.shape
     eye = torch.eye(images, device=problem.unary.device).expand(parts, images, -1, -1)
-    penalty = NEVER * (~problem.present[:, None]).float()
+    penalty = FORBIDDEN * (~problem.present[:, None]).float()
     return Labels(eye, penalty.expand(-1, images, -1), 1 - eye)
 
 
 def labels_with_halves(problem: Problem, counts: Tensor) -> Labels:
-    """One label an image, and one for each pair of the three that a mix shows most.
+    """Return one label per image, and one per pair among the three that a mix shows most.
 
     Args:
         problem: the parts.
-        counts: blocks that each mix shows of each image, `[P, m, m]`.
+        counts: number of blocks that each mix shows of each image, `[P, m, m]`.
     """
     plain = plain_labels(problem)
     images = counts.shape[2]
@@ -200,7 +227,7 @@ def labels_with_halves(problem: Problem, counts: Tensor) -> Labels:
     chosen = F.one_hot(which, images).float()
     halves = torch.stack([(chosen[:, :, a] + chosen[:, :, b]) / 2 for a, b in pairs], dim=2)
     missing = torch.stack([most[:, :, b] == 0 for _, b in pairs], dim=2)
-    penalty = torch.cat([plain.penalty, NEVER * missing - HALF_BONUS], dim=2)
+    penalty = torch.cat([plain.penalty, FORBIDDEN * missing - HALF_BONUS], dim=2)
     across = 1 - 2 * (1 - HALF_DISTANCE) * halves
     between = 1 - torch.eye(len(pairs), device=counts.device).expand(*counts.shape[:2], -1, -1)
     upper = torch.cat([plain.distance, across.mT], dim=3)
@@ -211,10 +238,13 @@ def labels_with_halves(problem: Problem, counts: Tensor) -> Labels:
 
 
 def twin_penalty(counts: Tensor) -> Tensor:
-    """1 for what a mix should do without, as another shows the same images, `[P, m, m]`.
+    """Mark the image that a mix should drop because another mix shows the same images.
 
     Args:
-        counts: blocks that each mix shows of each image, `[P, m, m]`.
+        counts: number of blocks that each mix shows of each image, `[P, m, m]`.
+
+    Returns:
+        1 at those images and 0 elsewhere, float32 `[P, m, m]`.
     """
     shown = counts > 0
     same = (shown[:, :, None] == shown[:, None]).all(dim=3) & (shown.sum(dim=2) > 1)[:, None]
@@ -224,15 +254,18 @@ def twin_penalty(counts: Tensor) -> Tensor:
     return ((order == 1) & later[:, :, None] | (order == 2) & earlier[:, :, None]).float()
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # 80 updates, unrolled: minutes
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # unrolls 80 updates, which takes minutes
 @torch.no_grad()
 def label_parts(problem: Problem, start: Tensor, settings: CoMixupSettings) -> Tensor:
-    """What each mix shows of each image in each block, `[P, m, N, m]`: sums to 1 over images.
+    """Solve the joint labeling approximately.
 
     Args:
         problem: the parts.
-        start: labels, `[P, m, N]`.
-        settings: coefficients and sweeps.
+        start: initial labels, `[P, m, N]`.
+        settings: coefficients and number of sweeps.
+
+    Returns:
+        Fraction of each image in each block of each mix, `[P, m, N, m]`; sums to 1 over images.
     """
     images, cells = problem.unary.shape[1:]
     shown = F.one_hot(start.long(), images).float() * problem.present[:, :, None, None]
@@ -255,7 +288,7 @@ def _sweep(
     grid: Chessboard,
     settings: CoMixupSettings,
 ) -> Tensor:
-    """Label the mixes of every part anew, one after the other."""
+    """Relabel the mixes of every part one after the other, given all other mixes."""
     cells = shown.shape[2]
     counts = shown.sum(dim=2)
     total = counts.sum(dim=1)
@@ -264,9 +297,9 @@ def _sweep(
     extra = (labels.shows @ twins[:, :, :, None]).squeeze(3)
     for mix in range(len(mixes)):
         others = total - counts[:, mix]
-        met = (others[:, None] @ problem.likeness).squeeze(1)
-        crowded = met * (met > settings.threshold * cells) * (2 * settings.gamma / cells)
-        cost = extra[:, mix] + (labels.shows[:, mix] @ crowded[:, :, None]).squeeze(2)
+        overlap = (others[:, None] @ problem.likeness).squeeze(1)
+        crowding = overlap * (overlap > settings.threshold * cells) * (2 * settings.gamma / cells)
+        cost = extra[:, mix] + (labels.shows[:, mix] @ crowding[:, :, None]).squeeze(2)
         chosen = anneal_labels(
             base[:, mix] + cost[:, :, None],
             labels.distance[:, mix],
@@ -274,19 +307,19 @@ def _sweep(
             settings.beta / cells,
             ANNEALING,
         )
-        mixes[mix] = _what_is_shown(labels.shows[:, mix], chosen, problem.present[:, mix])
+        mixes[mix] = _shown_fractions(labels.shows[:, mix], chosen, problem.present[:, mix])
         total = others + mixes[mix].sum(dim=1)
     return torch.stack(mixes, dim=1)
 
 
-def _what_is_shown(shows: Tensor, chosen: Tensor, present: Tensor) -> Tensor:
-    """Images in each block, `[P, N, m]`, of labels `[P, N]`; nothing where there is no mix."""
-    picked = shows.gather(1, chosen[:, :, None].expand(-1, -1, shows.shape[2]))
-    return picked * present[:, None, None]
+def _shown_fractions(shows: Tensor, chosen: Tensor, present: Tensor) -> Tensor:
+    """Fraction of each image in each block, `[P, N, m]`, for labels `[P, N]`; 0 for repetitions."""
+    selected = shows.gather(1, chosen[:, :, None].expand(-1, -1, shows.shape[2]))
+    return selected * present[:, None, None]
 
 
-def of_parts(rows: Tensor, params: CoMixupParams) -> Tensor:
-    """Of values that all mixes of a part share, one row for each part that these mixes touch."""
+def one_row_per_part(rows: Tensor, params: CoMixupParams) -> Tensor:
+    """Reduce values that all mixes of a part share to one row per part that these mixes touch."""
     size = params.perm.shape[1]
     return torch.cat([rows[:1], rows[size - params.first % size :: size]])
 
@@ -308,56 +341,68 @@ class CoMixup(Method[CoMixupSettings, CoMixupParams]):
     Settings = CoMixupSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> CoMixupParams:
-        """The parts of the batch, how much of each image to show, and where to start.
+        """Draw the parts of the batch, the prior of each image, and the initial labels.
 
         Raises:
-            UsageError: the images cannot be cut into that many blocks.
+            UsageError: the images cannot be divided into that many blocks.
         """
         batch, _, height, width = shape
         s = self.settings
         if height % s.blocks or width % s.blocks:
             raise UsageError(
                 f"comixup.blocks = {s.blocks}: {height} x {width} pixels cannot be cut into as many"
-                " blocks a side; use a divisor of both"
+                " blocks per side; use a divisor of both"
             )
         return draw_comixup(batch, s.part, s.blocks, s.alpha, generator)
 
     def extract_features(
         self, images: Tensor, targets: Tensor, student: Any, teacher: Any, params: CoMixupParams
     ) -> FeatureDict:
-        """The saliency of each block, and the place of the most salient window."""
+        """Return the saliency of each block, and the position of the most salient window."""
         saliency = gradient_saliency(student, images, targets)
         window = min(self.settings.window, *saliency.shape[1:])
         means = F.avg_pool2d(saliency[:, None], window, stride=1)[:, 0]
-        return {"saliency": cell_sums(saliency, self.settings.blocks), "peak": peaks(means)}
+        return {
+            "saliency": cell_sums(saliency, self.settings.blocks),
+            "peak": peak_positions(means),
+        }
 
     def mix(
         self, images: Tensor, targets: Tensor, params: CoMixupParams, **features: Tensor
     ) -> Mixed:
-        """Label all parts, put the blocks together; labels by the share of the blocks."""
-        shown = self.shown(params, **features)
+        """Label all parts and assemble the blocks; labels follow the fraction of blocks."""
+        shown = self.solve(params, **features)
         cells = shown.mT.unflatten(2, (self.settings.blocks, -1))
-        mixed = self.composed(images, targets, params, shown)
+        mixed = self.assemble(images, targets, params, shown)
         return replace(mixed, mask_source=cells_to_pixels(cells, *images.shape[2:]))
 
-    def shown(self, params: CoMixupParams, saliency: Tensor, peak: Tensor) -> Tensor:
-        """What each mix shows of each image of its part in each block, `[M, n², m]`."""
-        members, prior = of_parts(params.perm, params), of_parts(params.prior, params)
+    def solve(self, params: CoMixupParams, saliency: Tensor, peak: Tensor) -> Tensor:
+        """Return the fraction of each image of its part in each block of each mix.
+
+        Args:
+            params: parameters of M mixes.
+            saliency: saliency of each block, `[B, n, n]`.
+            peak: position of the most salient window, `[B, 2]`.
+
+        Returns:
+            `[M, n², m]`.
+        """
+        members, prior = (one_row_per_part(rows, params) for rows in (params.perm, params.prior))
         s, cells = self.settings, self.settings.blocks**2
         present = prior > 0
         with torch.autocast(saliency.device.type, enabled=False):
             unary = -saliency[members].flatten(2) - s.eta / cells * (prior + 1e-8).log()[:, :, None]
             likeness = compatibility(peak[members], present, s.omega)
-            start = of_parts(params.start, params)
+            start = one_row_per_part(params.start, params)
             parts = label_parts(Problem(unary, likeness, present), start, s)
         begin = params.first % params.perm.shape[1]
         mixes: Tensor = parts.flatten(0, 1)[begin : begin + len(params.perm)]
         return mixes
 
-    def composed(
+    def assemble(
         self, images: Tensor, targets: Tensor, params: CoMixupParams, shown: Tensor
     ) -> Mixed:
-        """The mixes, without a ledger of their pixels: that would be m maps for each."""
+        """Return the mixes, without masks, which would be m maps per mix."""
         cells, size = shown.shape[1:]
         # No block shows more than two images.
         weights, which = shown.topk(min(2, size), dim=2)
@@ -370,23 +415,24 @@ class CoMixup(Method[CoMixupSettings, CoMixupParams]):
     def compute_loss(
         self, sources: MixInputs, student: Any, teacher: Any, params: CoMixupParams
     ) -> dict[str, Tensor]:
-        """Cross-entropy of the mixes, and of the images themselves."""
+        """Compute the cross-entropy of the mixes, plus that of the clean images."""
         images, targets, weight = sources.images, sources.targets, self.settings.clean_weight
-        shown = self.shown(params, **sources.features)
-        mixed = self.composed(images, targets, params, shown)
+        # The solver has no gradient; mixes are constants.
+        shown = self.solve(params, **sources.features)
+        mixed = self.assemble(images, targets, params, shown)
         views = [View("mixed", 1.0, "clean", mixed.images, mixed.targets)]
         if weight:
             own = sources.own
             views = [View("clean", weight, "clean", images[own], targets[own]), *views]
+        # One forward pass with gradient per view.
         outputs = view_logits(student, views)
         losses = [
             self.cross_entropy(logits, view.targets)
             for logits, view in zip(outputs, views, strict=True)
         ]
-        loss = torch.stack([v.weight * part for v, part in zip(views, losses, strict=True)]).sum()
-        parts = {v.name: part.detach() for v, part in zip(views, losses, strict=True)}
+        weighted = [view.weight * loss for view, loss in zip(views, losses, strict=True)]
         return {
-            "loss": loss,
-            **parts,
+            "loss": torch.stack(weighted).sum(),
+            **{view.name: loss.detach() for view, loss in zip(views, losses, strict=True)},
             "mixture_accuracy": mixture_accuracy(outputs[-1], mixed.targets),
         }

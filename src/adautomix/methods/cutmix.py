@@ -19,16 +19,19 @@ from torch import Tensor
 
 from adautomix.methods.base import InputMixing, MethodSettings
 from adautomix.methods.facts import Paper
-from adautomix.mixing.boxes import draw_box, outside_box, paste
+from adautomix.mixing.boxes import draw_box, outside_mask, paste
 from adautomix.mixing.ops import Mixed
 from adautomix.mixing.params import MixParams, Shape, draw_beta, draw_partners
 
 
 @dataclass(frozen=True)
 class CutMixParams(MixParams):
-    """`perm` `[B, 2]` and `box` `[B, 4]`: top, bottom, left, right; the end is exclusive.
+    """Parameters of CutMix.
 
-    `shared` says that all boxes are the same, so that one mask serves the batch.
+    Attributes:
+        perm: rows of the image and its partner, int64 `[B, 2]`.
+        box: box (top, bottom, left, right; ends exclusive) that is pasted, int64 `[B, 4]`.
+        shared: whether all boxes are the same, so that one mask serves the batch.
     """
 
     perm: Tensor
@@ -40,7 +43,7 @@ class CutMixSettings(MethodSettings):
     """Settings of CutMix."""
 
     alpha: float = Field(1.0, gt=0, description="λ₀ ~ Beta(alpha, alpha)")
-    per_sample: bool = Field(False, description="one box a mix instead of one a batch")
+    per_sample: bool = Field(False, description="draw one box per mix instead of one per batch")
 
 
 def draw_cutmix(
@@ -52,7 +55,7 @@ def draw_cutmix(
     *,
     per_sample: bool = False,
 ) -> CutMixParams:
-    """A partner for each image and the box that it fills."""
+    """Draw a partner for each image and the box that is pasted."""
     perm = draw_partners(batch, generator)
     lam = draw_beta(batch if per_sample else 1, 1, alpha, generator)[:, 0]
     box = draw_box(lam, height, width, generator)
@@ -75,7 +78,7 @@ class CutMix(InputMixing[CutMixSettings, CutMixParams]):
     Settings = CutMixSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> CutMixParams:
-        """A partner for each image and the box that it fills."""
+        """Draw a partner for each image and the box that is pasted."""
         batch, _, height, width = shape
         s = self.settings
         return draw_cutmix(batch, height, width, s.alpha, generator, per_sample=s.per_sample)
@@ -83,6 +86,6 @@ class CutMix(InputMixing[CutMixSettings, CutMixParams]):
     def mix(
         self, images: Tensor, targets: Tensor, params: CutMixParams, **features: Tensor
     ) -> Mixed:
-        """The partner inside the box, the image outside."""
+        """Return the partner inside the box and the image outside."""
         boxes = params.box[:1] if params.shared else params.box
-        return paste(images, targets, params.perm, outside_box(boxes, *images.shape[2:]))
+        return paste(images, targets, params.perm, outside_mask(boxes, *images.shape[2:]))

@@ -18,14 +18,19 @@ from torch import Tensor
 
 from adautomix.methods.base import InputMixing, MethodSettings
 from adautomix.methods.facts import LabelRule, Paper
-from adautomix.mixing.boxes import box_around, box_mask
+from adautomix.mixing.boxes import box_mask, clipped_interval
 from adautomix.mixing.ops import Mixed
 from adautomix.mixing.params import MixParams, Shape
 
 
 @dataclass(frozen=True)
 class CutoutParams(MixParams):
-    """`perm` `[B, 1]`, each image itself, and `boxes` `[B, holes, 4]`: top, bottom, left, right."""
+    """Parameters of Cutout.
+
+    Attributes:
+        perm: row of each image, int64 `[B, 1]`.
+        boxes: holes (top, bottom, left, right; ends exclusive), int64 `[B, holes, 4]`.
+    """
 
     perm: Tensor
     boxes: Tensor
@@ -34,23 +39,23 @@ class CutoutParams(MixParams):
 class CutoutSettings(MethodSettings):
     """Settings of Cutout."""
 
-    size: int = Field(8, ge=0, description="pixels a side of a hole")
-    holes: int = Field(1, ge=1, description="holes an image")
+    size: int = Field(8, ge=0, description="pixels per side of a hole")
+    holes: int = Field(1, ge=1, description="holes per image")
 
 
 def draw_cutout(
     batch: int, height: int, width: int, size: int, holes: int, generator: torch.Generator
 ) -> CutoutParams:
-    """Holes around uniform pixels, each image its own."""
+    """Draw holes around uniform pixels, separately for each image."""
     side = torch.tensor(size)
     center_y = torch.randint(height, (batch, holes), generator=generator)
     center_x = torch.randint(width, (batch, holes), generator=generator)
-    edges = *box_around(center_y, side, height), *box_around(center_x, side, width)
+    edges = *clipped_interval(center_y, side, height), *clipped_interval(center_x, side, width)
     return CutoutParams(torch.arange(batch)[:, None], torch.stack(edges, dim=2))
 
 
 def hole_mask(boxes: Tensor, height: int, width: int) -> Tensor:
-    """True inside any of the boxes `[B, holes, 4]` of an image, `[B, H, W]`."""
+    """Masks that are true inside any of the boxes `[B, holes, 4]` of an image, `[B, H, W]`."""
     inside = box_mask(boxes.flatten(0, 1), height, width)
     hole: Tensor = inside.unflatten(0, boxes.shape[:2]).any(dim=1)
     return hole
@@ -60,7 +65,7 @@ class Cutout(InputMixing[CutoutSettings, CutoutParams]):
     """Cutout (DeVries & Taylor, 2017)."""
 
     name = "cutout"
-    summary = "a square hole in each image, the label stays"
+    summary = "a square hole in each image; the label stays"
     paper = Paper(
         authors="DeVries, Taylor",
         title="Improved Regularization of Convolutional Neural Networks with Cutout",
@@ -73,14 +78,14 @@ class Cutout(InputMixing[CutoutSettings, CutoutParams]):
     Settings = CutoutSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> CutoutParams:
-        """Where the holes are."""
+        """Draw where the holes are."""
         batch, _, height, width = shape
         return draw_cutout(batch, height, width, self.settings.size, self.settings.holes, generator)
 
     def mix(
         self, images: Tensor, targets: Tensor, params: CutoutParams, **features: Tensor
     ) -> Mixed:
-        """Each image with its holes."""
+        """Return each image with its holes set to 0."""
         rows = params.perm[:, 0]
         lam = torch.ones_like(params.perm, dtype=torch.float32)
         hole = hole_mask(params.boxes, images.shape[2], images.shape[3])

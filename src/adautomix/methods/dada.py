@@ -61,33 +61,46 @@ from adautomix.methods.base import Method, MethodSettings, MixInputs
 from adautomix.methods.facts import LabelRule, Paper, Requirement
 from adautomix.methods.meada import Bounds, PixelRange
 from adautomix.metrics import mixture_accuracy
-from adautomix.mixing.mix_block import mean_of_processes
+from adautomix.mixing.mix_block import mean_over_processes
 from adautomix.mixing.ops import Mixed
 from adautomix.mixing.params import MixParams, Shape, draw_permutations
 from adautomix.models import Classifier, frozen_statistics
 
-CLASS, SOURCE = "clean", "mixed"  # the heads of c and of s
-BASE = 4  # pixels a side that the generator starts from
+CLASS, SOURCE = "clean", "mixed"  # heads of the class logits c and of the source logits s
+BASE = 4  # pixels per side of the generator's first feature map
 
 
 class DADASettings(MethodSettings):
     """Settings of DADA."""
 
-    noise: int = Field(200, ge=1, description="Z, random numbers an image is made of")
-    feature_weight: float = Field(0.5, ge=0, description="weight of the matched mean features")
-    play_steps: int | None = Field(
-        None, ge=1, description="steps of the first stage, the game alone; none: both at every step"
+    noise: int = Field(200, ge=1, description="Z, dimension of the noise an image is made from")
+    feature_weight: float = Field(
+        0.5, ge=0, description="generator: weight of the feature matching loss"
     )
-    generator_lr: float | None = Field(None, gt=0, description="none: that of the student")
-    generator_min_lr: float | None = Field(None, ge=0, description="none: that of the student")
+    play_steps: int | None = Field(
+        None,
+        ge=1,
+        description="steps of the adversarial stage, before classification; none: both always",
+    )
+    generator_lr: float | None = Field(
+        None, gt=0, description="learning rate of the generator; none: the student's"
+    )
+    generator_min_lr: float | None = Field(
+        None, ge=0, description="last learning rate of the generator; none: the student's"
+    )
 
 
 @dataclass(frozen=True)
 class DADAParams(MixParams):
-    """What images are made of: whose label `[B, 1]`, and noise `[B, Z]`.
+    """What images are generated from, once for the classifier and once for the generator.
 
-    One set is for the classifier to learn from, one for the generator. `plays` and `classifies`
-    say which stages this step belongs to.
+    Attributes:
+        perm: row of the batch whose label an image gets, int64 `[B, 1]`.
+        noise: uniform on [0, 1), float32 `[B, Z]`.
+        generator_perm: as `perm`, for the generator's loss.
+        generator_noise: as `noise`, for the generator's loss.
+        plays: whether both players train on the source of the images at this step.
+        classifies: whether the classifier trains on classes at this step.
     """
 
     perm: Tensor
@@ -99,12 +112,12 @@ class DADAParams(MixParams):
 
 
 class ImageGenerator(nn.Module):
-    """Images of a class from noise; values from -1 to 1.
+    """Generate images of given classes from noise, with values from -1 to 1.
 
     Args:
-        num_classes: K.
-        noise: Z.
-        size: the most pixels a side that an image can have.
+        num_classes: number of classes, K.
+        noise: dimension of the noise, Z.
+        size: largest side of the images in pixels.
     """
 
     def __init__(self, num_classes: int, noise: int, size: int) -> None:
@@ -114,10 +127,13 @@ class ImageGenerator(nn.Module):
         self.size = BASE << doublings
         self.stem = nn.Linear(noise + num_classes, widths[0] * BASE**2, bias=False)
         self.layers = nn.ModuleList(
-            doubled(before + num_classes, after) for before, after in itertools.pairwise(widths)
+            upsampling_conv(before + num_classes, after)
+            for before, after in itertools.pairwise(widths)
         )
-        self.norms = nn.ModuleList(Norm(width) for width in (self.stem.out_features, *widths[1:]))
-        last = doubled(widths[-1] + num_classes, 3, bias=True)
+        self.norms = nn.ModuleList(
+            BiasBatchNorm(width) for width in (self.stem.out_features, *widths[1:])
+        )
+        last = upsampling_conv(widths[-1] + num_classes, 3, bias=True)
         for module in (self.stem, *self.layers, last):
             nn.init.normal_(module.weight, std=0.05)
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]
@@ -127,48 +143,55 @@ class ImageGenerator(nn.Module):
     def forward(
         self, noise: Tensor, targets: Tensor, size: Sequence[int], *, split: bool = False
     ) -> Tensor:
-        """Made images `[B, 3, H, W]`.
+        """Generate images.
 
         Args:
             noise: `[B, Z]`.
             targets: soft labels, `[B, K]`.
-            size: (H, W).
-            split: these are a part of the batch, and other processes have the others.
+            size: (H, W), at most `self.size` each.
+            split: this is one part of a batch that is split over processes.
+
+        Returns:
+            `[B, 3, H, W]`.
         """
         stem, *norms = self.norms
         flat = self.stem(torch.cat([noise, targets], dim=1))[:, :, None, None]
         maps = stem(flat, split=split).relu().reshape(len(noise), -1, BASE, BASE)
         for layer, norm in zip(self.layers, norms, strict=True):
-            maps = norm(layer(with_planes(maps, targets)), split=split).relu()
-        images: Tensor = self.last(with_planes(maps, targets)).tanh()
+            maps = norm(layer(with_class_planes(maps, targets)), split=split).relu()
+        images: Tensor = self.last(with_class_planes(maps, targets)).tanh()
         return images[:, :, : size[0], : size[1]]
 
 
-def doubled(channels: int, outputs: int, *, bias: bool = False) -> nn.ConvTranspose2d:
-    """A transposed convolution to maps of twice the side."""
+def upsampling_conv(channels: int, outputs: int, *, bias: bool = False) -> nn.ConvTranspose2d:
+    """Return a transposed convolution that doubles the side of a feature map."""
     return nn.ConvTranspose2d(
         channels, outputs, kernel_size=5, stride=2, padding=2, output_padding=1, bias=bias
     )
 
 
-class Norm(nn.Module):
-    """Batch norm with a bias and no gain, always with the statistics of the batch at hand."""
+class BiasBatchNorm(nn.Module):
+    """Batch norm with a bias but no gain, which always uses the statistics of the batch.
+
+    Args:
+        channels: number of channels.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, maps: Tensor, *, split: bool) -> Tensor:
-        """`[B, C, h, w]` in float32; with `split` the batch is that of all processes."""
+        """Normalize `[B, C, h, w]` in float32; with `split` over the batch of all processes."""
         over = (0, 2, 3)
         maps = maps.float()
-        centerd = maps - mean_of_processes(maps.mean(over), split=split)[:, None, None]
-        var = mean_of_processes(centerd.square().mean(over), split=split)
-        return centerd * (var + 1e-6).rsqrt()[:, None, None] + self.bias[:, None, None]
+        centered = maps - mean_over_processes(maps.mean(over), split=split)[:, None, None]
+        var = mean_over_processes(centered.square().mean(over), split=split)
+        return centered * (var + 1e-6).rsqrt()[:, None, None] + self.bias[:, None, None]
 
 
-def with_planes(maps: Tensor, targets: Tensor) -> Tensor:
-    """Maps `[B, C, h, w]` and a constant plane for each class: `[B, C + K, h, w]`."""
+def with_class_planes(maps: Tensor, targets: Tensor) -> Tensor:
+    """Append a constant plane per class to maps `[B, C, h, w]`: `[B, C + K, h, w]`."""
     planes = targets[:, :, None, None].expand(-1, -1, *maps.shape[2:])
     return torch.cat([maps, planes.to(maps.dtype)], dim=1)
 
@@ -177,7 +200,7 @@ class DADA(Method[DADASettings, DADAParams]):
     """DADA (Zhang et al., ICASSP 2019)."""
 
     name = "dada"
-    summary = "images made by a class-conditional generator that plays against the classifier"
+    summary = "images from a class-conditional generator that plays against the classifier"
     paper = Paper(
         authors="Zhang, Wang, Liu, Ling",
         title="DADA: Deep Adversarial Data Augmentation for Extremely Low Data Regime "
@@ -194,7 +217,7 @@ class DADA(Method[DADASettings, DADAParams]):
     Settings = DADASettings
 
     def build(self, model: nn.Module | None) -> None:
-        """Create the image generator for images of the size that the network is built for."""
+        """Create the generator for images of the size that the network is built for."""
         spec = getattr(self.network_with(model, "features"), "spec", None)
         size = spec.image_size if spec else 32
         self.generator = ImageGenerator(self.num_classes, self.settings.noise, size)
@@ -202,21 +225,25 @@ class DADA(Method[DADASettings, DADAParams]):
 
     @property
     def min_batch(self) -> int:
-        """The generator's first layer is normalized over the batch alone."""
+        """Two, because the generator's first layer is normalized over the batch alone."""
         return 2
 
     def learning_rates(self, lr: float, min_lr: float) -> tuple[float, float]:
-        """The generator's own learning rates where they are set."""
+        """Return the generator's own learning rates where they are set."""
         s = self.settings
         return s.generator_lr or lr, min_lr if s.generator_min_lr is None else s.generator_min_lr
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> DADAParams:
-        """Noise and whose labels, for both players, and the stage of the training."""
+        """Draw noise and labels for both players, and look up the stage of the training.
+
+        Raises:
+            UsageError: the images are larger than the generator can make.
+        """
         batch, s = shape[0], self.settings
         if max(shape[2:]) > self.generator.size:
             raise UsageError(
-                f"dada makes images of up to {self.generator.size} pixels a side and the batch has "
-                f"{max(shape[2:])}: pass a model of that image_size"
+                f"dada makes images of up to {self.generator.size} pixels per side and the batch"
+                f" has {max(shape[2:])}: pass a model of that image_size"
             )
         perm, generator_perm = (draw_permutations(batch, 1, generator) for _ in range(2))
         noise, generator_noise = torch.rand(2, batch, s.noise, generator=generator)
@@ -225,14 +252,25 @@ class DADA(Method[DADASettings, DADAParams]):
         return DADAParams(perm, noise, generator_perm, generator_noise, plays, classifies)
 
     def mix(self, images: Tensor, targets: Tensor, params: DADAParams, **features: Tensor) -> Mixed:
-        """Made images and their labels: constants to whoever learns from them."""
+        """Return generated images and their labels; no gradient reaches the generator."""
         labels = targets[params.perm[:, 0]]
         with torch.no_grad():
-            made = self.make(params.noise, labels, images, self.pixel_range(images))
-        return Mixed(made, labels, torch.ones_like(params.perm, dtype=torch.float32), params.perm)
+            generated = self.generate(params.noise, labels, images, self.pixel_range(images))
+        lam = torch.ones_like(params.perm, dtype=torch.float32)
+        return Mixed(generated, labels, lam, params.perm)
 
-    def make(self, noise: Tensor, targets: Tensor, like: Tensor, bounds: Bounds) -> Tensor:
-        """Images like the batch `like` from noise `[M, Z]` and soft labels `[M, K]`."""
+    def generate(self, noise: Tensor, targets: Tensor, like: Tensor, bounds: Bounds) -> Tensor:
+        """Generate images with the size, dtype and pixel range of a batch.
+
+        Args:
+            noise: `[M, Z]`.
+            targets: soft labels, `[M, K]`.
+            like: the batch, `[B, C, H, W]`.
+            bounds: minimum and maximum of the pixels, both `[1, C, 1, 1]`.
+
+        Returns:
+            `[M, C, H, W]`.
+        """
         low, high = bounds
         split = len(noise) < len(like)
         images: Tensor = self.generator(noise, targets, like.shape[2:], split=split)
@@ -241,21 +279,24 @@ class DADA(Method[DADASettings, DADAParams]):
     def compute_loss(
         self, sources: MixInputs, student: Classifier, teacher: Any, params: DADAParams
     ) -> dict[str, Tensor]:
-        """The losses of both players; their gradients do not meet."""
-        bounds = self.pixel_range.widen(sources.images)
+        """Compute the sum of both players' losses, which share no parameters with gradients."""
+        bounds = self.pixel_range.update(sources.images)
         images, targets = sources.images[sources.own], sources.targets[sources.own]
-        true = student.features(images).pooled
-        parts = self.classifier_losses(sources, student, params, true, targets)
+        # One forward pass of the real images serves both players.
+        real = student.features(images).pooled
+        # Minimized by the classifier; generated images are constants.
+        parts = self.classifier_losses(sources, student, params, real, targets)
+        # Minimized by the generator; the classifier is held fixed and real features are constants.
         if params.plays:
-            parts |= self.generator_losses(sources, student, params, true.detach(), bounds)
+            parts |= self.generator_losses(sources, student, params, real.detach(), bounds)
         weights = {"generator_features": self.settings.feature_weight}
         loss = torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()]).sum()
         with torch.no_grad():
-            captured = mixture_accuracy(student.logits(true, CLASS), targets)
+            accuracy = mixture_accuracy(student.logits(real, CLASS), targets)
         return {
             "loss": loss,
-            "mixture_accuracy": captured,
-            **{n: p.detach() for n, p in parts.items()},
+            "mixture_accuracy": accuracy,
+            **{name: part.detach() for name, part in parts.items()},
         }
 
     def classifier_losses(
@@ -263,22 +304,33 @@ class DADA(Method[DADASettings, DADAParams]):
         sources: MixInputs,
         student: Classifier,
         params: DADAParams,
-        true: Tensor,
+        real: Tensor,
         targets: Tensor,
     ) -> dict[str, Tensor]:
-        """What the classifier minimizes: true against made, and classes, each for both batches."""
-        made = self.mix(sources.images, sources.targets, params)
+        """Compute the terms that the classifier minimizes: source and class of both batches.
+
+        Args:
+            sources: the batch.
+            student: the classifier.
+            params: parameters of this step.
+            real: pooled features of the real images, `[M, D]`.
+            targets: their soft labels, `[M, K]`.
+        """
+        generated = self.mix(sources.images, sources.targets, params)
+        # Batch norm uses the statistics of generated images but does not record them.
         with frozen_statistics(student):
-            features = student.features(made.images).pooled
+            features = student.features(generated.images).pooled
         losses: dict[str, Tensor] = {}
         if params.plays:
-            losses["source"] = source_loss(student.logits(true, SOURCE), targets, true=True)
+            losses["source"] = source_loss(student.logits(real, SOURCE), targets, true=True)
             losses["source_made"] = source_loss(
-                student.logits(features, SOURCE), made.targets, true=False
+                student.logits(features, SOURCE), generated.targets, true=False
             )
         if params.classifies:
-            losses["class"] = self.cross_entropy(student.logits(true, CLASS), targets)
-            losses["class_made"] = self.cross_entropy(student.logits(features, CLASS), made.targets)
+            losses["class"] = self.cross_entropy(student.logits(real, CLASS), targets)
+            losses["class_made"] = self.cross_entropy(
+                student.logits(features, CLASS), generated.targets
+            )
         return losses
 
     def generator_losses(
@@ -286,15 +338,23 @@ class DADA(Method[DADASettings, DADAParams]):
         sources: MixInputs,
         student: Classifier,
         params: DADAParams,
-        true: Tensor,
+        real: Tensor,
         bounds: Bounds,
     ) -> dict[str, Tensor]:
-        """What the generator minimizes: made images pass for true ones, and look like them."""
+        """Compute the terms that the generator minimizes: fool the classifier, match features.
+
+        Args:
+            sources: the batch.
+            student: the classifier, which is held fixed.
+            params: parameters of this step.
+            real: pooled features of the real images, `[M, D]`, without gradient.
+            bounds: minimum and maximum of the pixels.
+        """
         targets = sources.targets[params.generator_perm[:, 0]]
-        made = self.make(params.generator_noise, targets, sources.images, bounds)
-        features, logits = fixed_features(student, made)
-        gap = true.float().mean(dim=0) - features.float().mean(dim=0)
-        gap = mean_of_processes(gap, split=len(made) < len(sources.images))
+        generated = self.generate(params.generator_noise, targets, sources.images, bounds)
+        features, logits = fixed_features(student, generated)
+        gap = real.float().mean(dim=0) - features.float().mean(dim=0)
+        gap = mean_over_processes(gap, split=len(generated) < len(sources.images))
         return {
             "generator_source": source_loss(logits, targets, true=True),
             "generator_features": gap.abs().mean(),
@@ -302,22 +362,22 @@ class DADA(Method[DADASettings, DADAParams]):
 
 
 def source_loss(logits: Tensor, targets: Tensor, *, true: bool) -> Tensor:
-    """`-log P(true)` or `-log P(made)` under the labels, mean over the batch.
+    """Compute `-log P(true)` or `-log P(generated)` given the labels, averaged over the batch.
 
     Args:
         logits: source logits of every class, `[B, K]`.
         targets: soft labels, `[B, K]`; only the logits of their classes count.
-        true: what the images are to be taken for.
+        true: whether the images should be classified as real.
     """
-    of_label = (logits.float() * targets).sum(dim=1)
-    return F.softplus(-of_label if true else of_label).mean()
+    label_logits = (logits.float() * targets).sum(dim=1)
+    return F.softplus(-label_logits if true else label_logits).mean()
 
 
 def fixed_features(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Pooled features `[B, D]` and source logits `[B, K]` of a network held fixed.
+    """Compute pooled features `[B, D]` and source logits `[B, K]` of a network held fixed.
 
-    No weight gets a gradient and no buffer moves. Both come out of one pass: the head has rows of
-    the identity above its own.
+    No weight receives a gradient and no buffer changes. Both outputs come from one pass, in which
+    an identity matrix is stacked on top of the head's weight.
     """
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     weight, bias = (weights[f"heads.{SOURCE}.{name}"] for name in ("weight", "bias"))

@@ -40,7 +40,7 @@ class FMixParams(PairParams):
     Attributes:
         pixels: number of pixels that the first image keeps, int64 `[B]`.
         seed: seed of the mask's noise, int64 `[B]`.
-        shared: all masks of the batch are the same.
+        shared: whether all masks are the same, so that one serves the batch.
     """
 
     pixels: Tensor
@@ -52,11 +52,13 @@ class FMixSettings(MethodSettings):
     """Settings of FMix."""
 
     alpha: float = Field(0.2, gt=0, description="λ ~ Beta(alpha, alpha)")
-    decay: float = Field(3.0, ge=0, description="δ: high frequencies are damped by 1/f^δ")
-    spectrum: Spectrum = Field(
-        "reference", description="that of the authors' code or the paper's isotropic one"
+    decay: float = Field(
+        3.0, ge=0, description="δ: frequencies are damped by 1/f^δ; larger gives larger blobs"
     )
-    per_sample: bool = Field(False, description="one mask a mix instead of one a batch")
+    spectrum: Spectrum = Field(
+        "reference", description="spectrum of the authors' code, or the paper's isotropic one"
+    )
+    per_sample: bool = Field(False, description="draw one mask per mix instead of one per batch")
 
 
 def draw_fmix(
@@ -68,64 +70,89 @@ def draw_fmix(
     *,
     per_sample: bool = False,
 ) -> FMixParams:
-    """A partner for each image, the shares of both, and the mask's seed and size."""
+    """Draw a partner for each image, λ, and the seed and size of the mask."""
     perm = draw_partners(batch, generator)
     lam = draw_lam(batch, alpha, generator, per_sample=per_sample)
     rows = batch if per_sample else 1
     exact = lam[:, 0].double() * height * width
-    up = (torch.rand(rows, generator=generator) < 0.5).expand(batch)
-    pixels = torch.where(up, exact.ceil(), exact.floor()).long()
+    round_up = (torch.rand(rows, generator=generator) < 0.5).expand(batch)
+    pixels = torch.where(round_up, exact.ceil(), exact.floor()).long()
     seed = torch.randint(BITS + 1, (rows,), generator=generator).expand(batch).contiguous()
     return FMixParams(perm, lam, pixels, seed, shared=not per_sample)
 
 
 def scramble(numbers: Tensor) -> Tensor:
-    """A hash of 32-bit numbers, held as int64 so that the products do not overflow."""
+    """Hash 32-bit numbers, held as int64 so that products do not overflow."""
     for _ in range(2):
         numbers = (((numbers >> 16) ^ numbers) * 0x45D9F3B) & BITS
     return (numbers >> 16) ^ numbers
 
 
-def noise_of(seed: Tensor, count: int) -> Tensor:
-    """Pairs of independent standard normal numbers, `[M, count, 2]`: a function of seeds `[M]`.
+def gaussian_noise(seed: Tensor, count: int) -> Tensor:
+    """Compute pairs of standard normal numbers as a function of seeds, on their device.
 
-    Box and Muller's transform of hashed counters.
+    Uses the Box-Muller transform of hashed counters.
+
+    Args:
+        seed: int64 `[M]`.
+        count: number of pairs per seed.
+
+    Returns:
+        Float32 `[M, count, 2]`.
     """
     counter = torch.arange(2 * count, device=seed.device) * 0x9E3779B9
     hashed = scramble((seed[:, None] + counter) & BITS)
-    uniform = ((hashed >> 8).float() + 0.5) / 2**24  # in (0, 1), neither end
+    uniform = ((hashed >> 8).float() + 0.5) / 2**24  # in (0, 1), without either end
     first, second = uniform.unflatten(1, (2, count)).unbind(dim=1)
     radius, angle = (-2 * first.log()).sqrt(), 2 * torch.pi * second
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=2)
 
 
-def damping(down: Tensor, across: Tensor, decay: float, size: int) -> Tensor:
-    """The factor of each frequency, in cycles a pixel, at most that of a wave of `size` pixels."""
-    frequency = torch.hypot(down[:, None], across)
+def damping(vertical: Tensor, horizontal: Tensor, decay: float, size: int) -> Tensor:
+    """Compute the factor `1 / max(f, 1 / size)^decay` of each frequency f.
+
+    Args:
+        vertical: frequencies in cycles per pixel, `[h]`.
+        horizontal: frequencies in cycles per pixel, `[w]`.
+        decay: δ.
+        size: longest wavelength in pixels; longer waves are damped like this one.
+
+    Returns:
+        `[h, w]`.
+    """
+    frequency = torch.hypot(vertical[:, None], horizontal)
     factor: Tensor = frequency.clamp_min(1 / size) ** -decay
     return factor
 
 
 def random_waves(seed: Tensor, height: int, width: int, decay: float, spectrum: Spectrum) -> Tensor:
-    """Images of low frequencies, `[M, H, W]`, a function of seeds `[M]`."""
+    """Compute low-frequency images as a function of seeds `[M]`: `[M, H, W]`."""
     size, device = max(height, width), seed.device
-    across = torch.fft.rfftfreq(width, device=device)
+    horizontal = torch.fft.rfftfreq(width, device=device)
     if spectrum == "isotropic":
-        down = torch.fft.fftfreq(height, device=device)
-        noise = noise_of(seed, height * len(across)).unflatten(1, (height, -1))
-        waves = noise * damping(down, across, decay, size)[:, :, None]
+        vertical = torch.fft.fftfreq(height, device=device)
+        noise = gaussian_noise(seed, height * len(horizontal)).unflatten(1, (height, -1))
+        waves = noise * damping(vertical, horizontal, decay, size)[:, :, None]
     else:
-        down = torch.arange(2, device=device) / height
-        noise = noise_of(seed, len(across) * 2).unflatten(1, (-1, 2))
-        waves = noise * damping(down, across, decay, size).T[:, None, :]
-    # One direction after the other: a transform of both expects a symmetry that noise lacks.
+        vertical = torch.arange(2, device=device) / height
+        noise = gaussian_noise(seed, len(horizontal) * 2).unflatten(1, (-1, 2))
+        waves = noise * damping(vertical, horizontal, decay, size).T[:, None, :]
+    # One direction after the other: `irfft2` expects a symmetry that noise does not have.
     columns = torch.fft.ifft(torch.view_as_complex(waves), n=height, dim=1)
     images: Tensor = torch.fft.irfft(columns, n=width, dim=2)
     return images
 
 
-def highest(values: Tensor, count: Tensor) -> Tensor:
-    """1 at the `count[m]` highest values of image m, 0 elsewhere: float32 `[M, H, W]`."""
+def highest_pixels(values: Tensor, count: Tensor) -> Tensor:
+    """Mark the `count[m]` highest values of image m with 1 and the rest with 0.
+
+    Args:
+        values: `[M, H, W]`.
+        count: int64 `[M]`.
+
+    Returns:
+        Float32 `[M, H, W]`.
+    """
     rank = values.flatten(1).argsort(dim=1, descending=True).argsort(dim=1)
     return (rank < count[:, None]).float().view_as(values)
 
@@ -145,16 +172,16 @@ class FMix(InputMixing[FMixSettings, FMixParams]):
     Settings = FMixSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> FMixParams:
-        """A partner for each image, the shares of both, and the mask's seed and size."""
+        """Draw a partner for each image, λ, and the seed and size of the mask."""
         batch, _, height, width = shape
         s = self.settings
         return draw_fmix(batch, height, width, s.alpha, generator, per_sample=s.per_sample)
 
     def mix(self, images: Tensor, targets: Tensor, params: FMixParams, **features: Tensor) -> Mixed:
-        """The image where the waves are highest, the partner elsewhere."""
+        """Return the image where the waves are highest and the partner elsewhere."""
         rows = slice(1) if params.shared else slice(None)
         s, (height, width) = self.settings, images.shape[2:]
         waves = random_waves(params.seed[rows], height, width, s.decay, s.spectrum)
-        own = highest(waves, params.pixels[rows])
-        masks = torch.stack([own, 1 - own], dim=1).expand(len(params.perm), -1, -1, -1)
+        first = highest_pixels(waves, params.pixels[rows])
+        masks = torch.stack([first, 1 - first], dim=1).expand(len(params.perm), -1, -1, -1)
         return mix_by_masks(images, targets, params.perm, params.lam, masks)

@@ -38,9 +38,14 @@ from adautomix.mixing.params import MixParams, Shape, draw_beta, draw_partners
 
 @dataclass(frozen=True)
 class LatticeParams(MixParams):
-    """`perm` `[B, 2]`, `crop` `[B, 4]` (a box), `cell` and `hole` `[B]`, both in pixels a side.
+    """Parameters of the pattern `lattice`.
 
-    `shared` says that all masks are the same.
+    Attributes:
+        perm: rows of the image and its partner, int64 `[B, 2]`.
+        crop: box that contains the lattice, int64 `[B, 4]`.
+        cell: side of a cell in pixels, int64 `[B]`.
+        hole: side of the partner's square in each cell, in pixels, int64 `[B]`.
+        shared: whether all masks are the same, so that one serves the batch.
     """
 
     perm: Tensor
@@ -52,9 +57,12 @@ class LatticeParams(MixParams):
 
 @dataclass(frozen=True)
 class CellsParams(MixParams):
-    """`perm` `[B, 2]` and `partner` `[B, q, q]`: true where the partner shows.
+    """Parameters of the pattern `cells`.
 
-    `shared` says that all masks are the same.
+    Attributes:
+        perm: rows of the image and its partner, int64 `[B, 2]`.
+        partner: cells that show the partner, bool `[B, q, q]`.
+        shared: whether all masks are the same, so that one serves the batch.
     """
 
     perm: Tensor
@@ -72,14 +80,18 @@ class GridMixSettings(MethodSettings):
         "lattice", description="GridMixup's lattice, as in published rows, or the paper's cells"
     )
     alpha: float = Field(0.2, gt=0, description="λ₀ ~ Beta(alpha, alpha)")
-    holes_min: int = Field(2, ge=1, description="lattice: fewest cells in a row")
-    holes_max: int = Field(6, ge=1, description="lattice: most cells in a row")
-    area_min: float = Field(0.5, gt=0, le=1, description="lattice: smallest share of the image")
-    area_max: float = Field(1.0, gt=0, le=1, description="lattice: largest share of the image")
-    aspect_min: float = Field(0.5, gt=0, description="lattice: least height / width")
-    aspect_max: float = Field(2.0, gt=0, description="lattice: greatest height / width")
-    cells: int = Field(4, ge=1, description="cells: q, cells a side")
-    per_sample: bool = Field(False, description="one grid a mix instead of one a batch")
+    holes_min: int = Field(2, ge=1, description="lattice: fewest cells per row")
+    holes_max: int = Field(6, ge=1, description="lattice: most cells per row")
+    area_min: float = Field(
+        0.5, gt=0, le=1, description="lattice: smallest area, as a fraction of the image"
+    )
+    area_max: float = Field(
+        1.0, gt=0, le=1, description="lattice: largest area, as a fraction of the image"
+    )
+    aspect_min: float = Field(0.5, gt=0, description="lattice: smallest height / width")
+    aspect_max: float = Field(2.0, gt=0, description="lattice: largest height / width")
+    cells: int = Field(4, ge=1, description="cells: q, cells per side")
+    per_sample: bool = Field(False, description="draw one grid per mix instead of one per batch")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -93,20 +105,24 @@ class GridMixSettings(MethodSettings):
 
 
 def draw_between(low: float, high: float, count: int, generator: torch.Generator) -> Tensor:
-    """`count` numbers of U(low, high), in double precision."""
+    """Draw from U(low, high), float64 `[count]`."""
     return low + (high - low) * torch.rand(count, generator=generator, dtype=torch.float64)
 
 
 def draw_crop(
     height: int, width: int, s: GridMixSettings, count: int, generator: torch.Generator
 ) -> Tensor:
-    """Rectangles of the settings' areas and aspects, somewhere in the image, `[count, 4]`."""
+    """Draw boxes inside the image with the area and aspect that the settings describe.
+
+    Returns:
+        Int64 `[count, 4]`.
+    """
     area = (height * width * draw_between(s.area_min, s.area_max, count, generator)).floor()
     aspect = draw_between(s.aspect_min, s.aspect_max, count, generator)
-    across = (area / aspect).sqrt().floor()
-    down = (across * aspect).floor()
+    crop_width = (area / aspect).sqrt().floor()
+    crop_height = (crop_width * aspect).floor()
     edges = []
-    for side, size in ((down, height), (across, width)):
+    for side, size in ((crop_height, height), (crop_width, width)):
         side = side.clamp(1, size)
         begin = ((size - side) * draw_between(0, 1, count, generator)).floor()
         edges += [begin, begin + side]
@@ -116,7 +132,7 @@ def draw_crop(
 def draw_lattice(
     batch: int, height: int, width: int, s: GridMixSettings, generator: torch.Generator
 ) -> LatticeParams:
-    """A partner for each image, and the lattice of holes in which it shows."""
+    """Draw a partner for each image, and the lattice of holes that show it."""
     perm = draw_partners(batch, generator)
     count = batch if s.per_sample else 1
     lam = draw_beta(count, 1, s.alpha, generator)[:, 0].double()
@@ -131,7 +147,7 @@ def draw_lattice(
 
 
 def draw_cells(batch: int, s: GridMixSettings, generator: torch.Generator) -> CellsParams:
-    """A partner for each image, and the cells in which it shows."""
+    """Draw a partner for each image, and the cells that show it."""
     perm = draw_partners(batch, generator)
     count = batch if s.per_sample else 1
     lam = draw_beta(count, 1, s.alpha, generator)[:, :, None]
@@ -140,10 +156,10 @@ def draw_cells(batch: int, s: GridMixSettings, generator: torch.Generator) -> Ce
 
 
 def lattice_mask(crop: Tensor, cell: Tensor, hole: Tensor, height: int, width: int) -> Tensor:
-    """True in the holes of the lattices, `[M, H, W]`."""
+    """Masks that are true in the holes of the lattices, bool `[M, H, W]`."""
     y = torch.arange(height, device=crop.device) - crop[:, :1]
     x = torch.arange(width, device=crop.device) - crop[:, 2:3]
-    rows, columns = (at % cell[:, None] < hole[:, None] for at in (y, x))
+    rows, columns = (offset % cell[:, None] < hole[:, None] for offset in (y, x))
     return rows[:, :, None] & columns[:, None, :] & box_mask(crop, height, width)
 
 
@@ -162,7 +178,7 @@ class GridMix(InputMixing[GridMixSettings, GridMixParams]):
     Settings = GridMixSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> GridMixParams:
-        """A partner for each image, and the grid."""
+        """Draw a partner for each image, and the grid."""
         batch, _, height, width = shape
         if self.settings.pattern == "cells":
             return draw_cells(batch, self.settings, generator)
@@ -171,7 +187,7 @@ class GridMix(InputMixing[GridMixSettings, GridMixParams]):
     def mix(
         self, images: Tensor, targets: Tensor, params: GridMixParams, **features: Tensor
     ) -> Mixed:
-        """The partner in its cells, the image elsewhere."""
+        """Return the partner in its cells and the image elsewhere."""
         height, width = images.shape[2:]
         grid = params.rows(slice(1)) if params.shared else params
         if isinstance(grid, CellsParams):

@@ -35,16 +35,28 @@ from adautomix.methods.base import FeatureDict, Method, MethodSettings
 from adautomix.methods.facts import Paper
 from adautomix.mixing.ops import Mixed, mix_by_masks
 from adautomix.mixing.params import MixParams, Shape, draw_partners
-from adautomix.mixing.saliency import blurred, gradient_saliency, resized, shares, spectral_residual
+from adautomix.mixing.saliency import (
+    gaussian_blur,
+    gradient_saliency,
+    normalize_sum,
+    resize,
+    spectral_residual,
+)
 
 BLUR, SIGMA = 7, 3.0
-LARGEST = 128  # pixels a side of what the spectral residual is taken of
+LARGEST = 128  # pixels per side above which images are resized for the spectral residual
 PROB = {"spectral_residual": 0.5, "gradient": 0.8}
 
 
 @dataclass(frozen=True)
 class GuidedMixupParams(MixParams):
-    """`perm` `[B, 2]`, whose partners count if they are random; `mixed`: whether to mix at all."""
+    """Parameters of GuidedMixup.
+
+    Attributes:
+        perm: rows of the image and a random partner, int64 `[B, 2]`; with pairing `distant` the
+            partner is replaced.
+        mixed: whether this batch is mixed at all.
+    """
 
     perm: Tensor
     mixed: bool
@@ -54,62 +66,77 @@ class GuidedMixupSettings(MethodSettings):
     """Settings of GuidedMixup."""
 
     saliency: Literal["spectral_residual", "gradient"] = Field(
-        "spectral_residual", description="from the pixels alone, or norm of dCE/dx"
+        "spectral_residual", description="saliency: from pixels alone, or norm of dCE/dx"
     )
     pairing: Literal["distant", "random"] = Field(
-        "distant", description="partners with other saliency, or any"
+        "distant", description="partners: with different saliency, or random"
     )
-    rounds: int = Field(16, ge=0, description="of exchanges that make partners more distant")
+    rounds: int = Field(
+        16, ge=0, description="rounds of exchanges; more rounds give more distant partners"
+    )
     prob: float | None = Field(
-        None, ge=0, le=1, description="share of batches mixed; none: 0.5, with gradients 0.8"
+        None,
+        ge=0,
+        le=1,
+        description="probability that a batch is mixed; none: 0.5, with gradients 0.8",
     )
 
 
 def spectral_saliency(images: Tensor) -> Tensor:
-    """The authors' spectral residual, blurred once, at the size of the images: `[B, H, W]`."""
-    maps = blurred(spectral_residual(images, LARGEST), BLUR, SIGMA)
-    return maps if maps.shape[1:] == images.shape[2:] else resized(maps, *images.shape[2:])
+    """Compute the spectral residual, blurred once, at the size of the images: `[B, H, W]`."""
+    maps = gaussian_blur(spectral_residual(images, LARGEST), BLUR, SIGMA)
+    return maps if maps.shape[1:] == images.shape[2:] else resize(maps, *images.shape[2:])
 
 
 def distant_partners(maps: Tensor, rounds: int) -> Tensor:
-    """A partner for each image, along one cycle through all: far apart in sum, `[B]`.
+    """Pair images along one cycle through the batch, so that the total distance is large.
 
     Args:
         maps: saliency, `[B, H, W]`.
-        rounds: of exchanges; none leaves each image the next one of the batch.
+        rounds: number of rounds of exchanges; 0 pairs each image with the next one.
+
+    Returns:
+        Partner of each image, int64 `[B]`.
     """
     flat = maps.flatten(1)
     distance = torch.cdist(flat, flat)
     cycle = torch.arange(len(maps), device=maps.device)
-    for _ in range(rounds if len(maps) > 3 else 0):  # of three images all cycles are the same
-        cycle = exchanged(cycle.roll(-1), distance)
+    for _ in range(rounds if len(maps) > 3 else 0):  # all cycles of three images are the same
+        cycle = exchange_images(cycle.roll(-1), distance)
     return torch.empty_like(cycle).scatter(0, cycle, cycle.roll(-1))
 
 
-def exchanged(cycle: Tensor, distance: Tensor) -> Tensor:
-    """Let every second image of a cycle change places with another where that gains most.
+def exchange_images(cycle: Tensor, distance: Tensor) -> Tensor:
+    """Let every second image of a cycle change places with another one where that gains most.
 
-    Their neighbors stay, so what each gains does not depend on what others do, and a pair that
-    prefers each other to all others can change places whatever the rest does.
+    Their neighbors stay, so the gain of a pair does not depend on what others do, and all pairs
+    that prefer each other can change places at once.
 
     Args:
-        cycle: the images in their order, `[B]`.
-        distance: between all images, `[B, B]`.
+        cycle: the images in order, int64 `[B]`.
+        distance: distances between all images, `[B, B]`.
+
+    Returns:
+        The new cycle, int64 `[B]`.
     """
     count = len(cycle) // 2
     movers, right = cycle[: 2 * count].view(count, 2).unbind(dim=1)
     left = cycle.roll(1)[: 2 * count : 2]
     rows = distance.index_select(0, movers)
-    worth = rows.index_select(1, left) + rows.index_select(1, right)  # of mover m in place p
-    gain = worth - worth.diagonal()
-    wish = (gain + gain.T).argmax(dim=1)
-    agreed = wish[wish] == torch.arange(count, device=cycle.device)
-    moved = torch.where(agreed, movers[wish], movers)
+    value = rows.index_select(1, left) + rows.index_select(1, right)  # of mover m at position p
+    gain = value - value.diagonal()
+    choice = (gain + gain.T).argmax(dim=1)
+    mutual = choice[choice] == torch.arange(count, device=cycle.device)
+    moved = torch.where(mutual, movers[choice], movers)
     return torch.cat([torch.stack([moved, right], dim=1).flatten(), cycle[2 * count :]])
 
 
 def guided_masks(first: Tensor, second: Tensor) -> Tensor:
-    """Shares of two maps `[M, H, W]` in each pixel, `[M, 2, H, W]`; halves where both are 0."""
+    """Divide each pixel between two maps `[M, H, W]` in proportion; 1/2 each where both are 0.
+
+    Returns:
+        `[M, 2, H, W]`.
+    """
     pair = torch.stack([first, second], dim=1)
     total = pair.sum(dim=1, keepdim=True)
     return torch.where(total > 0, pair / total, 0.5)
@@ -119,7 +146,7 @@ class GuidedMixup(Method[GuidedMixupSettings, GuidedMixupParams]):
     """GuidedMixup (Kang and Kim, AAAI 2023)."""
 
     name = "guidedmixup"
-    summary = "each pixel from both images by its saliency"
+    summary = "each pixel mixed from both images by their saliency"
     paper = Paper(
         authors="Kang, Kim",
         title="GuidedMixup: An Efficient Mixup Strategy Guided by Saliency Maps",
@@ -130,7 +157,7 @@ class GuidedMixup(Method[GuidedMixupSettings, GuidedMixupParams]):
     Settings = GuidedMixupSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> GuidedMixupParams:
-        """A partner for each image, and whether this batch is mixed."""
+        """Draw a partner for each image, and whether this batch is mixed."""
         s = self.settings
         perm = draw_partners(shape[0], generator)
         prob = PROB[s.saliency] if s.prob is None else s.prob
@@ -139,27 +166,27 @@ class GuidedMixup(Method[GuidedMixupSettings, GuidedMixupParams]):
     def extract_features(
         self, images: Tensor, targets: Tensor, student: Any, teacher: Any, params: GuidedMixupParams
     ) -> FeatureDict:
-        """Blurred saliency of each image, `[B, H, W]`, of sum 1."""
+        """Return the blurred saliency of each image, normalized to sum 1, `[B, H, W]`."""
         if not params.mixed:
             return {}
         if self.settings.saliency == "gradient":
             maps = gradient_saliency(student, images, targets)
         else:
             maps = spectral_saliency(images)
-        return {"saliency": shares(blurred(maps, BLUR, SIGMA))}
+        return {"saliency": normalize_sum(gaussian_blur(maps, BLUR, SIGMA))}
 
     def mix(
         self, images: Tensor, targets: Tensor, params: GuidedMixupParams, **features: Tensor
     ) -> Mixed:
-        """Each pixel from both images by their saliency there; the batch as it is, if not mixed."""
-        own, partner = params.perm.unbind(dim=1)
+        """Mix each pixel by the saliency of both images; an unmixed batch stays as it is."""
+        first, second = params.perm.unbind(dim=1)
         if not params.mixed:
-            whole = torch.ones(len(own), device=images.device)
-            lam = torch.stack([whole, 1 - whole], dim=1)
-            return Mixed(images[own], targets[own], lam, torch.stack([own, own], dim=1))
+            ones = torch.ones(len(first), device=images.device)
+            lam = torch.stack([ones, 1 - ones], dim=1)
+            return Mixed(images[first], targets[first], lam, torch.stack([first, first], dim=1))
         saliency = features["saliency"]
         if self.settings.pairing == "distant":
-            partner = distant_partners(saliency, self.settings.rounds)[own]
-        perm = torch.stack([own, partner], dim=1)
-        masks = guided_masks(saliency[own], saliency[partner])
+            second = distant_partners(saliency, self.settings.rounds)[first]
+        perm = torch.stack([first, second], dim=1)
+        masks = guided_masks(saliency[first], saliency[second])
         return mix_by_masks(images, targets, perm, masks.mean(dim=(2, 3)), masks)

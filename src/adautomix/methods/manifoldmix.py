@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from adautomix.errors import UsageError
 from adautomix.methods.base import MethodSettings, MixInputs
 from adautomix.methods.base_feature import FeatureMixing
-from adautomix.methods.facts import LabelRule, Paper, Requirement
+from adautomix.methods.facts import Paper
 from adautomix.mixing.ops import weighted_sum
 from adautomix.mixing.params import PairParams, Shape, draw_lam, draw_partners
 from adautomix.models import Classifier
@@ -47,8 +47,10 @@ class ManifoldMixSettings(MethodSettings):
     """Settings of Manifold Mixup."""
 
     alpha: float = Field(2.0, gt=0, description="λ ~ Beta(alpha, alpha)")
-    deepest: int = Field(2, ge=0, description="mix images or the output of stage 1 to this one")
-    per_sample: bool = Field(False, description="one λ a mix instead of one a batch")
+    deepest: int = Field(
+        2, ge=0, description="last stage whose output may be mixed; 0 mixes images only"
+    )
+    per_sample: bool = Field(False, description="draw one λ per mix instead of one per batch")
 
 
 class ManifoldMix(FeatureMixing[ManifoldMixSettings, ManifoldMixParams]):
@@ -63,8 +65,6 @@ class ManifoldMix(FeatureMixing[ManifoldMixSettings, ManifoldMixParams]):
         year=2019,
         arxiv="1806.05236",
     )
-    requires = frozenset({Requirement.STAGE_OUTPUTS})
-    label_rule = LabelRule.HIDDEN
     label_note = "hidden states are mixed, not pixels"
     Settings = ManifoldMixSettings
 
@@ -83,18 +83,17 @@ class ManifoldMix(FeatureMixing[ManifoldMixSettings, ManifoldMixParams]):
             )
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> ManifoldMixParams:
-        """A partner for each image, the shares of both, and where they are mixed."""
+        """Draw a partner for each image, λ, and the stage after which they are mixed."""
         s = self.settings
         perm = draw_partners(shape[0], generator)
         lam = draw_lam(shape[0], s.alpha, generator, per_sample=s.per_sample)
-        return ManifoldMixParams(
-            perm, lam, int(torch.randint(s.deepest + 1, (), generator=generator))
-        )
+        stage = int(torch.randint(s.deepest + 1, (), generator=generator))
+        return ManifoldMixParams(perm, lam, stage)
 
     def compute_loss(
         self, sources: MixInputs, student: Classifier, teacher: Any, params: ManifoldMixParams
     ) -> dict[str, Tensor]:
-        """Mix after the stage of the draw, predict, soft cross-entropy."""
+        """Mix the images or the output of a stage, and take the soft cross-entropy."""
         if params.stage == 0:
             return super().compute_loss(sources, student, teacher, params)
 
@@ -102,4 +101,4 @@ class ManifoldMix(FeatureMixing[ManifoldMixSettings, ManifoldMixParams]):
             weights = params.lam.to(hidden.dtype).view(*params.lam.shape, *[1] * (hidden.ndim - 1))
             return weighted_sum(hidden, perm, weights)
 
-        return self.mixed_after(params.stage, mix, sources, student, params)
+        return self.loss_mixed_after(params.stage, mix, sources, student, params)

@@ -45,7 +45,7 @@ from adautomix.mixing.ops import Mixed
 from adautomix.mixing.params import MixParams, Shape, draw_permutations
 from adautomix.models import Classifier, evaluating
 
-# A power of two, which changes no digit, keeps the gradients of fp16 from vanishing.
+# A power of two, which rounds nothing, keeps fp16 gradients from underflowing.
 LOSS_SCALE = 2.0**10
 
 Bounds = tuple[Tensor, Tensor]
@@ -53,7 +53,12 @@ Bounds = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class MEADAParams(MixParams):
-    """`perm` `[B, 1]`: which images are copied, of one row in `every`; `copies`: whether any is."""
+    """Parameters of ME-ADA.
+
+    Attributes:
+        perm: a permutation of the batch, int64 `[B, 1]`; one row in `every` is copied.
+        copies: whether this step makes copies at all.
+    """
 
     perm: Tensor
     copies: bool = True
@@ -62,18 +67,24 @@ class MEADAParams(MixParams):
 class MEADASettings(MethodSettings):
     """Settings of ME-ADA."""
 
-    every: int = Field(3, ge=1, description="one image in so many has an adversarial copy")
-    ascents: int = Field(15, ge=1, description="K, ascent steps on a copy")
-    step_size: float = Field(1.0, gt=0, description="of the ascent, in normalized pixels")
+    every: int = Field(3, ge=1, description="one image in this many gets an adversarial copy")
+    ascents: int = Field(15, ge=1, description="K, number of gradient ascent steps per copy")
+    step_size: float = Field(
+        1.0, gt=0, description="step size of the ascent, in normalized pixel values"
+    )
     entropy_weight: float = Field(10.0, ge=0, description="η, weight of the prediction's entropy")
     distance_weight: float = Field(
         1.0, ge=0, description="γ, weight of the distance to the clean image's feature"
     )
-    start_step: int = Field(0, ge=0, description="the first step that makes copies")
+    start_step: int = Field(0, ge=0, description="first training step that makes copies")
 
 
 class PixelRange(nn.Module):
-    """The least and the greatest value that the images had so far, channel by channel."""
+    """Running minimum and maximum of the pixels of each channel.
+
+    Args:
+        channels: number of channels.
+    """
 
     low: Tensor
     high: Tensor
@@ -85,13 +96,16 @@ class PixelRange(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Bounds:
-        """The range so far and of these images, `[1, C, 1, 1]` each; it is not remembered."""
-        least = images.amin(dim=(0, 2, 3), keepdim=True)
-        greatest = images.amax(dim=(0, 2, 3), keepdim=True)
-        return torch.minimum(self.low, least), torch.maximum(self.high, greatest)
+        """Return minimum and maximum so far and of these images, both `[1, C, 1, 1]`.
 
-    def widen(self, images: Tensor) -> Bounds:
-        """The same, remembered."""
+        The buffers are not updated.
+        """
+        low = images.amin(dim=(0, 2, 3), keepdim=True)
+        high = images.amax(dim=(0, 2, 3), keepdim=True)
+        return torch.minimum(self.low, low), torch.maximum(self.high, high)
+
+    def update(self, images: Tensor) -> Bounds:
+        """Update the buffers with these images and return them."""
         low, high = self(images)
         self.low.copy_(low)
         self.high.copy_(high)
@@ -102,7 +116,7 @@ class MEADA(Method[MEADASettings, MEADAParams]):
     """ME-ADA (Zhao et al., NeurIPS 2020), online."""
 
     name = "meada"
-    summary = "adversarial copies of some images, with predictions of high entropy"
+    summary = "adversarial copies of some images, with high-entropy predictions"
     paper = Paper(
         authors="Zhao, Liu, Peng, Metaxas",
         title="Maximum-Entropy Adversarial Data Augmentation for Improved Generalization and "
@@ -118,18 +132,18 @@ class MEADA(Method[MEADASettings, MEADAParams]):
     Settings = MEADASettings
 
     def build(self, model: nn.Module | None) -> None:
-        """Start to track the range of the pixels."""
+        """Create the running range of the pixels."""
         self.pixel_range = PixelRange()
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> MEADAParams:
-        """Which images have copies."""
+        """Draw which images are copied."""
         perm = draw_permutations(shape[0], 1, generator)
         return MEADAParams(perm, copies=step >= self.settings.start_step)
 
     def mix(
         self, images: Tensor, targets: Tensor, params: MEADAParams, **features: Tensor
     ) -> Mixed:
-        """The images to be copied, still clean, and their labels."""
+        """Return the images to be copied, still clean, and their labels."""
         rows = params.perm[:, 0]
         lam = torch.ones_like(params.perm, dtype=torch.float32)
         return Mixed(images[rows], targets[rows], lam, params.perm)
@@ -137,7 +151,7 @@ class MEADA(Method[MEADASettings, MEADAParams]):
     def mix_batch(
         self, images: Tensor, targets: Tensor, student: Any, teacher: Any, params: MEADAParams
     ) -> Mixed:
-        """Adversarial copies of all images of the draw."""
+        """Return adversarial copies of all images in the permutation."""
         return self.copies(images, targets, student, params, self.pixel_range(images))
 
     def copies(
@@ -148,33 +162,41 @@ class MEADA(Method[MEADASettings, MEADAParams]):
         params: MEADAParams,
         bounds: Bounds,
     ) -> Mixed:
-        """Copies made hard for the student, with the labels of what they are copies of."""
+        """Return adversarial copies of the images in `params.perm`, with the original labels."""
         clean = self.mix(images, targets, params)
         return replace(clean, images=self.ascend(student, clean.images, clean.targets, bounds))
 
     def compute_loss(
         self, sources: MixInputs, student: Classifier, teacher: Any, params: MEADAParams
     ) -> dict[str, Tensor]:
-        """The cross-entropy of clean images and copies, which go through the student together."""
-        bounds = self.pixel_range.widen(sources.images)
+        """Compute the cross-entropy of clean images and copies, in one forward pass."""
+        bounds = self.pixel_range.update(sources.images)
         images, targets = sources.images[sources.own], sources.targets[sources.own]
-        some = self.copied(sources, params)
-        hard = self.copies(sources.images, sources.targets, student, some, bounds)
+        # Inner maximization: copies are constants for the loss below.
+        copied_rows = self.copied(sources, params)
+        hard = self.copies(sources.images, sources.targets, student, copied_rows, bounds)
+        # Outer minimization: the student alone receives a gradient.
         logits = student(torch.cat([images, hard.images]))
-        clean, copied = logits.split([len(images), len(hard.images)])
-        loss = self.cross_entropy(clean, targets)
-        parts = {"mixture_accuracy": mixture_accuracy(clean, targets), "clean": loss.detach()}
+        clean_logits, copy_logits = logits.split([len(images), len(hard.images)])
+        loss = self.cross_entropy(clean_logits, targets)
+        parts = {
+            "mixture_accuracy": mixture_accuracy(clean_logits, targets),
+            "clean": loss.detach(),
+        }
         if params.copies:
             batch, count = len(sources.images), -(-len(sources.images) // self.settings.every)
-            # A part of the batch can have more of its copies, or fewer, than of its images.
-            share = len(copied) / count * batch / len(images)
-            adversarial = share * self.cross_entropy(copied, hard.targets) if share else 0 * loss
+            # A part of a split batch may hold more or fewer copies than its fraction of images, so
+            # its mean is reweighted: averaged over parts, this is the mean over the whole batch.
+            weight = len(copy_logits) / count * batch / len(images)
+            adversarial = (
+                weight * self.cross_entropy(copy_logits, hard.targets) if weight else 0 * loss
+            )
             loss = (batch * loss + count * adversarial) / (batch + count)
             parts["adversarial"] = adversarial.detach()
         return {"loss": loss, **parts}
 
     def copied(self, sources: MixInputs, params: MEADAParams) -> MEADAParams:
-        """Those of these mixes that are made: one row in `every` of the batch, however split."""
+        """Return the rows of these parameters that are copied: one in `every` of the batch."""
         every = self.settings.every
         first = -(sources.own.start or 0) % every
         return params.rows(slice(first, None, every) if params.copies else slice(0))
@@ -182,25 +204,35 @@ class MEADA(Method[MEADASettings, MEADAParams]):
     def ascend(
         self, student: Classifier, images: Tensor, targets: Tensor, bounds: Bounds
     ) -> Tensor:
-        """K steps up the objective from `images`, clipped to `bounds`; nothing else moves."""
-        if len(images) == 0:  # a part of the batch without a copy, or a step
+        """Take K gradient ascent steps on `objective`, starting from `images`.
+
+        Args:
+            student: in any mode; it is run in evaluation mode and receives no gradient.
+            images: `[M, C, H, W]`.
+            targets: soft labels, `[M, K]`.
+            bounds: minimum and maximum of the result, both `[1, C, 1, 1]`.
+
+        Returns:
+            `[M, C, H, W]` in the dtype of `images`.
+        """
+        if len(images) == 0:  # a part of the batch, or a step, without copies
             return images
         s = self.settings
         with evaluating(student):
             anchor = student.features(images).pooled.float()
 
-            def scaled_objective(moved: Tensor) -> Tensor:
+            def scaled_objective(perturbed: Tensor) -> Tensor:
                 values = objective(
-                    student, moved, targets, anchor, s.entropy_weight, s.distance_weight
+                    student, perturbed, targets, anchor, s.entropy_weight, s.distance_weight
                 )
                 return LOSS_SCALE * values.sum()
 
-            # Its inputs alone are differentiated: weights are constants and get no gradient.
-            slope = torch.func.grad(scaled_objective)
-            moved = images.float()
+            # Only the images are differentiated: weights are constants and get no gradient.
+            gradient = torch.func.grad(scaled_objective)
+            perturbed = images.float()
             for _ in range(s.ascents):
-                moved = moved + s.step_size / LOSS_SCALE * slope(moved)
-            return moved.clamp(*bounds).to(images.dtype)
+                perturbed = perturbed + s.step_size / LOSS_SCALE * gradient(perturbed)
+            return perturbed.clamp(*bounds).to(images.dtype)
 
 
 def objective(
@@ -211,15 +243,18 @@ def objective(
     entropy_weight: float,
     distance_weight: float,
 ) -> Tensor:
-    """What the ascent maximizes, one value an image: `CE + η H - γ mean_d (z - anchor)²`, `[B]`.
+    """Compute what the ascent maximizes, `CE + η H - γ mean_d (z - anchor)²`, per image.
 
     Args:
-        student: gives features z and logits.
-        images: `[B, C, H, W]`.
-        targets: soft labels, `[B, K]`.
-        anchor: features of the clean images, `[B, D]`.
+        student: network that gives features z and logits.
+        images: `[M, C, H, W]`.
+        targets: soft labels, `[M, K]`.
+        anchor: features of the clean images, `[M, D]`.
         entropy_weight: η.
         distance_weight: γ.
+
+    Returns:
+        `[M]`.
     """
     pooled = student.features(images).pooled
     log_p = student.logits(pooled).float().log_softmax(dim=1)

@@ -34,25 +34,28 @@ from adautomix.methods.base_attention import (
     AlternatingSettings,
     Grid,
     RelabelingMethod,
-    draw_turn,
-    relabeled,
-    share_inside,
-    to_patches,
-    to_pixels,
+    draw_alternating,
+    fraction_inside,
+    patches_to_pixels,
+    pixels_to_patches,
+    with_lam,
 )
 from adautomix.methods.facts import LabelRule, Paper
-from adautomix.mixing.boxes import draw_box, outside_box, paste
+from adautomix.mixing.boxes import draw_box, outside_mask, paste
 from adautomix.mixing.ops import Mixed, mix_by_lam
 from adautomix.mixing.params import Shape, draw_beta
 
-CELLS = 4  # a side, as the authors have them
+CELLS = 4  # cells per side in the authors' settings
 
 
 @dataclass(frozen=True)
 class MixProParams(AlternatingParams):
-    """With `partner` `[B, c, c]`, true where the partner shows, and `box` `[B, 4]` of CutMix.
+    """Parameters of MixPro.
 
-    Where `plain` is true, `boxed` says that CutMix has its turn and not Mixup.
+    Attributes:
+        partner: cells that show the partner, bool `[B, c, c]`.
+        box: CutMix boxes (top, bottom, left, right; ends exclusive), int64 `[B, 4]`.
+        boxed: whether a plain step is CutMix instead of Mixup.
     """
 
     partner: Tensor
@@ -64,46 +67,65 @@ class MixProSettings(AlternatingSettings):
     """Settings of MixPro."""
 
     switch: float = Field(
-        0.5, ge=0, le=1, description="share of steps mixed so; others by Mixup or CutMix"
+        0.5,
+        ge=0,
+        le=1,
+        description="fraction of steps that use this method; the rest use Mixup or CutMix",
     )
     alpha: float = Field(
-        1.0, gt=0, description="u ~ Beta(alpha, alpha), share of the image's cells"
+        1.0, gt=0, description="u ~ Beta(alpha, alpha), fraction of cells that show the image"
     )
     cutmix_share: float = Field(
-        0.5, ge=0, le=1, description="share of CutMix among the steps not mixed so"
+        0.5, ge=0, le=1, description="fraction of the other steps that use CutMix, not Mixup"
     )
-    cutmix_alpha: float = Field(1.0, gt=0, description="λ₀ ~ Beta(a, a) of the steps of CutMix")
+    cutmix_alpha: float = Field(1.0, gt=0, description="CutMix steps: λ₀ ~ Beta(alpha, alpha)")
     cells: int | None = Field(
-        None, ge=1, description="cells a side; none: 4, or the nearest that are whole patches"
+        None, ge=1, description="cells per side; none: 4, or the nearest count of whole patches"
     )
-    attention_labels: bool = Field(True, description="off: labels by area, MaskMix alone")
+    attention_labels: bool = Field(
+        True, description="weigh labels by attention; off: by area (MaskMix alone)"
+    )
 
 
-def draw_cells(share: Tensor, cells: int, generator: torch.Generator) -> Tensor:
-    """Random cells, all but ⌈share c²⌉ of each mix: `share` `[B]`, result bool `[B, c, c]`."""
-    rank = torch.rand(len(share), cells * cells, generator=generator).argsort(dim=1).argsort(dim=1)
-    return (rank >= (share * cells * cells).ceil()[:, None]).view(-1, cells, cells)
+def draw_cells(fraction: Tensor, cells: int, generator: torch.Generator) -> Tensor:
+    """Draw the cells that show the partner: all but ⌈fraction · c²⌉ random ones.
+
+    Args:
+        fraction: fraction of cells that show the image, `[B]`.
+        cells: c, cells per side.
+        generator: a CPU generator.
+
+    Returns:
+        Bool `[B, c, c]`.
+    """
+    rank = torch.rand(len(fraction), cells * cells, generator=generator)
+    rank = rank.argsort(dim=1).argsort(dim=1)
+    return (rank >= (fraction * cells * cells).ceil()[:, None]).view(-1, cells, cells)
 
 
 def draw_mixpro(
     shape: Shape, cells: int, settings: MixProSettings, generator: torch.Generator
 ) -> MixProParams:
-    """Partners, whose turn it is, and the numbers of each of the three mixes."""
+    """Draw partners, the kind of step, and the parameters of MaskMix, Mixup and CutMix."""
     batch, _, height, width = shape
     count = batch if settings.per_sample else 1
-    turn = draw_turn(batch, settings, generator)
+    alternating = draw_alternating(batch, settings, generator)
     boxed = bool(torch.rand((), generator=generator) < settings.cutmix_share)
     lam = draw_beta(count, 1, settings.cutmix_alpha, generator)[:, 0]
     box = draw_box(lam, height, width, generator).expand(batch, 4).contiguous()
-    share = draw_beta(count, 1, settings.alpha, generator)[:, 0].expand(batch)
-    return MixProParams(*turn, draw_cells(share, cells, generator), box, boxed)
+    fraction = draw_beta(count, 1, settings.alpha, generator)[:, 0].expand(batch)
+    return MixProParams(*alternating, draw_cells(fraction, cells, generator), box, boxed)
 
 
-def suited_cells(grid: Grid, cells: int | None) -> int:
-    """Cells a side that are whole patches of the grid.
+def choose_cells(grid: Grid, cells: int | None) -> int:
+    """Return the number of cells per side, each of which consists of whole patches.
+
+    Args:
+        grid: patches per column and per row.
+        cells: the wanted number; None: the possible one nearest to 4.
 
     Raises:
-        UsageError: those asked for are none.
+        UsageError: the patches cannot be divided into that many cells.
     """
     both = math.gcd(*grid)
     possible = [count for count in range(1, both + 1) if both % count == 0]
@@ -112,7 +134,8 @@ def suited_cells(grid: Grid, cells: int | None) -> int:
     if cells not in possible:
         numbers = ", ".join(map(str, possible))
         raise UsageError(
-            f"mixpro.cells = {cells}: {grid[0]}×{grid[1]} patches fall into {numbers} cells a side"
+            f"mixpro.cells = {cells}: {grid[0]}×{grid[1]} patches can be divided into {numbers}"
+            " cells per side"
         )
     return cells
 
@@ -121,7 +144,7 @@ class MixPro(RelabelingMethod[MixProSettings, MixProParams]):
     """MixPro (Zhao et al., ICLR 2023)."""
 
     name = "mixpro"
-    summary = "random cells; labels trust attention as it becomes good"
+    summary = "random cells; labels follow attention more as predictions improve"
     paper = Paper(
         authors="Zhao, Huang, Hu, Zhang, Liu",
         title="MixPro: Data Augmentation with MaskMix and Progressive Attention Labeling for "
@@ -139,34 +162,34 @@ class MixPro(RelabelingMethod[MixProSettings, MixProParams]):
         return super().patch_size(model) if self.settings.attention_labels else (1, 1)
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> MixProParams:
-        """Partners, whose turn it is, and the numbers of each of the three mixes."""
-        cells = suited_cells(self.grid_of(shape), self.settings.cells)
+        """Draw partners, the kind of step, and the parameters of MaskMix, Mixup and CutMix."""
+        cells = choose_cells(self.patch_grid(shape), self.settings.cells)
         return draw_mixpro(shape, cells, self.settings, generator)
 
     def mix(
         self, images: Tensor, targets: Tensor, params: MixProParams, **features: Tensor
     ) -> Mixed:
-        """MaskMix, or CutMix or Mixup where they have their turn; labels by area."""
+        """Return MaskMix, or CutMix or Mixup at their steps, with labels by area."""
         height, width = images.shape[2:]
         if params.plain and not params.boxed:
             return mix_by_lam(images, targets, params.perm, params.lam)
         if params.plain:
-            return paste(images, targets, params.perm, outside_box(params.box, height, width))
+            return paste(images, targets, params.perm, outside_mask(params.box, height, width))
         cells = params.partner.shape[1]
-        inside = to_pixels(params.partner, (height // cells, width // cells))
+        inside = patches_to_pixels(params.partner, (height // cells, width // cells))
         return paste(images, targets, params.perm, ~inside)
 
     def relabels(self, params: MixProParams) -> bool:
-        """Only mixes of cells are labeled by attention."""
+        """Whether labels of this step follow attention, which only those of MaskMix do."""
         return self.settings.attention_labels and not params.plain
 
     def relabel(self, mixed: Mixed, targets: Tensor, attention: Tensor, logits: Tensor) -> Mixed:
-        """λ = q λ_attn + (1 - q) λ_area; q says how well the mix is already predicted."""
+        """Compute λ = q λ_attn + (1 - q) λ_area, where q is how well the mix is predicted."""
         masks = mixed.masks
         assert masks is not None
         smoothed = (1 - self.label_smoothing) * mixed.targets
         smoothed = smoothed + self.label_smoothing / self.num_classes
         trust = F.cosine_similarity(smoothed, logits.float().softmax(dim=1), dim=1)
-        attended = share_inside(attention, to_patches(masks[:, 1], self.patch))
+        attended = fraction_inside(attention, pixels_to_patches(masks[:, 1], self.patch))
         second = torch.lerp(mixed.lam[:, 1], attended, trust)
-        return relabeled(mixed, targets, torch.stack([1 - second, second], dim=1))
+        return with_lam(mixed, targets, torch.stack([1 - second, second], dim=1))

@@ -28,13 +28,13 @@ class MixupSettings(MethodSettings):
     """Settings of Mixup."""
 
     alpha: float = Field(1.0, gt=0, description="λ ~ Beta(alpha, alpha)")
-    per_sample: bool = Field(False, description="one λ a mix instead of one a batch")
+    per_sample: bool = Field(False, description="draw one λ per mix instead of one per batch")
 
 
 def draw_mixup(
     batch: int, alpha: float, generator: torch.Generator, *, per_sample: bool = False
 ) -> MixupParams:
-    """A partner for each image and the shares of both."""
+    """Draw a partner for each image and the weights of both."""
     perm = draw_partners(batch, generator)
     return MixupParams(perm, draw_lam(batch, alpha, generator, per_sample=per_sample))
 
@@ -54,12 +54,12 @@ class Mixup(InputMixing[MixupSettings, MixupParams]):
     Settings = MixupSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> MixupParams:
-        """A partner for each image and the shares of both."""
+        """Draw a partner for each image and the weights of both."""
         s = self.settings
         return draw_mixup(shape[0], s.alpha, generator, per_sample=s.per_sample)
 
     def mix(
         self, images: Tensor, targets: Tensor, params: MixupParams, **features: Tensor
     ) -> Mixed:
-        """λ x + (1 - λ) x[π]."""
+        """Return `λ x + (1 - λ) x[π]`."""
         return mix_by_lam(images, targets, params.perm, params.lam)

@@ -21,19 +21,20 @@ from torch import Tensor
 
 from adautomix.methods.base import InputMixing, MethodSettings
 from adautomix.methods.facts import Paper
-from adautomix.mixing.boxes import outside_box, paste
+from adautomix.mixing.boxes import outside_mask, paste
 from adautomix.mixing.ops import Mixed, mix_by_lam, mix_by_masks
 from adautomix.mixing.params import PairParams, Shape, draw_lam, draw_partners
 
 
 @dataclass(frozen=True)
 class MixupCutMixParams(PairParams):
-    """Parameters of Mixup or CutMix.
+    """Parameters of Mixup or CutMix; `lam` is used by Mixup only.
 
     Attributes:
-        box: boxes of CutMix (top, bottom, left, right; ends exclusive), int64 `[B, 4]`.
-        cut: which mixes are CutMix, bool `[B]`; the others are Mixup with `lam`.
-        kind: which of the two this batch contains; mixes of one kind share λ or the box.
+        box: CutMix boxes (top, bottom, left, right; ends exclusive), int64 `[B, 4]`.
+        cut: which mixes are CutMix, bool `[B]`; the others are Mixup.
+        kind: which of the two this batch contains; unless it is "both", all mixes have the same λ
+            or box.
     """
 
     box: Tensor
@@ -42,17 +43,25 @@ class MixupCutMixParams(PairParams):
 
 
 class MixupCutMixSettings(MethodSettings):
-    """Settings of the switch between Mixup and CutMix."""
+    """Settings of the random choice between Mixup and CutMix."""
 
     mixup_alpha: float = Field(0.8, gt=0, description="Mixup: λ ~ Beta(alpha, alpha)")
     cutmix_alpha: float = Field(1.0, gt=0, description="CutMix: λ₀ ~ Beta(alpha, alpha)")
-    prob: float = Field(1.0, ge=0, le=1, description="probability that a batch is mixed at all")
-    switch_prob: float = Field(0.5, ge=0, le=1, description="probability of CutMix, not Mixup")
-    per_sample: bool = Field(False, description="all is drawn for each mix, not for each batch")
+    prob: float = Field(1.0, ge=0, le=1, description="probability that a batch is mixed")
+    switch_prob: float = Field(
+        0.5, ge=0, le=1, description="probability of CutMix instead of Mixup"
+    )
+    per_sample: bool = Field(
+        False, description="draw all parameters once per mix instead of once per batch"
+    )
 
 
-def draw_stretch(lam: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
-    """First pixels and ends of ⌊size·√(1-λ)⌋ pixels around uniform ones; odd lengths stay odd."""
+def draw_interval(lam: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
+    """Draw intervals of ⌊size·√(1-λ)⌋ pixels around uniform pixels; odd lengths stay odd.
+
+    Returns:
+        First pixels and exclusive ends, both int64 `[n]`, clipped to `size`.
+    """
     side = (size * (1 - lam.double()).sqrt()).long()
     center = torch.randint(size, lam.shape, generator=generator)
     ends = center - side // 2, center + (side + 1) // 2
@@ -62,9 +71,9 @@ def draw_stretch(lam: Tensor, size: int, generator: torch.Generator) -> list[Ten
 def draw_mixup_cutmix(
     batch: int, height: int, width: int, s: MixupCutMixSettings, generator: torch.Generator
 ) -> MixupCutMixParams:
-    """A partner for each image, and how they are mixed.
+    """Draw a partner for each image, and how the two are mixed.
 
-    A mix that is left out is Mixup with λ = 1.
+    Batches or mixes that are not mixed are Mixup with λ = 1.
     """
     perm = draw_partners(batch, generator)
     rows = batch if s.per_sample else 1
@@ -73,8 +82,8 @@ def draw_mixup_cutmix(
     lam = draw_lam(rows, s.mixup_alpha, generator, per_sample=True)
     lam = torch.where(mixed[:, None], lam, torch.tensor([1.0, 0.0]))
     box_lam = draw_lam(rows, s.cutmix_alpha, generator, per_sample=True)[:, 0]
-    stretches = (draw_stretch(box_lam, size, generator) for size in (height, width))
-    box = torch.stack([end for stretch in stretches for end in stretch], dim=1)
+    intervals = (draw_interval(box_lam, size, generator) for size in (height, width))
+    box = torch.stack([end for interval in intervals for end in interval], dim=1)
     kind: Literal["mixup", "cutmix"] = "cutmix" if bool(cut[0]) else "mixup"
     lam, box, cut = (part.expand(batch, *part.shape[1:]).contiguous() for part in (lam, box, cut))
     return MixupCutMixParams(perm, lam, box, cut, "both" if s.per_sample else kind)
@@ -95,20 +104,20 @@ class MixupCutMix(InputMixing[MixupCutMixSettings, MixupCutMixParams]):
     Settings = MixupCutMixSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> MixupCutMixParams:
-        """A partner for each image, and how they are mixed."""
+        """Draw a partner for each image, and how the two are mixed."""
         batch, _, height, width = shape
         return draw_mixup_cutmix(batch, height, width, self.settings, generator)
 
     def mix(
         self, images: Tensor, targets: Tensor, params: MixupCutMixParams, **features: Tensor
     ) -> Mixed:
-        """λ x + (1 - λ) x[π], or the partner inside the box and the image outside."""
+        """Return `λ x + (1 - λ) x[π]`, or the partner inside the box and the image outside."""
         if params.kind == "mixup":
             return mix_by_lam(images, targets, params.perm, params.lam)
         height, width = images.shape[2:]
         if params.kind == "cutmix":
-            return paste(images, targets, params.perm, outside_box(params.box[:1], height, width))
-        outside = outside_box(params.box, height, width)
+            return paste(images, targets, params.perm, outside_mask(params.box[:1], height, width))
+        outside = outside_mask(params.box, height, width)
         boxes = torch.stack([outside, 1 - outside], dim=1)
         masks = torch.where(params.cut[:, None, None, None], boxes, params.lam[:, :, None, None])
         lam = torch.where(params.cut[:, None], boxes.mean(dim=(2, 3)), params.lam)

@@ -57,9 +57,9 @@ from adautomix.mixing.saliency import gradient_saliency
 from adautomix.mixing.solvers import cut_levels, swap_places
 from adautomix.models import evaluating
 
-BLOCKS = (2, 4, 8, 16)  # a side
-SWAPS = 8  # rounds of the transport
-EDGE = 1e-4  # of λ in the prior
+BLOCKS = (2, 4, 8, 16)  # blocks per side
+SWAP_ROUNDS = 8  # rounds of the transport solver
+LAM_EPS = 1e-4  # distance of λ from 0 and 1 in the prior
 
 
 @dataclass(frozen=True)
@@ -77,20 +77,22 @@ class PuzzleMixSettings(MethodSettings):
     """Settings of PuzzleMix; the defaults are those of CIFAR-100."""
 
     alpha: float = Field(1.0, gt=0, description="λ ~ Beta(alpha, alpha)")
-    per_sample: bool = Field(False, description="one λ a mix instead of one a batch")
+    per_sample: bool = Field(False, description="draw one λ per mix instead of one per batch")
     beta: float = Field(1.2, ge=0, description="β, smoothness of the mask")
-    gamma: float = Field(0.5, ge=0, le=1, description="γ, smoothness of the image at the seams")
-    eta: float = Field(0.2, ge=0, description="η, how much λ says about the mask")
-    labels: int = Field(3, ge=2, le=4, description="values of the mask: 3 are 0, 1/2, 1")
-    seam: int = Field(4, ge=1, description="pixels that are averaged at the seams")
+    gamma: float = Field(0.5, ge=0, le=1, description="γ, smoothness of the image at seams")
+    eta: float = Field(0.2, ge=0, description="η, weight of the prior λ")
+    labels: int = Field(3, ge=2, le=4, description="number of mask values; 3 gives 0, 1/2 and 1")
+    seam: int = Field(4, ge=1, description="pixels that are averaged at seams")
     transport: bool = Field(True, description="move blocks within each image")
-    transport_cost: float = Field(0.8, ge=0, description="of the squared distance of a move")
-    transport_block: int = Field(4, ge=1, description="pixels a side of what is moved")
+    transport_cost: float = Field(
+        0.8, ge=0, description="cost per squared distance of a moved block"
+    )
+    transport_block: int = Field(4, ge=1, description="pixels per side of a moved block")
     pixel_std: float = Field(
-        0.25, gt=0, description="standard deviation of pixels (0 to 1) that images are scaled by"
+        0.25, gt=0, description="standard deviation of pixels in [0, 1] that images are scaled by"
     )
     iterations: int = Field(
-        4, ge=1, description="of the mask's solver, for each block of a side, at least for 4"
+        4, ge=1, description="iterations of the mask solver per block of a side (at least 4 blocks)"
     )
 
 
@@ -103,7 +105,7 @@ def draw_puzzlemix(
     *,
     per_sample: bool = False,
 ) -> PuzzleMixParams:
-    """A partner for each image, λ, and the number of blocks a side.
+    """Draw a partner for each image, λ, and the number of blocks per side.
 
     Raises:
         UsageError: a side of the image is odd.
@@ -113,129 +115,144 @@ def draw_puzzlemix(
         raise UsageError(
             f"puzzlemix cuts images in halves: {height} x {width} pixels are odd, use an even size"
         )
-    chosen = sides[int(torch.randint(len(sides), (), generator=generator))]
+    blocks = sides[int(torch.randint(len(sides), (), generator=generator))]
     lam = draw_lam(batch, alpha, generator, per_sample=per_sample)
-    return PuzzleMixParams(draw_partners(batch, generator), lam, chosen)
+    return PuzzleMixParams(draw_partners(batch, generator), lam, blocks)
 
 
 def cut_blocks(images: Tensor, count: int) -> Tensor:
-    """The `count` × `count` blocks of each image, row by row: `[B count², C, H/count, W/count]`."""
+    """Cut images into `count` × `count` blocks, row by row: `[B count², C, H/count, W/count]`."""
     blocks: Tensor = images.unflatten(2, (count, -1)).unflatten(4, (count, -1))
     return blocks.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
 def join_blocks(blocks: Tensor, count: int, like: Tensor) -> Tensor:
-    """Images from the blocks of `cut_blocks`, in the memory format of the images `like`."""
+    """Join the blocks of `cut_blocks` to images, in the memory format of the images `like`."""
     images = torch.empty_like(like[: len(blocks) // count**2])
     pieces = images.unflatten(2, (count, -1)).unflatten(4, (count, -1))
     pieces.copy_(blocks.unflatten(0, (-1, count, count)).permute(0, 3, 1, 4, 2, 5))
     return images
 
 
-def mix_blocks(images: Tensor, shown: Tensor, weights: Tensor) -> Tensor:
-    """Images whose every block is a weighted sum of a few blocks of the batch, `[M, C, H, W]`.
+def mix_blocks(images: Tensor, blocks: Tensor, weights: Tensor) -> Tensor:
+    """Assemble images whose blocks are weighted sums of blocks of the batch.
 
     Args:
-        images: `[G, C, H, W]`.
-        shown: which blocks, counted through the batch as `cut_blocks` has them, `[M, t², S]`.
-        weights: of each, `[M, t², S]`.
+        images: `[B, C, H, W]`.
+        blocks: indices of S blocks per position, in the order of `cut_blocks`, int64 `[M, t², S]`.
+        weights: their weights, `[M, t², S]`.
+
+    Returns:
+        `[M, C, H, W]`.
     """
-    count = math.isqrt(shown.shape[1])
-    shares = weights.flatten(0, 1)[:, :, None, None, None].to(images.dtype)
-    blocks = weighted_sum(cut_blocks(images, count), shown.flatten(0, 1), shares)
-    return join_blocks(blocks, count, images)
+    count = math.isqrt(blocks.shape[1])
+    per_block = weights.flatten(0, 1)[:, :, None, None, None].to(images.dtype)
+    mixed = weighted_sum(cut_blocks(images, count), blocks.flatten(0, 1), per_block)
+    return join_blocks(mixed, count, images)
 
 
 def cell_sums(maps: Tensor, count: int) -> Tensor:
-    """Sums over the `count` × `count` blocks of maps `[B, H, W]`."""
+    """Sum maps `[B, H, W]` over `count` × `count` blocks: `[B, count, count]`."""
     blocks: Tensor = maps.unflatten(1, (count, -1)).unflatten(3, (count, -1))
     return blocks.sum(dim=(2, 4))
 
 
-def finer(height: int, width: int, blocks: int, size: int) -> int:
-    """Into how many pieces of about `size` pixels a side of a block falls, at most 16 an image."""
+def pieces_per_block(height: int, width: int, blocks: int, size: int) -> int:
+    """Number of pieces of about `size` pixels per side of a block, at most 16 per image side."""
     block = math.gcd(height // blocks, width // blocks)
     wanted = max(1, min(block // size, BLOCKS[-1] // blocks))
     return max(pieces for pieces in range(1, wanted + 1) if block % pieces == 0)
 
 
 def seam_costs(images: Tensor, perm: Tensor, blocks: int, size: int) -> Tensor:
-    """Mean absolute step across the seams of neighboring blocks, for each choice of sources.
+    """Mean absolute difference across the seams of neighboring blocks, for all choices of sources.
 
     Args:
-        images: `[G, C, H, W]`.
-        perm: `[M, 2]`.
-        blocks: a side.
-        size: pixels to average, as far as a block can be divided by them.
+        images: `[B, C, H, W]`.
+        perm: rows of both sources, int64 `[M, 2]`.
+        blocks: blocks per side.
+        size: pixels to average, rounded down to a divisor of the block's side.
 
     Returns:
-        `[M, 2, 2, 2, blocks, blocks]`: to the block below or on the right; source of the block;
-        source of that neighbor. 0 in the last row or column, where there is none.
+        `[M, 2, 2, 2, blocks, blocks]`, indexed by direction (block below, block on the right),
+        source of the block, source of that neighbor, row and column. 0 in the last row or column,
+        where there is no neighbor.
     """
     block = images.shape[2] // blocks, images.shape[3] // blocks
     pooled = F.avg_pool2d(images.float(), [math.gcd(size, side) for side in block])
-    below = F.pad(_steps(pooled, perm, blocks), (0, 0, 0, 1))
-    right = F.pad(_steps(pooled.mT, perm, blocks), (0, 0, 0, 1))
+    below = F.pad(_row_differences(pooled, perm, blocks), (0, 0, 0, 1))
+    right = F.pad(_row_differences(pooled.mT, perm, blocks), (0, 0, 0, 1))
     return torch.stack([below, right.mT], dim=1)
 
 
-def _steps(pooled: Tensor, perm: Tensor, blocks: int) -> Tensor:
-    """From the last row of a block to the first of the block below, `[M, 2, 2, n - 1, n]`."""
+def _row_differences(pooled: Tensor, perm: Tensor, blocks: int) -> Tensor:
+    """Difference between a block's last row and the first row of the block below it.
+
+    Returns:
+        `[M, 2, 2, n - 1, n]`, indexed by source of the block, source of the block below, row and
+        column.
+    """
     rows = pooled.unflatten(2, (blocks, -1))
     last, first = rows[:, :, :-1, -1], rows[:, :, 1:, 0]
-    steps: Tensor = last[perm][:, :, None] - first[perm][:, None]
-    steps = steps.abs_().mean(dim=3).unflatten(4, (blocks, -1))
-    return steps.mean(dim=5)
+    differences: Tensor = last[perm][:, :, None] - first[perm][:, None]
+    differences = differences.abs_().mean(dim=3).unflatten(4, (blocks, -1))
+    return differences.mean(dim=5)
 
 
 def mask_energy(
     saliency: Tensor, seams: Tensor, lam: Tensor, beta: float, eta: float, levels: int
 ) -> tuple[Tensor, Tensor]:
-    """The energy of a mask, as `cut_levels` takes it: slopes and weights.
+    """Compute slopes and weights of the energy of a mask, as `cut_levels` takes them.
 
-    The four costs of a seam split exactly into what each block adds by its own source and what
-    two blocks of different sources add.
+    The four costs of a seam split exactly into what each block adds by its own source and what two
+    blocks with different sources add.
 
     Args:
-        saliency: of both sources, `[M, 2, n, n]`.
-        seams: `[M, 2, 2, 2, n, n]`, see `seam_costs`, scaled.
-        lam: share of the first source, `[M]`.
-        beta: of two neighbors with different sources.
-        eta: of the prior.
-        levels: the mask's values are 0, 1/levels, … 1.
+        saliency: saliency of both sources, `[M, 2, n, n]`.
+        seams: scaled costs of `seam_costs`, `[M, 2, 2, 2, n, n]`.
+        lam: prior weight of the first source, `[M]`.
+        beta: cost of two neighbors with different sources.
+        eta: weight of the prior.
+        levels: mask values are 0, 1/levels, …, 1.
+
+    Returns:
+        Slopes `[M, levels, n, n]` and weights `[M, 2, n, n]`.
     """
     cells = saliency.shape[2]
     costs = saliency.flip(1) + seams.mean(dim=3).sum(dim=1)
     costs = costs + seams[:, 0].mean(dim=1).roll(1, 2) + seams[:, 1].mean(dim=1).roll(1, 3)
     steps = torch.arange(levels, device=lam.device)
-    odds = ((levels - steps) / (steps + 1)).log() + lam.logit(eps=EDGE)[:, None]
+    odds = ((levels - steps) / (steps + 1)).log() + lam.logit(eps=LAM_EPS)[:, None]
     slopes = (costs[:, :1] - costs[:, 1:]) / levels - (eta / cells**2) * odds[:, :, None, None]
-    apart = seams[:, :, 0, 1] + seams[:, :, 1, 0] - seams[:, :, 0, 0] - seams[:, :, 1, 1]
+    mixed = seams[:, :, 0, 1] + seams[:, :, 1, 0] - seams[:, :, 0, 0] - seams[:, :, 1, 1]
     inside = torch.arange(cells, device=lam.device) < cells - 1
     paired = torch.stack([inside[:, None].expand(cells, cells), inside.expand(cells, cells)])
-    return slopes, beta * paired + apart / 2
+    return slopes, beta * paired + mixed / 2
 
 
-def distances(count: int, device: torch.device) -> Tensor:
-    """Squared distance between the cells of a square grid; 1 along a side, `[count², count²]`."""
+def squared_distances(count: int, device: torch.device) -> Tensor:
+    """Squared distances between cells of a square grid with sides of 1, `[count², count²]`."""
     line = torch.linspace(0, 1, count, device=device)
     points = torch.cartesian_prod(line, line)
     return (points[:, None] - points).square().sum(dim=2)
 
 
-def transport(saliency: Tensor, shares: Tensor, cost: float) -> Tensor:
-    """Which block of each source is shown at each place, `[M, 2, t²]`.
+def transport(saliency: Tensor, weights: Tensor, cost: float) -> Tensor:
+    """Choose which block of each source is shown at each position.
 
     Args:
-        saliency: of the blocks, `[M, 2, t, t]`.
-        shares: what is seen of each source at each place, `[M, 2, t, t]`.
-        cost: of a move across a side.
+        saliency: saliency of the blocks, `[M, 2, t, t]`.
+        weights: weight of each source at each position, `[M, 2, t, t]`.
+        cost: cost of a move across a whole side.
+
+    Returns:
+        Int64 `[M, 2, t²]`.
     """
     mixes, sources, count = saliency.shape[:3]
     gain = saliency.flatten(2)[:, :, :, None]
-    features = (shares > 0).flatten(2)[:, :, None]
-    costs = features * (cost * distances(count, saliency.device) - gain)
-    places = swap_places(costs.flatten(0, 1), SWAPS)
+    visible = (weights > 0).flatten(2)[:, :, None]
+    costs = visible * (cost * squared_distances(count, saliency.device) - gain)
+    places = swap_places(costs.flatten(0, 1), SWAP_ROUNDS)
     return places.argsort(dim=1).view(mixes, sources, count**2)
 
 
@@ -256,7 +273,7 @@ class PuzzleMix(Method[PuzzleMixSettings, PuzzleMixParams]):
     Settings = PuzzleMixSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> PuzzleMixParams:
-        """A partner for each image, λ, and the number of blocks."""
+        """Draw a partner for each image, λ, and the number of blocks per side."""
         batch, _, height, width = shape
         s = self.settings
         return draw_puzzlemix(batch, height, width, s.alpha, generator, per_sample=s.per_sample)
@@ -264,7 +281,7 @@ class PuzzleMix(Method[PuzzleMixSettings, PuzzleMixParams]):
     def extract_features(
         self, images: Tensor, targets: Tensor, student: Any, teacher: Any, params: PuzzleMixParams
     ) -> FeatureDict:
-        """The saliency of each block that can be moved."""
+        """Return the saliency of each block that can be moved, `[B, t, t]`."""
         cells = params.blocks * self.pieces(images, params)
         with evaluating(student):
             maps = gradient_saliency(student, images, targets)
@@ -273,28 +290,31 @@ class PuzzleMix(Method[PuzzleMixSettings, PuzzleMixParams]):
     def mix(
         self, images: Tensor, targets: Tensor, params: PuzzleMixParams, **features: Tensor
     ) -> Mixed:
-        """Label the blocks, move them, put them together; the label is the share of each image."""
+        """Solve for the mask, move the blocks and assemble them; labels are the means of masks."""
         saliency = features["saliency"][params.perm]
         mask = cells_to_pixels(self.mask(images, saliency, params), *saliency.shape[2:])
-        shares = torch.stack([mask, 1 - mask], dim=1)
-        blocks = self._shown(saliency, shares)
+        weights = torch.stack([mask, 1 - mask], dim=1)
+        blocks = self._shown_blocks(saliency, weights)
         blocks = blocks + params.perm[:, :, None] * blocks.shape[2]
-        lam = shares.mean(dim=(2, 3))
+        lam = weights.mean(dim=(2, 3))
         return Mixed(
-            images=mix_blocks(images, blocks.mT.contiguous(), shares.flatten(2).mT),
+            images=mix_blocks(images, blocks.mT.contiguous(), weights.flatten(2).mT),
             targets=weighted_sum(targets, params.perm, lam[:, :, None]),
             lam=lam,
             perm=params.perm,
-            mask_source=cells_to_pixels(shares, *images.shape[2:]),
+            mask_source=cells_to_pixels(weights, *images.shape[2:]),
         )
 
     def mask(self, images: Tensor, saliency: Tensor, params: PuzzleMixParams) -> Tensor:
-        """Share of the first image in each block, `[M, n, n]`.
+        """Solve for the weight of the first image in each block.
 
         Args:
-            images: `[G, C, H, W]`.
-            saliency: of both sources, `[M, 2, t, t]`, t a multiple of n.
-            params: parameters of M mixes.
+            images: `[B, C, H, W]`.
+            saliency: saliency of both sources, `[M, 2, t, t]`, where t is a multiple of n.
+            params: parameters of M mixes with n blocks per side.
+
+        Returns:
+            `[M, n, n]`, 0 to 1.
         """
         s, levels = self.settings, self.settings.labels - 1
         beta = s.beta / (16 * params.blocks)
@@ -305,15 +325,16 @@ class PuzzleMix(Method[PuzzleMixSettings, PuzzleMixParams]):
         level = cut_levels(slopes, weights, s.iterations * max(params.blocks, 4))
         return level / float(levels)
 
-    def _shown(self, saliency: Tensor, shares: Tensor) -> Tensor:
+    def _shown_blocks(self, saliency: Tensor, weights: Tensor) -> Tensor:
+        """Index of the block that each source shows at each position, int64 `[M, 2, t²]`."""
         if self.settings.transport:
-            return transport(saliency, shares, self.settings.transport_cost)
-        places = torch.arange(shares[0, 0].numel(), device=shares.device)
-        return places.expand(*shares.shape[:2], -1)
+            return transport(saliency, weights, self.settings.transport_cost)
+        places = torch.arange(weights[0, 0].numel(), device=weights.device)
+        return places.expand(*weights.shape[:2], -1)
 
     def pieces(self, images: Tensor, params: PuzzleMixParams) -> int:
-        """Into how many pieces to move a side of a block falls."""
+        """Number of pieces per side of a block that can be moved separately."""
         if not self.settings.transport:
             return 1
         size = self.settings.transport_block
-        return finer(images.shape[2], images.shape[3], params.blocks, size)
+        return pieces_per_block(images.shape[2], images.shape[3], params.blocks, size)

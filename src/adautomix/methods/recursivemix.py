@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from adautomix.distributed import gather_rows
 from adautomix.methods.base import Method, MethodSettings, MixInputs
 from adautomix.methods.facts import LabelRule, Paper, Requirement
-from adautomix.methods.resizemix import resized_into
+from adautomix.methods.resizemix import resize_into
 from adautomix.metrics import mixture_accuracy
 from adautomix.mixing.boxes import box_mask, draw_box
 from adautomix.mixing.ops import Mixed
@@ -42,12 +42,18 @@ from adautomix.mixing.params import MixParams, Shape
 from adautomix.models import Classifier
 
 History = tuple[Tensor, Tensor, Tensor]
-HISTORY = ("kept_images", "kept_targets", "kept_logits", "kept")  # of each row of the batch
+# Buffers of the history; each has one row per row of the batch.
+HISTORY = ("kept_images", "kept_targets", "kept_logits", "kept")
 
 
 @dataclass(frozen=True)
 class RecursiveMixParams(MixParams):
-    """`perm` `[B, 2]`, row of the batch and row of the history; `box` `[B, 4]`."""
+    """Parameters of RecursiveMix.
+
+    Attributes:
+        perm: row of the batch and row of the history, int64 `[B, 2]`.
+        box: box (top, bottom, left, right; ends exclusive) that is filled, int64 `[B, 4]`.
+    """
 
     perm: Tensor
     box: Tensor
@@ -56,9 +62,11 @@ class RecursiveMixParams(MixParams):
 class RecursiveMixSettings(MethodSettings):
     """Settings of RecursiveMix."""
 
-    alpha: float = Field(0.5, ge=0, le=1, description="share of the box r ~ U(0, alpha)")
+    alpha: float = Field(
+        0.5, ge=0, le=1, description="largest area fraction of the box, r ~ U(0, alpha)"
+    )
     omega: float = Field(0.1, ge=0, description="ω, weight of the consistency with the history")
-    per_sample: bool = Field(False, description="one box a mix instead of one a batch")
+    per_sample: bool = Field(False, description="draw one box per mix instead of one per batch")
 
 
 def draw_recursivemix(
@@ -70,7 +78,7 @@ def draw_recursivemix(
     *,
     per_sample: bool = False,
 ) -> RecursiveMixParams:
-    """The box of each mix; image i meets row i of the history."""
+    """Draw the box of each mix; image i is mixed with row i of the history."""
     outside = 1 - alpha * torch.rand(batch if per_sample else 1, generator=generator)
     box = draw_box(outside, height, width, generator)
     rows = torch.arange(batch)
@@ -78,38 +86,44 @@ def draw_recursivemix(
 
 
 def bin_weights(begin: Tensor, end: Tensor, pixels: int, size: int) -> Tensor:
-    """Weight of each row of a feature map in RoIAlign's only bin, `[M, size]`.
+    """Compute the weight of each row of a feature map in the single bin of RoIAlign.
 
-    The bin spans the stretch from `begin` to `end` `[M]`; it is sampled at as many even points as
-    it is long, rounded up, and each point is interpolated between the two nearest rows.
+    The bin spans the interval from `begin` to `end`. It is sampled at evenly spaced points, as many
+    as it is long, rounded up; each point is interpolated between the two nearest rows.
 
     Args:
-        begin: first pixel.
-        end: end, exclusive.
-        pixels: of the image.
-        size: of the feature map.
+        begin: first pixel, `[M]`.
+        end: exclusive end, `[M]`.
+        pixels: height or width of the image.
+        size: height or width of the feature map.
+
+    Returns:
+        `[M, size]`.
     """
     scale = size / pixels
     first, last = begin * scale - 0.5, end * scale - 0.5
     points = (last - first).ceil()[:, None]
     row = torch.arange(size, device=begin.device)
     step = (last - first)[:, None] / points.clamp_min(1)
-    at = (first[:, None] + (row + 0.5) * step).clamp(0, size - 1)
-    near = (1 - (at[:, :, None] - row).abs()).clamp_min(0) * (row < points)[:, :, None]
+    position = (first[:, None] + (row + 0.5) * step).clamp(0, size - 1)
+    near = (1 - (position[:, :, None] - row).abs()).clamp_min(0) * (row < points)[:, :, None]
     return near.sum(dim=1) / points.clamp_min(1)
 
 
 def box_average(feature_map: Tensor, box: Tensor, height: int, width: int) -> Tensor:
-    """RoIAlign of one box a map with a single bin, float32 `[M, C]`; 0 for an empty box.
+    """Average a feature map over a box, as RoIAlign with a single bin.
 
-    As the bin is a product of two stretches it is a weighted sum, whose backward adds up in a
-    fixed order, which that of torchvision's does not.
+    The bin is a product of two intervals, so this is a weighted sum, whose backward pass adds up in
+    a fixed order; that of torchvision's RoIAlign does not.
 
     Args:
         feature_map: `[M, C, h, w]`.
-        box: `[M, 4]`, in pixels of the image.
-        height: H, of the image.
-        width: W.
+        box: one box per map, in pixels of the image, `[M, 4]`.
+        height: height H of the image.
+        width: width W of the image.
+
+    Returns:
+        Float32 `[M, C]`; 0 for an empty box.
     """
     top, bottom, left, right = box.unbind(dim=1)
     rows = bin_weights(top, bottom, height, feature_map.shape[2])
@@ -122,7 +136,7 @@ class RecursiveMix(Method[RecursiveMixSettings, RecursiveMixParams]):
     """RecursiveMix (Yang et al., NeurIPS 2022)."""
 
     name = "recursivemix"
-    summary = "the last step's mix, made small, pasted into the next image"
+    summary = "the mix of the last step, shrunk and pasted into the next image"
     paper = Paper(
         authors="Yang, Li, Zhao, Song, Yang",
         title="RecursiveMix: Mixed Learning with History",
@@ -141,7 +155,7 @@ class RecursiveMix(Method[RecursiveMixSettings, RecursiveMixParams]):
     kept: Tensor
 
     def build(self, model: nn.Module | None) -> None:
-        """Create the head of the pasted boxes and an empty history."""
+        """Create the head that classifies pasted boxes, and an empty history."""
         network = self.network_with(model, "stages")
         self.tap = len(network.stages)
         channels, _, _ = network.tap_shape(self.tap)
@@ -152,7 +166,7 @@ class RecursiveMix(Method[RecursiveMixSettings, RecursiveMixParams]):
     def make_params(
         self, shape: Shape, generator: torch.Generator, step: int
     ) -> RecursiveMixParams:
-        """The box of each mix."""
+        """Draw the box of each mix."""
         batch, _, height, width = shape
         s = self.settings
         return draw_recursivemix(batch, height, width, s.alpha, generator, per_sample=s.per_sample)
@@ -160,9 +174,9 @@ class RecursiveMix(Method[RecursiveMixSettings, RecursiveMixParams]):
     def mix(
         self, images: Tensor, targets: Tensor, params: RecursiveMixParams, **features: Tensor
     ) -> Mixed:
-        """The small mix of the step before inside the box, the image outside.
+        """Return the images with the shrunk mix of the previous step inside the box.
 
-        The second source is the row of the history, not one of the batch.
+        The second source is a row of the history, not of the batch.
         """
         return self.mix_with(self.history(images, targets), images, targets, params)
 
@@ -174,43 +188,45 @@ class RecursiveMix(Method[RecursiveMixSettings, RecursiveMixParams]):
         teacher: Any,
         params: RecursiveMixParams,
     ) -> Mixed:
-        """The mixes; where no batch came before, the image ahead of each in this one stands in."""
+        """Return the mixes; without a history the previous image of the batch takes its place."""
         if self.fits(images):
             return self.mix(images, targets, params)
         first = params.perm[:, 0]
-        ahead = replace(params, perm=torch.stack([first, (first - 1) % len(images)], dim=1))
+        previous = replace(params, perm=torch.stack([first, (first - 1) % len(images)], dim=1))
         clean = images, targets, torch.ones(len(images), device=images.device)
-        return self.mix_with(clean, images, targets, ahead)
+        return self.mix_with(clean, images, targets, previous)
 
     def mix_with(
-        self, past: History, images: Tensor, targets: Tensor, params: RecursiveMixParams
+        self, history: History, images: Tensor, targets: Tensor, params: RecursiveMixParams
     ) -> Mixed:
-        """The mix with a history `past`; see `history`."""
+        """Return the mix with a given history; see `history`."""
         first, second = params.perm.unbind(dim=1)
-        past_images, past_targets, kept = past
+        kept_images, kept_targets, kept = history
         inside = box_mask(params.box, images.shape[2], images.shape[3])
         inside = inside & (kept[second] > 0)[:, None, None]
         masks = torch.stack([~inside, inside], dim=1).float()
         lam = masks.mean(dim=(2, 3))
-        small = resized_into(past_images, second, params.box).to(images.dtype)
-        # Weights of 0 and 1 are exact; in place the mixes lie in memory as the images do.
+        small = resize_into(kept_images, second, params.box).to(images.dtype)
+        # Weights of 0 and 1 are exact; in-place interpolation keeps the images' memory format.
         pasted = images[first].lerp_(small, masks[:, 1:].to(images.dtype))
-        labels = lam[:, :1] * targets[first] + lam[:, 1:] * past_targets[second]
+        labels = lam[:, :1] * targets[first] + lam[:, 1:] * kept_targets[second]
         return Mixed(pasted, labels, lam, params.perm, masks)
 
     def compute_loss(
         self, sources: MixInputs, student: Classifier, teacher: Any, params: RecursiveMixParams
     ) -> dict[str, Tensor]:
-        """Cross-entropy of the mix, and of its box with what was predicted for it before."""
+        """Compute the cross-entropy of the mix, plus ω times the consistency of its box."""
         images, targets = sources.images, sources.targets
         if not self.fits(images):
-            self.make_room(len(images), images.shape[1:])
+            self.allocate(len(images), images.shape[1:])
         mixed = self.mix(images, targets, params)
+        # One forward pass with gradient gives both the logits and the map that boxes are read from.
         features = student.features(mixed.images, self.tap)
         assert features.tap is not None
         logits = student.logits(features.pooled)
         loss = self.cross_entropy(logits, mixed.targets)
         consistency = self.consistency(features.tap, mixed, params)
+        # Only now, because the consistency reads the previous logits.
         self.keep(len(images), mixed, logits.detach())
         return {
             "loss": loss + self.settings.omega * consistency,
@@ -219,21 +235,21 @@ class RecursiveMix(Method[RecursiveMixSettings, RecursiveMixParams]):
         }
 
     def consistency(self, feature_map: Tensor, mixed: Mixed, params: RecursiveMixParams) -> Tensor:
-        """Mean of (1 - λ) CE(prediction for the box, last prediction for what is in it)."""
+        """Mean of (1 - λ) CE(prediction for the box, previous prediction for its content)."""
         height, width = mixed.images.shape[2:]
         logits = self.roi_head(box_average(feature_map, params.box, height, width))
-        before = self.kept_logits[params.perm[:, 1]].softmax(dim=1)
-        entropy = F.cross_entropy(logits.float(), before, reduction="none")
-        return (mixed.lam[:, 1] * entropy).mean()
+        previous = self.kept_logits[params.perm[:, 1]].softmax(dim=1)
+        cross_entropy = F.cross_entropy(logits.float(), previous, reduction="none")
+        return (mixed.lam[:, 1] * cross_entropy).mean()
 
     def fits(self, images: Tensor) -> bool:
-        """Whether there is a row of the history for each of these images."""
+        """Whether the history has a row for each of these images."""
         return len(self.kept) >= len(images) and self.kept_images.shape[1:] == images.shape[1:]
 
     def history(self, images: Tensor, targets: Tensor) -> History:
-        """What was kept for these images: mixes, labels, and 1 for every row that holds some.
+        """Return the kept mixes and labels, and 1 for every row that holds one, 0 for others.
 
-        Where nothing was, the images themselves stand in, and none counts.
+        If the history does not fit, it consists of the images themselves, and no row counts.
         """
         if self.fits(images):
             return self.kept_images, self.kept_targets, self.kept
@@ -241,27 +257,27 @@ class RecursiveMix(Method[RecursiveMixSettings, RecursiveMixParams]):
 
     @torch.no_grad()
     def keep(self, count: int, mixed: Mixed, logits: Tensor) -> None:
-        """Make these mixes, of a batch of `count` images, the history.
+        """Store mixes of a batch of `count` images, with labels and logits, as the history.
 
-        Where other processes mix the rest of the batch, theirs are fetched.
+        If other processes mix the rest of the batch, their mixes are gathered.
         """
         new = [mixed.perm[:, 0], mixed.images, mixed.targets, logits]
         if len(logits) < count:
             new = [gather_rows(part) for part in new]
         rows, *parts = new
         for name, part in zip(HISTORY, [*parts, torch.ones_like(rows)], strict=True):
-            kept: Tensor = getattr(self, name)
-            kept.index_copy_(0, rows, part.to(kept.dtype))
+            buffer: Tensor = getattr(self, name)
+            buffer.index_copy_(0, rows, part.to(buffer.dtype))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def make_room(self, count: int, shape: Shape) -> None:
-        """An empty history for `count` images of that shape, `[C, H, W]`."""
+    def allocate(self, count: int, shape: Shape) -> None:
+        """Allocate an empty history for `count` images of shape `[C, H, W]`."""
         classes = (self.num_classes,)
         for name, row in zip(HISTORY, (shape, classes, classes, ()), strict=True):
             setattr(self, name, torch.zeros(count, *row, device=self.kept.device))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Loads a history of whatever size."""
+        """Load a history of any size."""
         for name in HISTORY:
             saved = state_dict.get(prefix + name)
             if saved is not None and saved.shape != getattr(self, name).shape:

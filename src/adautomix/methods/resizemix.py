@@ -30,7 +30,12 @@ from adautomix.mixing.params import MixParams, Shape, draw_partners
 
 @dataclass(frozen=True)
 class ResizeMixParams(MixParams):
-    """`perm` `[B, 2]` and `box` `[B, 4]`: top, bottom, left, right; the end is exclusive."""
+    """Parameters of ResizeMix.
+
+    Attributes:
+        perm: rows of the image and its partner, int64 `[B, 2]`.
+        box: box (top, bottom, left, right; ends exclusive) that is filled, int64 `[B, 4]`.
+    """
 
     perm: Tensor
     box: Tensor
@@ -39,9 +44,13 @@ class ResizeMixParams(MixParams):
 class ResizeMixSettings(MethodSettings):
     """Settings of ResizeMix."""
 
-    scale_min: float = Field(0.1, gt=0, le=1, description="τ ~ U(scale_min, scale_max)")
-    scale_max: float = Field(0.8, gt=0, le=1, description="side of the patch, share of the image")
-    per_sample: bool = Field(False, description="one τ a mix instead of one a batch")
+    scale_min: float = Field(
+        0.1, gt=0, le=1, description="smallest side of the patch, as a fraction of the image's"
+    )
+    scale_max: float = Field(
+        0.8, gt=0, le=1, description="largest side; τ ~ U(scale_min, scale_max)"
+    )
+    per_sample: bool = Field(False, description="draw one τ per mix instead of one per batch")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -53,8 +62,18 @@ class ResizeMixSettings(MethodSettings):
         return self
 
 
-def draw_patch(scale: Tensor, count: int, size: int, generator: torch.Generator) -> list[Tensor]:
-    """Begin and end of `count` stretches of a share `scale` of `size` pixels, inside of it."""
+def draw_interval(scale: Tensor, count: int, size: int, generator: torch.Generator) -> list[Tensor]:
+    """Draw intervals inside `size` pixels.
+
+    Args:
+        scale: length as a fraction of `size`, `[count]` or `[1]`.
+        count: number of intervals.
+        size: height or width of the image.
+        generator: a CPU generator.
+
+    Returns:
+        First pixels and exclusive ends, both int64 `[count]`.
+    """
     side = (scale.double() * size).long().clamp_min(1)
     center = torch.randint(size, (count,), generator=generator)
     begin = (center - side // 2).clamp_min(0).minimum(size - side)
@@ -64,31 +83,44 @@ def draw_patch(scale: Tensor, count: int, size: int, generator: torch.Generator)
 def draw_resizemix(
     batch: int, height: int, width: int, s: ResizeMixSettings, generator: torch.Generator
 ) -> ResizeMixParams:
-    """A partner for each image, and where it is pasted."""
+    """Draw a partner for each image and the box that the partner fills."""
     perm = draw_partners(batch, generator)
-    share = torch.rand(batch if s.per_sample else 1, generator=generator)
-    scale = s.scale_min + (s.scale_max - s.scale_min) * share
-    edges = [edge for size in (height, width) for edge in draw_patch(scale, batch, size, generator)]
+    u = torch.rand(batch if s.per_sample else 1, generator=generator)
+    scale = s.scale_min + (s.scale_max - s.scale_min) * u
+    edges = [
+        edge for size in (height, width) for edge in draw_interval(scale, batch, size, generator)
+    ]
     return ResizeMixParams(perm, torch.stack(edges, dim=1))
 
 
 def nearest_source(begin: Tensor, end: Tensor, size: int) -> Tensor:
-    """The pixel of the whole image that each pixel of a stretch shows, `[M, size]`.
+    """Return the pixel of the whole image that each pixel of an interval shows.
 
-    The rule of PyTorch's nearest resampling; meaningless outside of the stretch.
+    Follows PyTorch's nearest-neighbor interpolation. Values outside the interval are arbitrary.
+
+    Args:
+        begin: first pixel of the interval, `[M]`.
+        end: exclusive end, `[M]`.
+        size: height or width of the image.
+
+    Returns:
+        Int64 `[M, size]`.
     """
     pixel = torch.arange(size, device=begin.device) - begin[:, None]
     step = torch.full_like(begin, size, dtype=torch.float32) / (end - begin).clamp_min(1)
     return (pixel * step[:, None]).floor().long().clamp(0, size - 1)
 
 
-def resized_into(images: Tensor, rows: Tensor, box: Tensor) -> Tensor:
-    """The whole of image `rows[m]` in the box of mix m, `[M, C, H, W]`; outside anything.
+def resize_into(images: Tensor, rows: Tensor, box: Tensor) -> Tensor:
+    """Resize whole images into boxes.
 
     Args:
         images: `[B, C, H, W]`.
-        rows: `[M]`.
+        rows: which image fills each box, int64 `[M]`.
         box: `[M, 4]`.
+
+    Returns:
+        `[M, C, H, W]`; values outside the boxes are arbitrary.
     """
     top, bottom, left, right = box.unbind(dim=1)
     y = nearest_source(top, bottom, images.shape[2])
@@ -101,7 +133,7 @@ class ResizeMix(InputMixing[ResizeMixSettings, ResizeMixParams]):
     """ResizeMix (Qin et al., 2020)."""
 
     name = "resizemix"
-    summary = "a whole image, made small, pasted into another"
+    summary = "a whole image, shrunk and pasted into another"
     paper = Paper(
         authors="Qin, Fang, Zhang, Liu, Wang, Wang",
         title="ResizeMix: Mixing Data with Preserved Object Information and True Labels",
@@ -112,19 +144,19 @@ class ResizeMix(InputMixing[ResizeMixSettings, ResizeMixParams]):
     Settings = ResizeMixSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> ResizeMixParams:
-        """A partner for each image, and where it is pasted."""
+        """Draw a partner for each image and the box that the partner fills."""
         batch, _, height, width = shape
         return draw_resizemix(batch, height, width, self.settings, generator)
 
     def mix(
         self, images: Tensor, targets: Tensor, params: ResizeMixParams, **features: Tensor
     ) -> Mixed:
-        """The small partner inside the box, the image outside."""
+        """Return the shrunk partner inside the box and the image outside."""
         perm, box = params.perm, params.box
         inside = box_mask(box, images.shape[2], images.shape[3])
         masks = torch.stack([~inside, inside], dim=1).float()
         lam = masks.mean(dim=(2, 3))
-        own, small = images[perm[:, 0]], resized_into(images, perm[:, 1], box)
-        # Weights of 0 and 1 are exact; in place the mixes lie in memory as the images do.
-        pasted = own.lerp_(small, masks[:, 1:].to(images.dtype))
+        base, small = images[perm[:, 0]], resize_into(images, perm[:, 1], box)
+        # Weights of 0 and 1 are exact; in-place interpolation keeps the images' memory format.
+        pasted = base.lerp_(small, masks[:, 1:].to(images.dtype))
         return Mixed(pasted, weighted_sum(targets, perm, lam[:, :, None]), lam, perm, masks)

@@ -40,16 +40,21 @@ from adautomix.methods.base_feature import replaced_output
 from adautomix.methods.facts import LabelRule, Paper, Requirement
 from adautomix.mixing.ops import Mixed, mix_by_masks
 from adautomix.mixing.params import MixParams, Shape, draw_beta, draw_partners
-from adautomix.mixing.saliency import looking, scaled, shares
+from adautomix.mixing.saliency import normalize_max, normalize_sum, probing
 from adautomix.models import Classifier
 from adautomix.rng import generator_at
 
-ROUNDING = 1e-4  # of |f| |∂CE/∂f|
+ROUNDING = 1e-4  # largest rounding error of Σ_c f_c ∂CE/∂f_c, as a fraction of |f| |∂CE/∂f|
 
 
 @dataclass(frozen=True)
 class SaliencyGraftingParams(MixParams):
-    """`perm` `[B, 2]`; `picked`, the cells that chance allows to graft, bool `[B, g, g]`."""
+    """Parameters of Saliency Grafting.
+
+    Attributes:
+        perm: rows of the image and its partner, int64 `[B, 2]`.
+        picked: cells that may be grafted from the partner, bool `[B, g, g]`.
+    """
 
     perm: Tensor
     picked: Tensor
@@ -58,96 +63,117 @@ class SaliencyGraftingParams(MixParams):
 class SaliencyGraftingSettings(MethodSettings):
     """Settings of Saliency Grafting."""
 
-    alpha: float = Field(2.0, gt=0, description="p ~ Beta(alpha, alpha), chance of a cell")
-    temperature: float = Field(0.2, gt=0, description="T, the lower the fewer cells are salient")
-    cells: int = Field(8, ge=1, le=64, description="g, cells a side")
+    alpha: float = Field(
+        2.0, gt=0, description="p ~ Beta(alpha, alpha), probability that a cell may be grafted"
+    )
+    temperature: float = Field(
+        0.2, gt=0, description="T, temperature of the softmax; lower selects fewer cells"
+    )
+    cells: int = Field(8, ge=1, le=64, description="g, cells per side")
     tap: int | None = Field(
-        None, ge=1, description="stage looked at; none: third of four, middle block"
+        None,
+        ge=1,
+        description="stage whose saliency is used; none: the third of four, or the middle block",
     )
 
 
 def draw_saliencygrafting(
     batch: int, cells: int, alpha: float, generator: torch.Generator
 ) -> SaliencyGraftingParams:
-    """A partner for each image and the cells that may be grafted from it."""
+    """Draw a partner for each image and the cells that may be grafted from it."""
     perm = draw_partners(batch, generator)
-    chance = draw_beta(batch, 1, alpha, generator)[:, :, None]
+    probability = draw_beta(batch, 1, alpha, generator)[:, :, None]
     return SaliencyGraftingParams(
-        perm, torch.rand(batch, cells, cells, generator=generator) < chance
+        perm, torch.rand(batch, cells, cells, generator=generator) < probability
     )
 
 
 def feature_saliency(
     student: Any, images: Tensor, targets: Tensor, tap: int, head: str = "clean"
 ) -> Tensor:
-    """Share of each position in `|Σ_c f_c ∂CE/∂f_c|`, one map an image.
+    """Compute `|Σ_c f_c ∂CE/∂f_c|` at each position of a feature map, normalized to sum 1.
 
-    Nothing moves in the student and no parameter gets a gradient.
+    No buffer of the student changes and no parameter receives a gradient.
 
     Args:
         student: a network with stages.
         images: normalized, `[B, C, H, W]`.
         targets: soft labels, `[B, K]`.
-        tap: the stage whose feature map f it is.
+        tap: the stage whose feature map is f.
         head: the head whose cross-entropy is differentiated.
 
     Returns:
-        `[B, h, w]`, float32, sums to 1; uniform where there is no gradient.
+        Float32 `[B, h, w]`; uniform where the gradient is 0.
     """
     features, gradient = stage_gradient(student, images, targets, tap, head)
-    return shares((features * gradient).sum(dim=1).abs())
+    return normalize_sum((features * gradient).sum(dim=1).abs())
 
 
 def stage_gradient(
     student: Any, images: Tensor, targets: Tensor, tap: int, head: str = "clean"
 ) -> tuple[Tensor, Tensor]:
-    """A stage's map and the gradient of the cross-entropy in it, both float32 `[B, C, h, w]`."""
-    kept: list[Tensor] = []
+    """Return a stage's feature map and the gradient of the cross-entropy with respect to it.
 
-    def keep(output: Tensor) -> Tensor:
-        kept.append(output)
+    Arguments as in `feature_saliency`.
+
+    Returns:
+        Both float32 `[B, C, h, w]`.
+    """
+    outputs: list[Tensor] = []
+
+    def record(output: Tensor) -> Tensor:
+        outputs.append(output)
         return output
 
-    # What the stage hands on, and not the tap: of a transformer that is a copy beside the way.
-    watched = replaced_output(student, student.stages[tap - 1], keep)
-    with torch.enable_grad(), looking(student), watched:
+    # The stage's output rather than its tap, which for a transformer is a detour: a copy that is
+    # not on the path to the logits.
+    recording = replaced_output(student, student.stages[tap - 1], record)
+    with torch.enable_grad(), probing(student), recording:
         features = student.features(images.detach().requires_grad_(), tap)
         logits = student.logits(features.pooled, head)
         loss = F.cross_entropy(logits.float(), targets, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, kept)
-    return as_map(kept[0].detach().float(), features.tap), as_map(gradient.float(), features.tap)
+        (gradient,) = torch.autograd.grad(loss, outputs)
+    return as_map(outputs[0].detach().float(), features.tap), as_map(gradient.float(), features.tap)
 
 
 def as_map(values: Tensor, tap: Tensor) -> Tensor:
-    """What a stage hands on, be it with channels last or as tokens, as its tap `[B, C, h, w]`."""
+    """Bring a stage's output (channels first, channels last or tokens) to the layout of its tap.
+
+    Args:
+        values: output of a stage, in the layout of the network.
+        tap: the stage's tap, `[B, C, h, w]`.
+
+    Returns:
+        `[B, C, h, w]`.
+    """
     if values.shape == tap.shape:
         return values
     height, width = tap.shape[2:]
-    places = values.flatten(1, -2)[:, -height * width :]  # the tokens ahead are no patches
-    maps: Tensor = places.mT.unflatten(2, (height, width))
+    positions = values.flatten(1, -2)[:, -height * width :]  # drops tokens ahead of the patches
+    maps: Tensor = positions.mT.unflatten(2, (height, width))
     return maps
 
 
-def telling_tap(student: Classifier, asked: int | None) -> int:
-    """The stage asked for; else the default, or the last where the default says nothing.
+def informative_tap(student: Classifier, tap: int | None) -> int:
+    """Return `tap`; if it is None, the default tap, or the last one if that is uninformative.
 
     Raises:
         UsageError: the sum over channels is 0 by construction, whatever the image.
     """
-    taps = [asked] if asked else [student.default_tap(), len(student.stages)]
-    for tap in taps:
-        if tells(student, tap):
-            return tap
+    candidates = [tap] if tap else [student.default_tap(), len(student.stages)]
+    for candidate in candidates:
+        if is_informative(student, candidate):
+            return candidate
     raise UsageError(
-        f"saliencygrafting.tap = {taps[0]}: {student.spec.name} normalizes what that stage gives, "
-        "so that no place of it is salient; choose another tap or network"
+        f"saliencygrafting.tap = {candidates[0]}: {student.spec.name} normalizes the output of that"
+        " stage, so that no position of it is salient; choose another tap or network"
     )
 
 
-def tells(student: Classifier, tap: int) -> bool:
-    """Whether `Σ_c f_c ∂CE/∂f_c` is more than rounding.
+def is_informative(student: Classifier, tap: int) -> bool:
+    """Whether `Σ_c f_c ∂CE/∂f_c` of a stage exceeds rounding errors, tested on noise.
 
-    It is not where all that reads f forgets its length, as a layer norm does.
+    It does not if every layer that reads f ignores its norm, as layer norm does.
     """
     size = student.spec.image_size
     noise = torch.randn(2, 3, size, size, generator=generator_at(0, 0, "probe"))
@@ -155,33 +181,36 @@ def tells(student: Classifier, tap: int) -> bool:
     targets = torch.full((2, student.num_classes), 1 / student.num_classes, device=images.device)
     targets[:, 0] += 1
     features, gradient = stage_gradient(student, images, targets, tap, next(iter(student.heads)))
-    longest = features.norm(dim=1) * gradient.norm(dim=1)
-    return bool((features * gradient).sum(dim=1).abs().sum() > ROUNDING * longest.sum())
+    largest = features.norm(dim=1) * gradient.norm(dim=1)
+    return bool((features * gradient).sum(dim=1).abs().sum() > ROUNDING * largest.sum())
 
 
 def salient_cells(saliency: Tensor, temperature: float) -> Tensor:
-    """Cells whose softmax weight is above the mean of all, bool `[B, g, g]`."""
-    weights: Tensor = (scaled(saliency) / temperature).flatten(1).softmax(dim=1)
+    """Cells whose softmax weight is above the mean over all cells, bool `[B, g, g]`."""
+    weights: Tensor = (normalize_max(saliency) / temperature).flatten(1).softmax(dim=1)
     return (weights > 1 / weights.shape[1]).view_as(saliency)
 
 
-def importance(saliency: Tensor, kept: Tensor) -> Tensor:
-    """`|S ⊙ kept|₂ / |S|₂` of saliency and masks `[M, g, g]`: `[M]`."""
-    left: Tensor = (saliency * kept).flatten(1).norm(dim=1)
-    whole: Tensor = saliency.flatten(1).norm(dim=1)
-    return left / whole
+def importance(saliency: Tensor, mask: Tensor) -> Tensor:
+    """Compute `|S ⊙ mask|₂ / |S|₂` of saliency and masks `[M, g, g]`: `[M]`."""
+    visible: Tensor = (saliency * mask).flatten(1).norm(dim=1)
+    total: Tensor = saliency.flatten(1).norm(dim=1)
+    return visible / total
 
 
 def calibrated_lam(saliency: Tensor, grafted: Tensor) -> Tensor:
-    """Shares of both images in the label, `[M, 2]`.
+    """Compute the weights of both images in the label from their visible saliency.
 
     Args:
-        saliency: of both, `[M, 2, g, g]`.
-        grafted: where the second image is seen, `[M, g, g]`.
+        saliency: saliency of both images, `[M, 2, g, g]`.
+        grafted: cells where the second image is visible, bool `[M, g, g]`.
+
+    Returns:
+        `[M, 2]`; rows sum to 1.
     """
-    kept = importance(saliency[:, 0], ~grafted)
-    added = importance(saliency[:, 1], grafted)
-    both = torch.stack([kept, added], dim=1)
+    first = importance(saliency[:, 0], ~grafted)
+    second = importance(saliency[:, 1], grafted)
+    both = torch.stack([first, second], dim=1)
     return both / both.sum(dim=1, keepdim=True)
 
 
@@ -189,7 +218,7 @@ class SaliencyGrafting(Method[SaliencyGraftingSettings, SaliencyGraftingParams])
     """Saliency Grafting (Park et al., AAAI 2022)."""
 
     name = "saliencygrafting"
-    summary = "random salient cells of a partner; labels by the saliency that is left"
+    summary = "random salient cells of a partner; labels follow the saliency that is left"
     paper = Paper(
         authors="Park, Yang, Shin, Hwang, Yang",
         title="Saliency Grafting: Innocuous Attribution-Guided Mixup with Calibrated Label Mixing",
@@ -204,13 +233,17 @@ class SaliencyGrafting(Method[SaliencyGraftingSettings, SaliencyGraftingParams])
     Settings = SaliencyGraftingSettings
 
     def build(self, model: nn.Module | None) -> None:
-        """Choose the stage whose saliency is used."""
-        self.tap = telling_tap(self.network_with(model, "stages"), self.settings.tap)
+        """Choose the stage whose saliency is used.
+
+        Raises:
+            UsageError: the network normalizes the output of that stage.
+        """
+        self.tap = informative_tap(self.network_with(model, "stages"), self.settings.tap)
 
     def make_params(
         self, shape: Shape, generator: torch.Generator, step: int
     ) -> SaliencyGraftingParams:
-        """A partner for each image and the cells that may be grafted from it."""
+        """Draw a partner for each image and the cells that may be grafted from it."""
         return draw_saliencygrafting(shape[0], self.settings.cells, self.settings.alpha, generator)
 
     def extract_features(
@@ -221,14 +254,14 @@ class SaliencyGrafting(Method[SaliencyGraftingSettings, SaliencyGraftingParams])
         teacher: Any,
         params: SaliencyGraftingParams,
     ) -> FeatureDict:
-        """The saliency of each cell."""
+        """Return the mean saliency of each cell, `[B, g, g]`."""
         maps = feature_saliency(student, images, targets, self.tap)
         return {"saliency": F.adaptive_avg_pool2d(maps[:, None], self.settings.cells)[:, 0]}
 
     def mix(
         self, images: Tensor, targets: Tensor, params: SaliencyGraftingParams, **features: Tensor
     ) -> Mixed:
-        """Graft the salient cells that chance picked; the label by what is left of the saliency."""
+        """Graft the picked salient cells of the partner; labels follow what saliency is left."""
         saliency = features["saliency"][params.perm]
         grafted = params.picked & salient_cells(saliency[:, 1], self.settings.temperature)
         lam = calibrated_lam(saliency, grafted)

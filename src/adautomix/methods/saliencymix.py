@@ -29,32 +29,40 @@ from torch import Tensor
 
 from adautomix.methods.base import InputMixing, MethodSettings
 from adautomix.methods.facts import Paper
-from adautomix.mixing.boxes import boxes_around, outside_box, paste
+from adautomix.mixing.boxes import boxes_around, outside_mask, paste
 from adautomix.mixing.ops import Mixed
 from adautomix.mixing.params import PairParams, Shape, draw_lam, draw_partners
-from adautomix.mixing.saliency import blurred, fine_grained, peaks, resized, spectral_residual
+from adautomix.mixing.saliency import (
+    fine_grained,
+    gaussian_blur,
+    peak_positions,
+    resize,
+    spectral_residual,
+)
 
 
 @dataclass(frozen=True)
 class SaliencyMixParams(PairParams):
-    """Parameters of SaliencyMix; the box covers about a fraction `lam[:, 1]` of the image."""
+    """Parameters of SaliencyMix; the box covers a fraction `lam[:, 1]` before it is clipped."""
 
 
 class SaliencyMixSettings(MethodSettings):
     """Settings of SaliencyMix."""
 
     alpha: float = Field(1.0, gt=0, description="λ₀ ~ Beta(alpha, alpha)")
-    prob: float = Field(1.0, ge=0, le=1, description="probability that a batch is mixed at all")
-    per_sample: bool = Field(False, description="one size of box a mix instead of one a batch")
+    prob: float = Field(1.0, ge=0, le=1, description="probability that a batch is mixed")
+    per_sample: bool = Field(
+        False, description="draw one box size per mix instead of one per batch"
+    )
     detector: Literal["fine_grained", "spectral_residual"] = Field(
-        "fine_grained", description="what finds the salient place"
+        "fine_grained", description="saliency map whose peak the box is centered on"
     )
 
 
 def draw_saliencymix(
     batch: int, alpha: float, prob: float, generator: torch.Generator, *, per_sample: bool = False
 ) -> SaliencyMixParams:
-    """A partner for each image and the size of the box; where nothing is mixed its size is 0."""
+    """Draw a partner for each image and the size of the box, which is 0 if nothing is mixed."""
     perm = draw_partners(batch, generator)
     lam = draw_lam(batch, alpha, generator, per_sample=per_sample)
     mixed = torch.rand((), generator=generator) < prob
@@ -62,9 +70,9 @@ def draw_saliencymix(
 
 
 def spectral_map(images: Tensor) -> Tensor:
-    """Smoothed spectral residual of the images at their own size, `[B, H, W]`."""
-    small = blurred(spectral_residual(images, size=64), kernel=5, sigma=8.0)
-    return small if small.shape[1:] == images.shape[2:] else resized(small, *images.shape[2:])
+    """Compute the smoothed spectral residual of images at their size, `[B, H, W]`."""
+    small = gaussian_blur(spectral_residual(images, size=64), kernel_size=5, sigma=8.0)
+    return small if small.shape[1:] == images.shape[2:] else resize(small, *images.shape[2:])
 
 
 DETECTORS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -77,7 +85,7 @@ class SaliencyMix(InputMixing[SaliencyMixSettings, SaliencyMixParams]):
     """SaliencyMix (Uddin et al., ICLR 2021)."""
 
     name = "saliencymix"
-    summary = "CutMix whose box is the most salient place of its image"
+    summary = "CutMix with the box around the most salient pixel of its image"
     paper = Paper(
         authors="Uddin, Monira, Shin, Chung, Bae",
         title="SaliencyMix: A Saliency Guided Data Augmentation Strategy for Better Regularization",
@@ -88,15 +96,15 @@ class SaliencyMix(InputMixing[SaliencyMixSettings, SaliencyMixParams]):
     Settings = SaliencyMixSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> SaliencyMixParams:
-        """A partner for each image and the size of the box."""
+        """Draw a partner for each image and the size of the box."""
         s = self.settings
         return draw_saliencymix(shape[0], s.alpha, s.prob, generator, per_sample=s.per_sample)
 
     def mix(
         self, images: Tensor, targets: Tensor, params: SaliencyMixParams, **features: Tensor
     ) -> Mixed:
-        """The partner inside the box around its own peak, the image outside."""
+        """Return the partner inside the box around its peak and the image outside."""
         height, width = images.shape[2:]
-        center = peaks(DETECTORS[self.settings.detector](images[params.perm[:, 1]]))
+        center = peak_positions(DETECTORS[self.settings.detector](images[params.perm[:, 1]]))
         box = boxes_around(center, params.lam[:, 1], height, width)
-        return paste(images, targets, params.perm, outside_box(box, height, width))
+        return paste(images, targets, params.perm, outside_mask(box, height, width))

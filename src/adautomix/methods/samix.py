@@ -38,40 +38,53 @@ from torch import Tensor, nn
 from adautomix.methods.base_learned import MixBlockMethod, MixBlockSettings
 from adautomix.methods.facts import Paper
 from adautomix.mixing.generator import Upsampling
-from adautomix.mixing.mix_block import MixBlock, initialized, picked
+from adautomix.mixing.mix_block import MixBlock, init_conv, select_maps
 
 
 class SAMixSettings(MixBlockSettings):
     """Settings of SAMix."""
 
     mask_adjust: float = Field(
-        0.25, ge=0, le=1, description="how often the student's masks are scaled to have the mean λ"
+        0.25,
+        ge=0,
+        le=1,
+        description="probability that the student's masks are scaled to the mean λ",
     )
-    variance_weight: float = Field(2.0, ge=0, description="reward of the masks' variance")
-    upsampling: Upsampling = Field("bilinear", description="of the masks: bilinear or nearest")
+    variance_weight: float = Field(
+        2.0, ge=0, description="weight of the mask variance, which the mask loss rewards"
+    )
+    upsampling: Upsampling = Field(
+        "bilinear", description="upsampling of the masks: bilinear or nearest"
+    )
     lam_scale: float = Field(1.0, ge=0, le=1, description="s, how strongly λ scales the maps")
     lam_curve: float | None = Field(
-        0.25, ge=0, le=10, description="k of the S-curve of λ; the larger the straighter; none: λ"
+        0.25,
+        ge=0,
+        le=10,
+        description="k of the S-curve of λ, straighter for a larger k; none: λ itself",
     )
-    value_dropout: float = Field(0.0, ge=0, lt=1, description="share of the value set to 0")
+    value_dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability of the value")
 
 
 def s_curve(lam: Tensor, k: float | None) -> Tensor:
-    """g(λ), see the card: 0 at 0, 1/2 at 1/2, 1 at 1, flattest in the middle."""
+    """Compute g(λ): 0 at 0, 1/2 at 1/2, 1 at 1, and flattest in the middle; λ if k is None.
+
+    `g(λ) = (4/3 λ³ - 2 λ² + (k + 1) λ) / (k + 1/3)`.
+    """
     if k is None:
         return lam
     return (4 / 3 * lam**3 - 2 * lam**2 + (k + 1) * lam) / (k + 1 / 3)
 
 
 class SAMixBlock(MixBlock):
-    """Query and key see both maps, scaled by λ; the value has a hidden layer.
+    """A mix block whose query and key see both maps, scaled by λ; the value has a hidden layer.
 
     Args:
-        channels: C of the feature map.
-        scale: s of the λ encoding.
-        curve: k of its S-curve.
-        dropout: share of the value set to 0.
-        upsampling: of the masks.
+        channels: number of channels C of the feature map.
+        scale: s, strength of the λ encoding.
+        curve: k of its S-curve, or None.
+        dropout: dropout probability of the value.
+        upsampling: how h×w maps become H×W masks.
     """
 
     def __init__(
@@ -86,31 +99,35 @@ class SAMixBlock(MixBlock):
         super().__init__(upsampling)
         self.scale, self.curve = scale, curve
         hidden = max(1, channels // 2)
-        self.query = initialized(nn.Conv2d(2 * channels, hidden, kernel_size=1))
-        self.key = initialized(nn.Conv2d(2 * channels, hidden, kernel_size=1))
+        self.query = init_conv(nn.Conv2d(2 * channels, hidden, kernel_size=1))
+        self.key = init_conv(nn.Conv2d(2 * channels, hidden, kernel_size=1))
         self.value = nn.Sequential(
-            initialized(nn.Conv2d(channels, hidden, kernel_size=1, bias=False)),
+            init_conv(nn.Conv2d(channels, hidden, kernel_size=1, bias=False)),
             nn.BatchNorm2d(hidden, track_running_stats=False),
             nn.ELU(),
-            initialized(nn.Conv2d(hidden, 1, kernel_size=1, bias=False)),
+            init_conv(nn.Conv2d(hidden, 1, kernel_size=1, bias=False)),
             nn.Dropout(dropout),
         )
 
     def project(self, features: Tensor, perm: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value; see `MixBlock`."""
+        """Compute query, key and value; see `MixBlock.project`."""
         factors = 1 + self.scale * s_curve(lam, self.curve)
-        query, key = (self._of_both(c, features, perm, factors) for c in (self.query, self.key))
+        query, key = (
+            self._project_both(conv, features, perm, factors) for conv in (self.query, self.key)
+        )
         values = self.value(features * factors[:, 1].mean())
-        return query, key, picked(values, perm[:, 1])
+        return query, key, select_maps(values, perm[:, 1])
 
-    def _of_both(self, conv: nn.Conv2d, features: Tensor, perm: Tensor, factors: Tensor) -> Tensor:
-        """A convolution of both maps one upon the other, `[M, C', hw]`.
+    def _project_both(
+        self, conv: nn.Conv2d, features: Tensor, perm: Tensor, factors: Tensor
+    ) -> Tensor:
+        """Apply a convolution to both scaled maps, concatenated along channels, `[M, C', hw]`.
 
         It is linear, so each half of its weights is applied to the B unscaled maps.
         """
         total = conv.bias[:, None]  # type: ignore[index]
         for n, weight in enumerate(conv.weight.chunk(2, dim=1)):
-            total = total + factors[:, n, None, None] * picked(
+            total = total + factors[:, n, None, None] * select_maps(
                 F.conv2d(features, weight), perm[:, n]
             )
         return total
@@ -120,7 +137,7 @@ class SAMix(MixBlockMethod[SAMixSettings]):
     """SAMix (Li et al., 2021)."""
 
     name = "samix"
-    summary = "AutoMix whose block looks at both images, with masks of high contrast"
+    summary = "AutoMix with a block that sees both images, and high-contrast masks"
     paper = Paper(
         authors="Li, Liu, Wang, Wu, Liu, Li",
         title="Boosting Discriminative Visual Representation Learning with Scenario-Agnostic Mixup",
@@ -131,7 +148,7 @@ class SAMix(MixBlockMethod[SAMixSettings]):
     Settings = SAMixSettings
 
     def make_block(self, channels: int) -> SAMixBlock:
-        """Attention between the two maps, where λ scales what is seen of each."""
+        """Create the block that the settings describe."""
         s = self.settings
         return SAMixBlock(
             channels,

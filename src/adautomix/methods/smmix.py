@@ -35,9 +35,9 @@ from adautomix.methods.base_attention import (
     AlternatingSettings,
     AttentionMethod,
     Grid,
-    attend_clean,
-    draw_turn,
-    to_patches,
+    draw_alternating,
+    eval_with_attention,
+    pixels_to_patches,
 )
 from adautomix.methods.facts import Paper
 from adautomix.metrics import mixture_accuracy
@@ -49,7 +49,11 @@ from adautomix.models import Classifier
 
 @dataclass(frozen=True)
 class SMMixParams(AlternatingParams):
-    """With `side` `[B]`, of the squares, in patches."""
+    """Parameters of SMMix.
+
+    Attributes:
+        side: side of the squares in patches, int64 `[B]`.
+    """
 
     side: Tensor
 
@@ -57,42 +61,53 @@ class SMMixParams(AlternatingParams):
 class SMMixSettings(AlternatingSettings):
     """Settings of SMMix."""
 
-    min_side: float = Field(0.25, gt=0, le=1, description="least side, as a share of the grid's")
-    max_side: float = Field(0.75, gt=0, le=1, description="largest side, as a share of the grid's")
-    fine_weight: float = Field(1.0, ge=0, description="of the loss of each source's patches")
-    consistency_weight: float = Field(1.0, ge=0, description="of the divergence from clean logits")
+    min_side: float = Field(
+        0.25, gt=0, le=1, description="smallest side of the square, as a fraction of the grid's"
+    )
+    max_side: float = Field(
+        0.75, gt=0, le=1, description="largest side of the square, as a fraction of the grid's"
+    )
+    fine_weight: float = Field(
+        1.0, ge=0, description="weight of the loss of each source's own patches"
+    )
+    consistency_weight: float = Field(
+        1.0, ge=0, description="weight of the divergence from the clean logits"
+    )
 
 
 def draw_sides(
     batch: int, grid: Grid, settings: SMMixSettings, generator: torch.Generator
 ) -> Tensor:
-    """Sides of the squares in patches, `[B]`: one for the batch, or each mix its own."""
-    least = max(1, int(min(grid) * settings.min_side))
-    largest = max(least, int(min(grid) * settings.max_side))
+    """Draw the sides of the squares in patches, int64 `[B]`."""
+    smallest = max(1, int(min(grid) * settings.min_side))
+    largest = max(smallest, int(min(grid) * settings.max_side))
     count = batch if settings.per_sample else 1
-    return torch.randint(least, largest + 1, (count,), generator=generator).repeat(batch // count)
+    return torch.randint(smallest, largest + 1, (count,), generator=generator).repeat(
+        batch // count
+    )
 
 
 def draw_smmix(
     batch: int, grid: Grid, settings: SMMixSettings, generator: torch.Generator
 ) -> SMMixParams:
-    """Partners, whose turn it is, Mixup's shares and the sides."""
-    turn = draw_turn(batch, settings, generator)
-    return SMMixParams(*turn, draw_sides(batch, grid, settings, generator))
+    """Draw partners, the kind of step, Mixup's weights and the sides of the squares."""
+    alternating = draw_alternating(batch, settings, generator)
+    return SMMixParams(*alternating, draw_sides(batch, grid, settings, generator))
 
 
 def square_sums(maps: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum in the square below and right of each patch, and whether that square is whole.
+    """Sum maps over the square whose top left corner is each patch.
 
     Args:
         maps: `[M, h, w]`.
-        side: of the squares of each map, `[M]`.
+        side: side of the squares of each map, int64 `[M]`.
 
     Returns:
-        Float64 `[M, h, w]` and bool `[M, h, w]`.
+        The sums, float64 `[M, h, w]`, and whether the square lies inside the grid, bool
+        `[M, h, w]`.
     """
     _, height, width = maps.shape
-    # Differences of running sums, in double precision: near-equal squares are to be told apart.
+    # Differences of running sums, in double precision to tell nearly equal squares apart.
     integral = F.pad(maps.double().cumsum(dim=1).cumsum(dim=2), (1, 0, 1, 0))
     bottom = torch.arange(height, device=side.device) + side[:, None]
     right = torch.arange(width, device=side.device) + side[:, None]
@@ -104,53 +119,65 @@ def square_sums(maps: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def find_squares(maps: Tensor, side: Tensor, *, largest: bool) -> Tensor:
-    """Top and left of the square of each map with the largest or smallest sum, `[M, 2]`."""
-    sums, whole = square_sums(maps, side)
+    """Find the square of each map with the largest or smallest sum.
+
+    Args:
+        maps: `[M, h, w]`.
+        side: side of the squares of each map, int64 `[M]`.
+        largest: largest instead of smallest sum.
+
+    Returns:
+        Row and column of its top left patch, int64 `[M, 2]`.
+    """
+    sums, inside = square_sums(maps, side)
     sums = sums if largest else -sums
-    best = sums.masked_fill(~whole, -torch.inf).flatten(1).argmax(dim=1)
+    best = sums.masked_fill(~inside, -torch.inf).flatten(1).argmax(dim=1)
     width = maps.shape[2]
     return torch.stack([best // width, best % width], dim=1)
 
 
-def in_pixels(places: Tensor, patch: Grid) -> Tensor:
-    """Rows and columns `[M, 2]`, counted in patches, as rows and columns of pixels."""
-    return torch.stack([places[:, 0] * patch[0], places[:, 1] * patch[1]], dim=1)
+def in_pixels(positions: Tensor, patch: Grid) -> Tensor:
+    """Convert rows and columns `[M, 2]` from patches to pixels."""
+    return torch.stack([positions[:, 0] * patch[0], positions[:, 1] * patch[1]], dim=1)
 
 
-def shifted(images: Tensor, rows: Tensor, by: Tensor) -> Tensor:
-    """Some of the images, moved: `result[m, :, y, x] = images[rows[m], :, y + by₀, x + by₁]`.
-
-    Args:
-        images: `[B, C, H, W]`; what leaves at one edge comes in at the other.
-        rows: `[M]`.
-        by: in pixels, `[M, 2]`.
-    """
-    height, width = images.shape[2:]
-    y = (torch.arange(height, device=by.device) + by[:, :1]) % height
-    x = (torch.arange(width, device=by.device) + by[:, 1:]) % width
-    return images[rows[:, None, None], :, y[:, :, None], x[:, None, :]].movedim(3, 1)
-
-
-def move_squares(
-    images: Tensor, perm: Tensor, onto: Tensor, origin: Tensor, side: Tensor
-) -> tuple[Tensor, Tensor]:
-    """A square of the second source over one of the first.
+def shift_images(images: Tensor, rows: Tensor, offset: Tensor) -> Tensor:
+    """Compute `result[m, :, y, x] = images[rows[m], :, y + offset₀, x + offset₁]`, wrapping around.
 
     Args:
         images: `[B, C, H, W]`.
-        perm: `[M, 2]`.
-        onto: top and left in the first source, in pixels, `[M, 2]`.
-        origin: the same in the second.
+        rows: int64 `[M]`.
+        offset: in pixels, int64 `[M, 2]`.
+
+    Returns:
+        `[M, C, H, W]`.
+    """
+    height, width = images.shape[2:]
+    y = (torch.arange(height, device=offset.device) + offset[:, :1]) % height
+    x = (torch.arange(width, device=offset.device) + offset[:, 1:]) % width
+    return images[rows[:, None, None], :, y[:, :, None], x[:, None, :]].movedim(3, 1)
+
+
+def paste_squares(
+    images: Tensor, perm: Tensor, target: Tensor, source: Tensor, side: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Paste a square of the second image over one of the first.
+
+    Args:
+        images: `[B, C, H, W]`.
+        perm: rows of both images, int64 `[M, 2]`.
+        target: top and left of the square in the first image, in pixels, `[M, 2]`.
+        source: top and left of the square in the second image, in pixels, `[M, 2]`.
         side: height and width in pixels, `[M, 2]`.
 
     Returns:
-        The mixes `[M, C, H, W]` and where the second source shows, bool `[M, H, W]`.
+        The mixes `[M, C, H, W]`, and where the second image shows, bool `[M, H, W]`.
     """
-    box = torch.stack([onto, onto + side], dim=2).flatten(1)
+    box = torch.stack([target, target + side], dim=2).flatten(1)
     inside = box_mask(box, *images.shape[2:])
-    moved = shifted(images, perm[:, 1], origin - onto)
-    # In place on gathered rows: weights of 0 and 1 are exact and the memory layout stays.
-    return images[perm[:, 0]].lerp_(moved, inside[:, None].to(images.dtype)), inside
+    shifted = shift_images(images, perm[:, 1], source - target)
+    # Weights of 0 and 1 are exact; in-place interpolation keeps the images' memory format.
+    return images[perm[:, 0]].lerp_(shifted, inside[:, None].to(images.dtype)), inside
 
 
 class SMMix(AttentionMethod[SMMixSettings, SMMixParams]):
@@ -177,8 +204,8 @@ class SMMix(AttentionMethod[SMMixSettings, SMMixParams]):
         nn.init.zeros_(self.token_head.bias)
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> SMMixParams:
-        """Partners, whose turn it is, Mixup's shares and the sides."""
-        return draw_smmix(shape[0], self.grid_of(shape), self.settings, generator)
+        """Draw partners, the kind of step, Mixup's weights and the sides of the squares."""
+        return draw_smmix(shape[0], self.patch_grid(shape), self.settings, generator)
 
     def extract_features(
         self,
@@ -188,24 +215,25 @@ class SMMix(AttentionMethod[SMMixSettings, SMMixParams]):
         teacher: Any,
         params: SMMixParams,
     ) -> FeatureDict:
-        """Attention over the patches `[B, P]` and logits `[B, K]` of the clean images."""
+        """Return attention `[B, P]` and logits `[B, K]` of clean images; nothing at Mixup steps."""
         if params.plain:
             return {}
-        features = attend_clean(student, images, queries="patches")
-        return {"attention": features.attention, "logits": student.logits(features.pooled).detach()}
+        output = eval_with_attention(student, images, queries="patches")
+        logits = student.logits(output.pooled).detach()
+        return {"attention": output.attention, "logits": logits}
 
     def mix(
         self, images: Tensor, targets: Tensor, params: SMMixParams, **features: Tensor
     ) -> Mixed:
-        """The partner's most attended square over the image's least; or Mixup at its turn."""
+        """Paste the partner's most attended square over the image's least attended; or Mixup."""
         if params.plain:
             return mix_by_lam(images, targets, params.perm, params.lam)
-        perm, maps = params.perm, features["attention"].unflatten(1, self.grid_of(images.shape))
-        onto = find_squares(maps[perm[:, 0]], params.side, largest=False)
-        origin = find_squares(maps[perm[:, 1]], params.side, largest=True)
+        perm, maps = params.perm, features["attention"].unflatten(1, self.patch_grid(images.shape))
+        target = find_squares(maps[perm[:, 0]], params.side, largest=False)
+        source = find_squares(maps[perm[:, 1]], params.side, largest=True)
         side = params.side[:, None].expand(-1, 2)
-        places = [in_pixels(place, self.patch) for place in (onto, origin, side)]
-        mixes, inside = move_squares(images, perm, *places)
+        pixels = [in_pixels(positions, self.patch) for positions in (target, source, side)]
+        mixes, inside = paste_squares(images, perm, *pixels)
         masks = torch.stack([~inside, inside], dim=1).float()
         lam = masks.mean(dim=(2, 3))
         return Mixed(mixes, weighted_sum(targets, perm, lam[:, :, None]), lam, perm, masks)
@@ -213,14 +241,17 @@ class SMMix(AttentionMethod[SMMixSettings, SMMixParams]):
     def compute_loss(
         self, sources: MixInputs, student: Classifier, teacher: Any, params: SMMixParams
     ) -> dict[str, Tensor]:
-        """The mix's loss, that of each source's patches, and the divergence from clean logits."""
+        """Compute the loss of the mix, of each source's patches, and of the consistency."""
         if params.plain:
             return super().compute_loss(sources, student, teacher, params)
         mixed = self.mix(sources.images, sources.targets, params, **sources.features)
+        # One forward pass with gradient serves all three losses.
         blocks = student.blocks()
         pooled, patches = blocks.leave(blocks.enter(mixed.images, 1), 1)
         logits = student.logits(pooled)
+        # Trains the network and the token head.
         fine = self.fine_loss(mixed, patches, sources.targets)
+        # Trains the network towards the mix of its own clean logits, which are constants.
         consistency = divergence(logits, mixed, sources.features["logits"])
         weighted = self.settings.fine_weight * fine + self.settings.consistency_weight * consistency
         return {
@@ -231,16 +262,28 @@ class SMMix(AttentionMethod[SMMixSettings, SMMixParams]):
         }
 
     def fine_loss(self, mixed: Mixed, patches: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy of the patches of each source, `[M, P, D]`, against its own label."""
+        """Compute the mean cross-entropy of each source's patches against its own label.
+
+        Args:
+            mixed: M mixes.
+            patches: normalized last features of their patches, `[M, P, D]`.
+            targets: soft labels of the sources, `[B, K]`.
+        """
         masks = mixed.masks
         assert masks is not None
-        mask_source = to_patches(masks.flatten(0, 1), self.patch).unflatten(0, mixed.perm.shape)
-        shares = mask_source / mask_source.sum(dim=2, keepdim=True).clamp_min(1)
-        predicted = self.token_head(shares.to(patches.dtype) @ patches)
-        return self.cross_entropy(predicted.flatten(0, 1), targets[mixed.perm].flatten(0, 1))
+        visible = pixels_to_patches(masks.flatten(0, 1), self.patch).unflatten(0, mixed.perm.shape)
+        weights = visible / visible.sum(dim=2, keepdim=True).clamp_min(1)
+        logits = self.token_head(weights.to(patches.dtype) @ patches)
+        return self.cross_entropy(logits.flatten(0, 1), targets[mixed.perm].flatten(0, 1))
 
 
 def divergence(logits: Tensor, mixed: Mixed, clean: Tensor) -> Tensor:
-    """KL from what the sources' clean logits `[B, K]` mix to; mean over the mixes."""
+    """KL divergence from the mix of the sources' clean logits, averaged over the mixes.
+
+    Args:
+        logits: logits of the mixes, `[M, K]`.
+        mixed: the mixes.
+        clean: logits of the clean images, `[B, K]`.
+    """
     expected = weighted_sum(clean.float(), mixed.perm, mixed.lam[:, :, None]).softmax(dim=1)
     return F.kl_div(logits.float().log_softmax(dim=1), expected, reduction="batchmean")

@@ -34,9 +34,13 @@ SCALES = {"circle": (0.25, 0.5), "square": (0.0, 1.0)}
 
 @dataclass(frozen=True)
 class SmoothMixParams(MixParams):
-    """`perm` `[B, 2]`, `center` `[B, 2]` (y, x, in pixels), `scale` `[B, 1]`, share of the image.
+    """Parameters of SmoothMix.
 
-    `shared` says that all masks are the same.
+    Attributes:
+        perm: rows of the image and its partner, int64 `[B, 2]`.
+        center: row and column of the mask's center in pixels, int64 `[B, 2]`.
+        scale: σ or side of the mask as a fraction of the image's side, float32 `[B, 1]`.
+        shared: whether all masks are the same, so that one serves the batch.
     """
 
     perm: Tensor
@@ -48,9 +52,14 @@ class SmoothMixParams(MixParams):
 class SmoothMixSettings(MethodSettings):
     """Settings of SmoothMix."""
 
-    pattern: Pattern = Field("circle", description="of the mask: a Gaussian circle or a square")
-    ramp: float = Field(0.2, gt=0, le=1, description="square: share of the half-side that is edge")
-    per_sample: bool = Field(False, description="one mask a mix instead of one a batch")
+    pattern: Pattern = Field("circle", description="shape of the mask: Gaussian circle or square")
+    ramp: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        description="square: width of the soft edge, as a fraction of half the side",
+    )
+    per_sample: bool = Field(False, description="draw one mask per mix instead of one per batch")
 
 
 def draw_smoothmix(
@@ -62,7 +71,7 @@ def draw_smoothmix(
     *,
     per_sample: bool = False,
 ) -> SmoothMixParams:
-    """A partner for each image; place and size of the mask."""
+    """Draw a partner for each image, and the position and size of the mask."""
     perm = draw_partners(batch, generator)
     rows = (batch if per_sample else 1,)
     center_y = torch.randint(height, rows, generator=generator)
@@ -76,27 +85,29 @@ def draw_smoothmix(
 def smooth_mask(
     center: Tensor, scale: Tensor, height: int, width: int, pattern: Pattern, ramp: float
 ) -> Tensor:
-    """Weight of the first image at each pixel, in [0, 1], `[M, H, W]`.
+    """Compute the weight of the first image at each pixel.
 
     Args:
-        center: `[M, 2]`, in pixels.
-        scale: `[M, 1]`, σ or side as a share of the image.
+        center: row and column in pixels, `[M, 2]`.
+        scale: σ or side, as a fraction of the image's side, `[M, 1]`.
         height: H.
         width: W.
         pattern: circle or square.
-        ramp: square: share of the half-side over which the weight rises.
+        ramp: square: fraction of half the side over which the weight rises.
+
+    Returns:
+        `[M, H, W]`, in [0, 1].
     """
     y = torch.arange(height, device=center.device) - center[:, :1]
     x = torch.arange(width, device=center.device) - center[:, 1:]
-    smallest = torch.finfo(scale.dtype).eps  # a square of no size has no edge to divide by
-    scale = scale.clamp_min(smallest)
+    scale = scale.clamp_min(torch.finfo(scale.dtype).eps)  # avoids a division by 0
     if pattern == "circle":
         rows, columns = (-0.5 * (y / (scale * height)) ** 2, -0.5 * (x / (scale * width)) ** 2)
         return (rows[:, :, None] + columns[:, None, :]).exp()
     half_y, half_x = scale * height / 2, scale * width / 2
     rows, columns = 1 - y.abs() / half_y, 1 - x.abs() / half_x  # 0 at the edge, 1 in the middle
-    inwards = torch.minimum(rows[:, :, None], columns[:, None, :])
-    return (inwards / ramp).clamp(0, 1)
+    depth = torch.minimum(rows[:, :, None], columns[:, None, :])
+    return (depth / ramp).clamp(0, 1)
 
 
 class SmoothMix(InputMixing[SmoothMixSettings, SmoothMixParams]):
@@ -113,7 +124,7 @@ class SmoothMix(InputMixing[SmoothMixSettings, SmoothMixParams]):
     Settings = SmoothMixSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> SmoothMixParams:
-        """A partner for each image; place and size of the mask."""
+        """Draw a partner for each image, and the position and size of the mask."""
         batch, _, height, width = shape
         s = self.settings
         return draw_smoothmix(batch, height, width, s.pattern, generator, per_sample=s.per_sample)
@@ -121,7 +132,7 @@ class SmoothMix(InputMixing[SmoothMixSettings, SmoothMixParams]):
     def mix(
         self, images: Tensor, targets: Tensor, params: SmoothMixParams, **features: Tensor
     ) -> Mixed:
-        """G x + (1 - G) x[π]."""
+        """Return `G x + (1 - G) x[π]`."""
         rows = slice(1) if params.shared else slice(None)
         s, (height, width) = self.settings, images.shape[2:]
         first = smooth_mask(

@@ -41,15 +41,20 @@ from adautomix.methods.facts import LabelRule, Paper, Requirement
 from adautomix.mixing.boxes import box_mask, draw_box
 from adautomix.mixing.ops import Mixed, weighted_sum
 from adautomix.mixing.params import MixParams, Shape, draw_beta, draw_partners
-from adautomix.mixing.saliency import last_stage, looking, shares
+from adautomix.mixing.saliency import last_stage, normalize_sum, probing
 from adautomix.models import Classifier
 
 
 @dataclass(frozen=True)
 class SnapMixParams(MixParams):
-    """`perm` `[B, 2]`; `box` in the image and `source` in its partner, both `[B, 4]`.
+    """Parameters of SnapMix.
 
-    Boxes are top, bottom, left, right, with exclusive ends; both are empty or neither is.
+    Boxes are top, bottom, left, right, with exclusive ends. Both boxes of a mix are empty, or none.
+
+    Attributes:
+        perm: rows of the image and its partner, int64 `[B, 2]`.
+        box: box of the image that is filled, int64 `[B, 4]`.
+        source: box of the partner that fills it, int64 `[B, 4]`.
     """
 
     perm: Tensor
@@ -60,8 +65,8 @@ class SnapMixParams(MixParams):
 class SnapMixSettings(MethodSettings):
     """Settings of SnapMix."""
 
-    beta: float = Field(5.0, gt=0, description="b of λ_a, λ_b ~ Beta(b, b)")
-    per_sample: bool = Field(False, description="two boxes a mix instead of two a batch")
+    beta: float = Field(5.0, gt=0, description="b in λ_a, λ_b ~ Beta(b, b)")
+    per_sample: bool = Field(False, description="draw two boxes per mix instead of two per batch")
 
 
 def draw_snapmix(
@@ -73,7 +78,7 @@ def draw_snapmix(
     *,
     per_sample: bool = False,
 ) -> SnapMixParams:
-    """A partner for each image, the box that it fills and the box of it that does so."""
+    """Draw a partner for each image, the box that is filled, and the partner's box."""
     perm = draw_partners(batch, generator)
     lam = draw_beta(batch if per_sample else 1, 2, beta, generator)
     boxes = torch.stack([draw_box(lam[:, n], height, width, generator) for n in range(2)], dim=1)
@@ -83,12 +88,15 @@ def draw_snapmix(
 
 
 def activation_maps(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Class activation maps of the images' own classes, `[B, h, w]`.
+    """Compute class activation maps of the images' own classes.
 
     Args:
         features: the last feature map, `[B, C, h, w]`.
-        weight: of the linear head, `[K, C]`.
+        weight: weight of the linear head, `[K, C]`.
         targets: soft labels, `[B, K]`.
+
+    Returns:
+        Float32 `[B, h, w]`.
     """
     with torch.autocast(features.device.type, enabled=False):
         channels = targets @ weight.float()
@@ -96,21 +104,24 @@ def activation_maps(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor
 
 
 def percent_maps(maps: Tensor, height: int, width: int) -> Tensor:
-    """Activation maps `[B, h, w]` as each pixel's share of the meaning, `[B, H, W]`."""
+    """Upsample activation maps `[B, h, w]` and normalize them to sum 1: `[B, H, W]`."""
     large = F.interpolate(maps[:, None], (height, width), mode="bilinear")[:, 0]
-    return shares(large - large.amin(dim=(1, 2), keepdim=True))
+    return normalize_sum(large - large.amin(dim=(1, 2), keepdim=True))
 
 
-def resized_boxes(images: Tensor, source: Tensor, box: Tensor) -> Tensor:
-    """Images whose pixels in `box` are those in `source`, bilinearly resized, corner on corner.
+def resize_boxes(images: Tensor, source: Tensor, box: Tensor) -> Tensor:
+    """Resize one box of each image into another box, bilinearly with aligned corners.
 
     Args:
-        images: `[B, C, H, W]`; computed in float32 and given back as they came.
-        source: boxes `[B, 4]` that are read.
-        box: boxes `[B, 4]` that are written; what lies outside means nothing.
+        images: `[B, C, H, W]`; interpolated in float32.
+        source: boxes that are read, `[B, 4]`.
+        box: boxes that are written, `[B, 4]`.
+
+    Returns:
+        `[B, C, H, W]` in the dtype of `images`; values outside `box` are arbitrary.
     """
     y, x = (
-        places(source[:, side : side + 2], box[:, side : side + 2], size)
+        sampling_positions(source[:, side : side + 2], box[:, side : side + 2], size)
         for side, size in ((0, images.shape[2]), (2, images.shape[3]))
     )
     grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=3)
@@ -119,26 +130,29 @@ def resized_boxes(images: Tensor, source: Tensor, box: Tensor) -> Tensor:
     return read.to(images.dtype)
 
 
-def places(source: Tensor, target: Tensor, size: int) -> Tensor:
-    """Where each of `size` pixels in a row is read, from -1 to 1, so that `target` gets `source`.
+def sampling_positions(source: Tensor, target: Tensor, size: int) -> Tensor:
+    """Compute where each of `size` pixels in a row is sampled, so that `target` shows `source`.
 
     Args:
-        source: first pixel and end of what is read, `[B, 2]`.
-        target: first pixel and end of what is written, `[B, 2]`.
+        source: first pixel and exclusive end of the interval that is read, `[B, 2]`.
+        target: first pixel and exclusive end of the interval that is written, `[B, 2]`.
         size: H or W.
+
+    Returns:
+        `[B, size]`, from -1 to 1 as `grid_sample` expects.
     """
     first, steps = target[:, :1], (target[:, 1:] - target[:, :1] - 1).clamp_min(1)
     span = source[:, 1:] - source[:, :1] - 1
     pixel = torch.arange(size, device=target.device)
-    read = source[:, :1] + (pixel - first) * span / steps
-    return 2 * read / max(size - 1, 1) - 1
+    position = source[:, :1] + (pixel - first) * span / steps
+    return 2 * position / max(size - 1, 1) - 1
 
 
 class SnapMix(Method[SnapMixSettings, SnapMixParams]):
     """SnapMix (Huang, Wang, Tao, AAAI 2021)."""
 
     name = "snapmix"
-    summary = "a box of one image in a box of another, labels by class activation"
+    summary = "a box of one image in a box of another; labels follow class activation"
     paper = Paper(
         authors="Huang, Wang, Tao",
         title="SnapMix: Semantically Proportional Mixing for Augmenting Fine-grained Data",
@@ -159,17 +173,18 @@ class SnapMix(Method[SnapMixSettings, SnapMixParams]):
             UsageError: it sees something else, or the network has no stages.
         """
         self.tap = last_stage(model, self.name)
-        network: Any = model
-        channels, features = network.tap_shape(self.tap)[0], network.heads["clean"].in_features
-        if channels != features:
+        network = self.network_with(model, "tap_shape")
+        head: Any = network.heads["clean"]
+        channels = network.tap_shape(self.tap)[0]
+        if channels != head.in_features:
             raise UsageError(
-                f"snapmix: the last stage of {network.spec.name} has {channels} channels and"
-                f" its head sees {features}; use a network whose head sees its last stage, say"
+                f"snapmix: the last stage of {network.spec.name} has {channels} channels and its"
+                f" head sees {head.in_features}; use a network whose head sees its last stage, say"
                 " resnet18"
             )
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> SnapMixParams:
-        """A partner for each image and the two boxes."""
+        """Draw a partner for each image and the two boxes."""
         batch, _, height, width = shape
         s = self.settings
         return draw_snapmix(batch, height, width, s.beta, generator, per_sample=s.per_sample)
@@ -178,8 +193,8 @@ class SnapMix(Method[SnapMixSettings, SnapMixParams]):
     def extract_features(
         self, images: Tensor, targets: Tensor, student: Classifier, teacher: Any, params: Any
     ) -> FeatureDict:
-        """Class activation maps, at the size of the feature map."""
-        with looking(student):
+        """Return class activation maps in the size of the feature map, `[B, h, w]`."""
+        with probing(student):
             features = student.feature_map(images, self.tap)
         weight: Any = student.heads["clean"].weight
         return {"maps": activation_maps(features, weight, targets)}
@@ -187,16 +202,16 @@ class SnapMix(Method[SnapMixSettings, SnapMixParams]):
     def mix(
         self, images: Tensor, targets: Tensor, params: SnapMixParams, **features: Tensor
     ) -> Mixed:
-        """The partner's box resized into the image's; weights by the maps."""
+        """Return the partner's box resized into the image's; labels follow the maps."""
         height, width = images.shape[2:]
         percent = percent_maps(features["maps"], height, width)
-        own, partner = params.perm.unbind(dim=1)
+        first, second = params.perm.unbind(dim=1)
         inside, taken = (box_mask(box, height, width) for box in (params.box, params.source))
-        lost = (percent[own] * inside).sum(dim=(1, 2)).clamp_max(1)
-        lam = torch.stack([1 - lost, (percent[partner] * taken).sum(dim=(1, 2))], dim=1)
-        content = resized_boxes(images[partner], params.source, params.box)
+        lost = (percent[first] * inside).sum(dim=(1, 2)).clamp_max(1)
+        lam = torch.stack([1 - lost, (percent[second] * taken).sum(dim=(1, 2))], dim=1)
+        content = resize_boxes(images[second], params.source, params.box)
         masks = torch.stack([~inside, inside], dim=1).float()
-        # Weights of 0 and 1 are exact, and filling in place keeps the layout of the images.
-        mixed = images[own].lerp_(content, masks[:, 1:].to(images.dtype))
+        # Weights of 0 and 1 are exact; in-place interpolation keeps the images' memory format.
+        mixed = images[first].lerp_(content, masks[:, 1:].to(images.dtype))
         labels = weighted_sum(targets, params.perm, lam[:, :, None])
         return Mixed(mixed, labels, lam, params.perm, masks)

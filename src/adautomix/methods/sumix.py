@@ -50,27 +50,28 @@ class SUMixSettings(MethodSettings):
 
     mix: str = Field("cutmix", description="the method that mixes the images")
     options: dict[str, Any] = Field({}, description="settings of that method")
-    gamma: float = Field(0.5, ge=0, description="γ, weight of the term of uncertainty")
-    scale: float | None = Field(
-        None, ge=0, description="s; none: the number of images in the batch"
-    )
+    gamma: float = Field(0.5, ge=0, description="γ, weight of the uncertainty term")
+    scale: float | None = Field(None, ge=0, description="s; none: number of images in the batch")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        """Settings of the other method are checked with these."""
+        """Check the settings of the wrapped method together with these."""
         self.wrapped()
         return self
 
     def wrapped(self) -> tuple[type[InputMixing], MethodSettings]:
-        """The other method and its settings.
+        """Return the class of the wrapped method and its settings.
 
         Raises:
-            UsageError: it is none, or its settings are not right.
+            UsageError: the method is unknown or mixes more than input images, or a setting of it is
+                wrong.
         """
         if self.mix not in InputMixing.by_name:
+            known = ", ".join(InputMixing.by_name)
+            if self.mix not in Method.names:
+                raise UsageError(f"unknown method {self.mix!r}: sumix.mix takes one of {known}")
             raise UsageError(
-                f"sumix.mix = {self.mix}: not a method of `adautomix.mix`, which takes images and "
-                "labels alone; use one of these, say cutmix"
+                f"sumix.mix = {self.mix}: it takes more than images and labels; use one of {known}"
             )
         cls = InputMixing.by_name[self.mix]
         with one_line_errors("sumix.options", lambda: setting_names("", cls.Settings)):
@@ -78,13 +79,16 @@ class SUMixSettings(MethodSettings):
 
 
 def semantic_distance(mixed: Tensor, clean: Tensor, labels: Tensor, scale: float) -> Tensor:
-    """α: how far the prediction of the mix is from each source's, class by class, `[M, N, K]`.
+    """Compute α, how far the prediction for the mix is from that for each source, per class.
 
     Args:
-        mixed: probabilities of the mixes, `[M, K]`.
-        clean: probabilities of their sources, `[M, N, K]`.
+        mixed: predicted probabilities of the mixes, `[M, K]`.
+        clean: predicted probabilities of their sources, `[M, N, K]`.
         labels: soft labels of the sources, `[M, N, K]`.
         scale: s, the norm of each row.
+
+    Returns:
+        `[M, N, K]`.
     """
     others = labels.sum(dim=1, keepdim=True) - labels
     difference = mixed[:, None] - clean * (1 - others).clamp_min(0)
@@ -92,23 +96,28 @@ def semantic_distance(mixed: Tensor, clean: Tensor, labels: Tensor, scale: float
 
 
 def corrected_lam(lam: Tensor, alpha: Tensor, labels: Tensor) -> Tensor:
-    """λ' `[M, N]`: λ weighed by exp(-α) at the class of each source, of sum 1.
+    """Compute λ', which is λ weighed by exp(-α) at the class of each source.
 
     Args:
         lam: `[M, N]`.
         alpha: `[M, N, K]`.
         labels: soft labels of the sources, `[M, N, K]`.
+
+    Returns:
+        `[M, N]`; rows sum to 1.
     """
     similarity = (labels.log() - alpha).logsumexp(dim=2) - labels.sum(dim=2).log()
-    # A source without any label says nothing of its weight.
+    # A source without any label gives no evidence about its weight.
     similarity = similarity.nan_to_num(nan=0.0, neginf=0.0)
     return (lam.log() + similarity).softmax(dim=1)
 
 
 def clean_sources(images: Tensor, perm: Tensor) -> tuple[Tensor, Tensor]:
-    """The clean images that the mixes are made of, and which of them each source is, `[M, N]`.
+    """Select the clean images that some mixes need and renumber `perm` accordingly.
 
-    All images once where all are mixed; else those of these mixes, source by source.
+    Returns:
+        All images and `perm` if M = B; otherwise the `M·N` sources, mix by mix, and their rows,
+        int64 `[M, N]`.
     """
     if len(perm) == len(images):
         return images, perm
@@ -116,17 +125,17 @@ def clean_sources(images: Tensor, perm: Tensor) -> tuple[Tensor, Tensor]:
     return images[perm.flatten()], rows
 
 
-def pick(values: Tensor, rows: Tensor) -> Tensor:
-    """`values[rows]`, `[M, N, ...]`, with a backward that adds up in a fixed order."""
-    picked: Tensor = values.index_select(0, rows.flatten()).unflatten(0, rows.shape)
-    return picked
+def select_rows(values: Tensor, rows: Tensor) -> Tensor:
+    """Return `values[rows]`, `[M, N, ...]`, with a backward pass that adds up in a fixed order."""
+    selected: Tensor = values.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    return selected
 
 
 class SUMix(Method[SUMixSettings, MixParams]):
     """SUMix (Qin et al., ECCV 2024)."""
 
     name = "sumix"
-    summary = "another mix with λ corrected by the network, and a term of uncertainty"
+    summary = "another mix with λ corrected by the network, and an uncertainty term"
     paper = Paper(
         authors="Qin, Jin, Zhu, Zhang, Yao, Yuan",
         title="SUMix: Mixup with Semantic and Uncertain Information",
@@ -141,7 +150,7 @@ class SUMix(Method[SUMixSettings, MixParams]):
     Settings = SUMixSettings
 
     def build(self, model: nn.Module | None) -> None:
-        """Create the method that mixes the images and the head of uncertainty."""
+        """Create the method that mixes the images, and the uncertainty head."""
         head: Any = self.network_with(model, "heads").heads["clean"]
         cls, options = self.settings.wrapped()
         self.mixing = cls(
@@ -156,7 +165,7 @@ class SUMix(Method[SUMixSettings, MixParams]):
 
     @property
     def min_batch(self) -> int:
-        """That of the other method."""
+        """The smallest batch that the wrapped method can mix."""
         return self.mixing.min_batch
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> MixParams:
@@ -165,52 +174,59 @@ class SUMix(Method[SUMixSettings, MixParams]):
         return params
 
     def mix(self, images: Tensor, targets: Tensor, params: MixParams, **features: Tensor) -> Mixed:
-        """The mix of the other method, its λ not yet corrected."""
+        """Return the mix of the wrapped method, with λ not yet corrected."""
         return self.mixing.mix(images, targets, params)
 
     def compute_loss(
         self, sources: MixInputs, student: Classifier, teacher: Any, params: MixParams
     ) -> dict[str, Tensor]:
-        """Cross-entropy under the corrected λ, and γ times the term of uncertainty."""
+        """Compute the cross-entropy under the corrected λ, plus γ times the uncertainty term."""
+        # Two forward passes with gradient: clean sources and mixes. Clean logits are only used as
+        # constants below; the clean pass is trained through its uncertainty.
         mixed = self.mix(sources.images, sources.targets, params)
         images, rows = clean_sources(sources.images, mixed.perm)
-        clean_logits, clean_doubt = self.predict(student, images)
-        logits, doubt = self.predict(student, mixed.images)
-        labels = pick(sources.targets, mixed.perm)
+        clean_logits, clean_uncertainty = self.predict(student, images)
+        logits, mixed_uncertainty = self.predict(student, mixed.images)
+        labels = select_rows(sources.targets, mixed.perm)
+        # Correct λ by the predictions, which are constants here.
         with torch.no_grad():
             scale = self.settings.scale
             scale = len(sources.images) if scale is None else scale
-            clean = pick(clean_logits.softmax(dim=1), rows)
+            clean = select_rows(clean_logits.softmax(dim=1), rows)
             alpha = semantic_distance(logits.softmax(dim=1), clean, labels, scale)
             lam = corrected_lam(mixed.lam, alpha, labels)
             targets = weighted_sum(sources.targets, mixed.perm, lam[:, :, None])
+        # This term trains the network and its classification head.
         cross_entropy = self.cross_entropy(logits, targets)
-        beta = pick(clean_doubt, rows) + doubt[:, None]
-        uncertain = self.uncertain(alpha + beta, labels, mixed.lam)
+        # This term trains the network and the uncertainty head, through β only.
+        beta = select_rows(clean_uncertainty, rows) + mixed_uncertainty[:, None]
+        uncertainty = self.uncertainty_loss(alpha + beta, labels, mixed.lam)
         return {
-            "loss": cross_entropy + self.settings.gamma * uncertain,
+            "loss": cross_entropy + self.settings.gamma * uncertainty,
             "mixed": cross_entropy.detach(),
-            "uncertainty": uncertain.detach(),
+            "uncertainty": uncertainty.detach(),
             "mixture_accuracy": mixture_accuracy(logits, targets),
         }
 
     def predict(self, student: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and u, both `[B, K]` and float32."""
+        """Compute logits and uncertainty u of images, both float32 `[B, K]`."""
         pooled = student.features(images).pooled
-        doubt = self.uncertainty(pooled).float().softmax(dim=1)
-        return student.logits(pooled).float(), F.normalize(doubt, dim=1)
+        uncertainty = self.uncertainty(pooled).float().softmax(dim=1)
+        return student.logits(pooled).float(), F.normalize(uncertainty, dim=1)
 
-    def uncertain(self, distance: Tensor, labels: Tensor, lam: Tensor) -> Tensor:
-        """Σ_n λ_n CE(exp(-(α_n + β_n)), y_n), mean over the mixes.
+    def uncertainty_loss(self, distance: Tensor, labels: Tensor, lam: Tensor) -> Tensor:
+        """Compute `Σ_n λ_n CE(exp(-(α_n + β_n)), y_n)`, averaged over the mixes.
 
         Args:
             distance: α + β, `[M, N, K]`.
-            labels: of the sources, `[M, N, K]`.
-            lam: not corrected, `[M, N]`.
+            labels: soft labels of the sources, `[M, N, K]`.
+            lam: weights before the correction, `[M, N]`.
         """
         likeness = (-distance).exp().flatten(0, 1)
-        smoothing = self.label_smoothing
-        each = F.cross_entropy(
-            likeness, labels.flatten(0, 1), reduction="none", label_smoothing=smoothing
+        per_source = F.cross_entropy(
+            likeness,
+            labels.flatten(0, 1),
+            reduction="none",
+            label_smoothing=self.label_smoothing,
         )
-        return (lam * each.view_as(lam)).sum(dim=1).mean()
+        return (lam * per_source.view_as(lam)).sum(dim=1).mean()

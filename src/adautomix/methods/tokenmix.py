@@ -35,24 +35,28 @@ from adautomix.methods.base_attention import (
     AlternatingSettings,
     AttentionMethod,
     Grid,
-    attend_clean,
-    draw_turn,
-    relabeled,
-    share_inside,
-    to_pixels,
+    draw_alternating,
+    eval_with_attention,
+    fraction_inside,
+    patches_to_pixels,
+    with_lam,
 )
 from adautomix.methods.facts import LabelRule, Paper, Requirement
 from adautomix.mixing.boxes import box_mask, paste
 from adautomix.mixing.ops import Mixed, mix_by_lam
 from adautomix.mixing.params import Shape
 
-ATTEMPTS = 10  # to find a place for one more rectangle
+ATTEMPTS = 10  # failed attempts in a row after which a mask is complete
 MIN_ASPECT = 0.3
 
 
 @dataclass(frozen=True)
 class TokenMixParams(AlternatingParams):
-    """With `partner` `[B, h, w]`, true at the patches where the partner shows."""
+    """Parameters of TokenMix.
+
+    Attributes:
+        partner: patches that show the partner, bool `[B, h, w]`.
+    """
 
     partner: Tensor
 
@@ -60,18 +64,22 @@ class TokenMixParams(AlternatingParams):
 class TokenMixSettings(AlternatingSettings):
     """Settings of TokenMix."""
 
-    share: float = Field(0.5, ge=0, le=1, description="least share of patches of the partner")
+    share: float = Field(
+        0.5, ge=0, le=1, description="fraction of patches from the partner, before extra_tokens"
+    )
     extra_tokens: int | None = Field(
-        None, ge=0, description="patches of the partner beyond that; none: a fourteenth of all"
+        None, ge=0, description="additional patches from the partner; none: 1/14 of all patches"
     )
     guide: Literal["teacher", "student"] = Field(
-        "teacher", description="whose attention to the clean images says what they show where"
+        "teacher", description="network whose attention to the clean images weighs the labels"
     )
-    normalize: bool = Field(True, description="labels of mass 1; off: as released")
+    normalize: bool = Field(
+        True, description="scale label weights to sum 1; off: leave them as released"
+    )
 
 
 def partner_tokens(grid: Grid, settings: TokenMixSettings) -> int:
-    """How many patches the partner is to have."""
+    """Number of patches that show the partner."""
     count = math.prod(grid)
     extra = settings.extra_tokens
     extra = round(count / 14) if extra is None else extra
@@ -79,9 +87,16 @@ def partner_tokens(grid: Grid, settings: TokenMixSettings) -> int:
 
 
 def propose_boxes(room: Tensor, grid: Grid, generator: torch.Generator) -> Tensor:
-    """A rectangle for each mask, of an area up to its `room` `[n]`: `[n, 4]`, see `draw_box`.
+    """Draw a rectangle of patches for each mask.
 
-    One that does not fit into the grid comes out empty.
+    Args:
+        room: largest area of each rectangle, `[n]`.
+        grid: patches per column and per row.
+        generator: a CPU generator.
+
+    Returns:
+        Boxes (top, bottom, left, right; ends exclusive), int64 `[n, 4]`; empty if a rectangle does
+        not fit into the grid.
     """
     area, aspect, down, right = torch.rand(4, len(room), generator=generator)
     area = 1 + area * (room - 1)
@@ -96,9 +111,18 @@ def propose_boxes(room: Tensor, grid: Grid, generator: torch.Generator) -> Tenso
 
 
 def draw_blocks(count: int, grid: Grid, tokens: int, generator: torch.Generator) -> Tensor:
-    """Masks of at most `tokens` patches made of rectangles, as BEiT draws them: `[count, h, w]`.
+    """Draw masks made of rectangles, as BEiT does.
 
-    All masks grow side by side, each until it is full or `ATTEMPTS` in a row have failed.
+    All masks grow at once, each until it is full or `ATTEMPTS` rectangles in a row do not fit.
+
+    Args:
+        count: number of masks.
+        grid: patches per column and per row.
+        tokens: largest number of patches per mask.
+        generator: a CPU generator.
+
+    Returns:
+        Bool `[count, h, w]`.
     """
     masks = torch.zeros(count, *grid, dtype=torch.bool)
     failed = torch.zeros(count, dtype=torch.long)
@@ -106,18 +130,18 @@ def draw_blocks(count: int, grid: Grid, tokens: int, generator: torch.Generator)
     while ((room > 0) & (failed < ATTEMPTS)).any():
         grown = masks | box_mask(propose_boxes(room, grid, generator), *grid)
         left = tokens - grown.sum(dim=(1, 2))
-        better = (left >= 0) & (left < room) & (failed < ATTEMPTS)
-        masks = torch.where(better[:, None, None], grown, masks)
-        room = torch.where(better, left, room)
-        failed = torch.where(better, 0, failed + 1)
+        accepted = (left >= 0) & (left < room) & (failed < ATTEMPTS)
+        masks = torch.where(accepted[:, None, None], grown, masks)
+        room = torch.where(accepted, left, room)
+        failed = torch.where(accepted, 0, failed + 1)
     return masks
 
 
 def draw_tokenmix(
     batch: int, grid: Grid, settings: TokenMixSettings, generator: torch.Generator
 ) -> TokenMixParams:
-    """Partners, whose turn it is, Mixup's shares and the masks."""
-    perm, lam, plain = draw_turn(batch, settings, generator)
+    """Draw partners, the kind of step, Mixup's weights and the masks."""
+    perm, lam, plain = draw_alternating(batch, settings, generator)
     count = batch if settings.per_sample else 1
     tokens = 0 if plain else partner_tokens(grid, settings)
     masks = draw_blocks(count, grid, tokens, generator)
@@ -125,19 +149,19 @@ def draw_tokenmix(
 
 
 def content_weights(maps: Tensor, perm: Tensor, partner: Tensor, *, normalize: bool) -> Tensor:
-    """What of each source's map shows in the mix.
+    """Compute the fraction of each source's attention that is visible in the mix.
 
     Args:
-        maps: one an image, `[B, P]`.
-        perm: `[M, 2]`.
-        partner: where the second source shows, `[M, P]`.
-        normalize: make the weights of a mix sum to 1.
+        maps: attention, one map per image, `[B, P]`.
+        perm: rows of both sources, int64 `[M, 2]`.
+        partner: patches that show the second source, bool `[M, P]`.
+        normalize: scale the weights of a mix to sum 1.
 
     Returns:
         `[M, 2]`.
     """
-    mask_source = torch.stack([~partner, partner], dim=1)
-    weights = share_inside(maps[perm].flatten(0, 1), mask_source.flatten(0, 1)).view_as(perm)
+    visible = torch.stack([~partner, partner], dim=1)
+    weights = fraction_inside(maps[perm].flatten(0, 1), visible.flatten(0, 1)).view_as(perm)
     if not normalize:
         return weights
     second = weights[:, 1] / weights.sum(dim=1).clamp_min(torch.finfo(weights.dtype).tiny)
@@ -148,7 +172,7 @@ class TokenMix(AttentionMethod[TokenMixSettings, TokenMixParams]):
     """TokenMix (Liu et al., ECCV 2022)."""
 
     name = "tokenmix"
-    summary = "scattered blocks of patches, labels by their content"
+    summary = "scattered blocks of patches; labels follow their content"
     paper = Paper(
         authors="Liu, Liu, Zhou, Li, Liu",
         title="TokenMix: Rethinking Image Mixing for Data Augmentation in Vision Transformers",
@@ -158,35 +182,36 @@ class TokenMix(AttentionMethod[TokenMixSettings, TokenMixParams]):
     )
     requires = frozenset({Requirement.PATCH_ATTENTION, Requirement.TEACHER})
     cost = 3.5
-    supports_own_teacher_buffers = True  # a plain transformer has no batch norm statistics
     label_rule = LabelRule.ATTENTION
     label_note = "labels follow attention"
+    supports_own_teacher_buffers = True  # a plain transformer has no batch norm statistics
     Settings = TokenMixSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> TokenMixParams:
-        """Partners, whose turn it is, Mixup's shares and the masks."""
-        return draw_tokenmix(shape[0], self.grid_of(shape), self.settings, generator)
+        """Draw partners, the kind of step, Mixup's weights and the masks."""
+        return draw_tokenmix(shape[0], self.patch_grid(shape), self.settings, generator)
 
     def extract_features(
         self, images: Tensor, targets: Tensor, student: Any, teacher: Any, params: TokenMixParams
     ) -> FeatureDict:
-        """What the guide attends to in each clean image, `[B, P]`; nothing at steps of Mixup."""
+        """Return the guide's attention to each clean image, `[B, P]`; nothing at Mixup steps."""
         if params.plain:
             return {}
         guide = teacher if self.settings.guide == "teacher" else student
-        return {"attention": attend_clean(guide, images).attention}
+        return {"attention": eval_with_attention(guide, images).attention}
 
     def mix(
         self, images: Tensor, targets: Tensor, params: TokenMixParams, **features: Tensor
     ) -> Mixed:
-        """The partner where the mask says so, labels by content; or Mixup where it has its turn."""
+        """Return the partner in the masked patches, with labels by content; or Mixup."""
         if params.plain:
             return mix_by_lam(images, targets, params.perm, params.lam)
-        mixed = paste(images, targets, params.perm, to_pixels(~params.partner, self.patch))
+        outside = patches_to_pixels(~params.partner, self.patch)
+        mixed = paste(images, targets, params.perm, outside)
         lam = content_weights(
             features["attention"],
             params.perm,
             params.partner.flatten(1),
             normalize=self.settings.normalize,
         )
-        return relabeled(mixed, targets, lam)
+        return with_lam(mixed, targets, lam)

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from adautomix.errors import UsageError
 from adautomix.methods.base import FeatureDict, MethodSettings, MixInputs
-from adautomix.methods.base_attention import AttentionMethod, share_inside, to_pixels
+from adautomix.methods.base_attention import AttentionMethod, fraction_inside, patches_to_pixels
 from adautomix.methods.facts import LabelRule, Paper
 from adautomix.metrics import mixture_accuracy
 from adautomix.mixing.boxes import paste
@@ -47,14 +47,18 @@ from adautomix.mixing.ops import Mixed, weighted_sum
 from adautomix.mixing.params import MixParams, Shape
 from adautomix.models import Blocks, Classifier, evaluating
 
-DIFFICULTY = 0.1  # of a cross-entropy, so that τ is a small number
-BIDS, EXCHANGES = 64, 24  # rounds
-RAISE = 0.05  # least raise of a bid, as a share of what the bidders gain at best
+DIFFICULTY = 0.1  # factor on the cross-entropy, so that τ is a small number
+BIDS, EXCHANGES = 64, 24  # rounds of the auction and of the exchanges
+RAISE = 0.05  # smallest raise of a bid, as a fraction of the bidders' mean best gain
 
 
 @dataclass(frozen=True)
 class TokenMixupParams(MixParams):
-    """`perm` `[B, 1]`: the images; nothing is random, their partners are found by attention."""
+    """Parameters of TokenMixup; nothing is random, as partners are found by attention.
+
+    Attributes:
+        perm: row of each image, int64 `[B, 1]`.
+    """
 
     perm: Tensor
 
@@ -62,21 +66,24 @@ class TokenMixupParams(MixParams):
 class TokenMixupSettings(MethodSettings):
     """Settings of TokenMixup."""
 
-    tau: float = Field(0.2, ge=0, description="τ, most difficult image that is mixed")
-    rho: float = Field(0.005, ge=0, description="ρ, least gain of saliency that swaps a patch")
-    layer: int | None = Field(
-        None, ge=0, description="blocks ahead of the mix; none: two in seven of them"
+    tau: float = Field(
+        0.2, ge=0, description="τ, difficulty up to which images are mixed; larger mixes more"
     )
-    scorenet_weight: float = Field(0.001, ge=0, description="of ScoreNet's loss")
-    stop_gradient: bool = Field(False, description="ScoreNet's loss does not train the network")
+    rho: float = Field(0.005, ge=0, description="ρ, saliency gain above which a patch is swapped")
+    layer: int | None = Field(
+        None, ge=0, description="blocks before the mix; none: two sevenths of all blocks"
+    )
+    scorenet_weight: float = Field(0.001, ge=0, description="weight of ScoreNet's loss")
+    stop_gradient: bool = Field(False, description="keep ScoreNet's loss from training the network")
 
 
 class Swap(NamedTuple):
-    """Who takes what from whom.
+    """Which image takes which patches from which partner.
 
     Attributes:
-        perm: each image and its partner, `[M, 2]`; one that is not mixed is its own partner.
-        taken: patches that are the partner's, bool `[M, P]`.
+        perm: rows of the image and its partner, int64 `[M, 2]`; an image that is not mixed is its
+            own partner.
+        taken: patches that come from the partner, bool `[M, P]`.
         lam: weights in the label, `[M, 2]`.
     """
 
@@ -86,47 +93,49 @@ class Swap(NamedTuple):
 
 
 def gains(saliency: Tensor, rho: float) -> Tensor:
-    """`Σ_p relu(s_jp - s_ip - ρ)` for all i and j, `[B, B]`, of saliency `[B, P]`."""
-    # relu(d) = (|d| + d) / 2, and a distance sums |d| without writing down B·B·P numbers.
+    """Compute `Σ_p relu(s_jp - s_ip - ρ)` for all i and j, `[B, B]`, of saliency `[B, P]`."""
+    # relu(d) = (|d| + d) / 2, and a distance sums |d| without materializing B·B·P numbers.
     total = saliency.sum(dim=1)
     signed = total - total[:, None] - rho * saliency.shape[1]
     return ((torch.cdist(saliency + rho, saliency, p=1.0) + signed) / 2).clamp_min(0)
 
 
-def assign(worth: Tensor, eager: Tensor) -> Tensor:
-    """Distinct partners for all rows, of nearly the largest total worth, without a host sync.
+def assign(value: Tensor, bidders: Tensor) -> Tensor:
+    """Assign distinct partners to all rows with a large total value, without a host sync.
 
     Args:
-        worth: of each partner (column) to each row, non-negative, `[B, B]`.
-        eager: rows that count; the others get what is left, `[B]`.
+        value: value of each partner (column) to each row, non-negative, `[B, B]`.
+        bidders: rows that count, bool `[B]`; the others get what is left.
 
     Returns:
-        A permutation, `[B]`.
+        A permutation, int64 `[B]`.
     """
-    if len(worth) == 1:
-        return torch.zeros_like(eager, dtype=torch.long)
-    worth = worth * eager[:, None]
-    return exchange(worth, serve(*auction(worth, eager)))
+    if len(value) == 1:
+        return torch.zeros_like(bidders, dtype=torch.long)
+    value = value * bidders[:, None]
+    return exchange(value, complete_assignment(*auction(value, bidders)))
 
 
-def auction(worth: Tensor, eager: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows without a partner bid for the one they gain most by (Bertsekas 1988, all at once).
+def auction(value: Tensor, bidders: Tensor) -> tuple[Tensor, Tensor]:
+    """Let rows without a partner bid for the one they gain most from, all at once.
+
+    Source: Bertsekas, 1988.
 
     Returns:
-        The partner that each row bid for last and the row that each partner went to, or -1, both
-        `[B]`; a row has a partner if it is the row that this one went to.
+        The partner that each row bid for last, and the row that each partner went to or -1, both
+        int64 `[B]`. A row has a partner if that partner went to it.
     """
-    rows = torch.arange(len(worth), device=worth.device)
-    least = RAISE * worth.amax(dim=1).sum() / eager.sum().clamp_min(1)
-    prices = worth.new_zeros(len(worth))
+    rows = torch.arange(len(value), device=value.device)
+    raise_by = RAISE * value.amax(dim=1).sum() / bidders.sum().clamp_min(1)
+    prices = value.new_zeros(len(value))
     choice, owner = torch.zeros_like(rows), torch.full_like(rows, -1)
     for _ in range(BIDS):
-        bidding = eager & (owner[choice] != rows)
-        gain, best = (worth - prices).topk(2, dim=1)
+        bidding = bidders & (owner[choice] != rows)
+        gain, best = (value - prices).topk(2, dim=1)
         choice = torch.where(bidding, best[:, 0], choice)
-        bid = prices[choice] + gain[:, 0] - gain[:, 1] + least
+        bid = prices[choice] + gain[:, 0] - gain[:, 1] + raise_by
         bid = torch.where(bidding, bid, -1)
-        offers = torch.full_like(worth, -1).scatter(1, choice[:, None], bid[:, None])
+        offers = torch.full_like(value, -1).scatter(1, choice[:, None], bid[:, None])
         highest, winner = offers.max(dim=0)
         sold = highest >= 0
         prices = torch.where(sold, highest, prices)
@@ -134,25 +143,25 @@ def auction(worth: Tensor, eager: Tensor) -> tuple[Tensor, Tensor]:
     return choice, owner
 
 
-def serve(choice: Tensor, owner: Tensor) -> Tensor:
-    """A permutation: rows that won nothing get, in order, the partners that nobody has."""
+def complete_assignment(choice: Tensor, owner: Tensor) -> Tensor:
+    """Complete an auction to a permutation: rows without a partner get free ones in order."""
     rows = torch.arange(len(owner), device=owner.device)
-    served = owner[choice] == rows
-    waiting = served.to(torch.uint8).argsort(stable=True)
+    assigned = owner[choice] == rows
+    waiting = assigned.to(torch.uint8).argsort(stable=True)
     free = (owner >= 0).to(torch.uint8).argsort(stable=True)
-    # There are as many of the one as of the other, and both come first.
-    dealt = torch.where(served[waiting], choice[waiting], free)
-    return torch.empty_like(rows).scatter(0, waiting, dealt)
+    # There are as many waiting rows as free partners, and both come first.
+    partners = torch.where(assigned[waiting], choice[waiting], free)
+    return torch.empty_like(rows).scatter(0, waiting, partners)
 
 
-def exchange(worth: Tensor, partner: Tensor) -> Tensor:
-    """Let pairs of rows swap partners where both like it best and the total grows."""
-    rows = torch.arange(len(worth), device=worth.device)
-    smallest = torch.finfo(worth.dtype).eps * worth.amax()
+def exchange(value: Tensor, partner: Tensor) -> Tensor:
+    """Let pairs of rows swap partners where both prefer each other and the total value grows."""
+    rows = torch.arange(len(value), device=value.device)
+    smallest = torch.finfo(value.dtype).eps * value.amax()
     for _ in range(EXCHANGES):
-        theirs = worth.index_select(1, partner)  # worth to a row of another row's partner
-        own = theirs.diagonal()
-        growth, other = (theirs + theirs.T - own - own[:, None]).max(dim=1)
+        swapped = value.index_select(1, partner)  # value to a row of another row's partner
+        current = swapped.diagonal()
+        growth, other = (swapped + swapped.T - current - current[:, None]).max(dim=1)
         mutual = (other[other] == rows) & (growth > smallest)
         partner = torch.where(mutual, partner[other], partner)
     return partner
@@ -163,16 +172,16 @@ def find_swap(saliency: Tensor, easy: Tensor, rows: Tensor, rho: float) -> Swap:
 
     Args:
         saliency: `[B, P]`.
-        easy: `[B]`.
-        rows: the images whose mixes are wanted, `[M]`.
+        easy: which images are mixed, bool `[B]`.
+        rows: the images whose mixes are wanted, int64 `[M]`.
         rho: ρ.
     """
     with torch.autocast(saliency.device.type, enabled=False):
         partner = assign(gains(saliency, rho), easy)[rows]
     partner = torch.where(easy[rows], partner, rows)
     own, other = saliency[rows], saliency[partner]
-    taken = other - own > rho  # nothing, of itself
-    second = share_inside(torch.where(taken, other, own), taken)
+    taken = other - own > rho  # false everywhere if an image is its own partner
+    second = fraction_inside(torch.where(taken, other, own), taken)
     lam = torch.stack([1 - second, second], dim=1)
     return Swap(torch.stack([rows, partner], dim=1), taken, lam)
 
@@ -212,8 +221,12 @@ class TokenMixup(AttentionMethod[TokenMixupSettings, TokenMixupParams]):
         nn.init.zeros_(self.scorenet.bias)
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> TokenMixupParams:
-        """Nothing is random."""
-        self.grid_of(shape)
+        """Return the rows of the batch; nothing is random.
+
+        Raises:
+            UsageError: the images do not consist of whole patches.
+        """
+        self.patch_grid(shape)
         return TokenMixupParams(torch.arange(shape[0])[:, None])
 
     @torch.no_grad()
@@ -225,7 +238,7 @@ class TokenMixup(AttentionMethod[TokenMixupSettings, TokenMixupParams]):
         teacher: Any,
         params: TokenMixupParams,
     ) -> FeatureDict:
-        """How salient each patch is, `[B, P]`, and how difficult each image, `[B]`."""
+        """Return the saliency of each patch, `[B, P]`, and the difficulty of each image, `[B]`."""
         blocks = student.blocks()
         with evaluating(student):
             tokens = blocks.enter(images, self.block)
@@ -237,40 +250,44 @@ class TokenMixup(AttentionMethod[TokenMixupSettings, TokenMixupParams]):
         return {"saliency": saliency, "difficulty": DIFFICULTY * losses}
 
     def scores(self, tokens: Tensor, blocks: Blocks) -> Tensor:
-        """ScoreNet's logits `[B, K]` for tokens `[B, T, D]`."""
+        """Compute ScoreNet's logits `[B, K]` for tokens `[B, T, D]`."""
         features = tokens[:, 0] if blocks.by_class else tokens[:, blocks.prefix :].mean(dim=1)
         scores: Tensor = self.scorenet(features)
         return scores
 
     def swap(self, params: TokenMixupParams, features: FeatureDict) -> Swap:
-        """Who takes what from whom in these mixes."""
+        """Find which image takes which patches from which partner in these mixes."""
         easy = features["difficulty"] <= self.settings.tau
         return find_swap(features["saliency"], easy, params.perm[:, 0], self.settings.rho)
 
     def mix(
         self, images: Tensor, targets: Tensor, params: TokenMixupParams, **features: Tensor
     ) -> Mixed:
-        """The swap as a picture of its patches, and its labels."""
+        """Return the swap applied to patches of the images, for inspection, and its labels."""
         swap = self.swap(params, features)
-        grid = self.grid_of(images.shape)
-        own = to_pixels(~swap.taken.unflatten(1, grid), self.patch)
-        pasted = paste(images, targets, swap.perm, own)
+        grid = self.patch_grid(images.shape)
+        outside = patches_to_pixels(~swap.taken.unflatten(1, grid), self.patch)
+        pasted = paste(images, targets, swap.perm, outside)
         labels = weighted_sum(targets, swap.perm, swap.lam[:, :, None])
         return Mixed(pasted.images, labels, swap.lam, swap.perm, pasted.mask_source)
 
     def compute_loss(
         self, sources: MixInputs, student: Classifier, teacher: Any, params: TokenMixupParams
     ) -> dict[str, Tensor]:
-        """The loss of the mixed tokens and ScoreNet's on the clean ones."""
+        """Compute the loss of the mixed tokens, plus ScoreNet's loss on the clean ones."""
+        # The swap is a constant.
         swap, blocks = self.swap(params, sources.features), student.blocks()
+        # The first blocks run on clean images; the gradient flows through both sources.
         own, other = enter_sources(blocks, sources.images, swap.perm, self.block)
         taken = F.pad(swap.taken, (blocks.prefix, 0))[:, :, None]
+        # The remaining blocks run on mixed tokens.
         pooled, _ = blocks.leave(torch.where(taken, other, own), self.block)
         logits = student.logits(pooled)
         targets = weighted_sum(sources.targets, swap.perm, swap.lam[:, :, None])
-        trains_generator = own.detach() if self.settings.stop_gradient else own
+        # ScoreNet learns to classify clean tokens, and trains the first blocks unless detached.
+        scored = own.detach() if self.settings.stop_gradient else own
         score_loss = self.cross_entropy(
-            self.scores(trains_generator, blocks), sources.targets[swap.perm[:, 0]]
+            self.scores(scored, blocks), sources.targets[swap.perm[:, 0]]
         )
         loss = self.cross_entropy(logits, targets) + self.settings.scorenet_weight * score_loss
         return {
@@ -284,9 +301,12 @@ class TokenMixup(AttentionMethod[TokenMixupSettings, TokenMixupParams]):
 def enter_sources(
     blocks: Blocks, images: Tensor, perm: Tensor, block: int
 ) -> tuple[Tensor, Tensor]:
-    """Tokens of the images of some mixes and of their partners, each `[M, T, D]`.
+    """Compute the tokens that enter a block, for the images of some mixes and their partners.
 
-    The first blocks run once on every image where the mixes are most of the batch.
+    The first blocks run once on every image if the mixes are most of the batch.
+
+    Returns:
+        Both `[M, T, D]`.
     """
     rows = perm.T.flatten()
     if len(rows) >= len(images):

@@ -25,20 +25,25 @@ from adautomix.methods.base_attention import (
     AlternatingParams,
     AlternatingSettings,
     RelabelingMethod,
-    draw_turn,
-    relabeled,
-    share_inside,
-    to_patches,
+    draw_alternating,
+    fraction_inside,
+    pixels_to_patches,
+    with_lam,
 )
 from adautomix.methods.facts import LabelRule, Paper
-from adautomix.mixing.boxes import draw_box, outside_box, paste
+from adautomix.mixing.boxes import draw_box, outside_mask, paste
 from adautomix.mixing.ops import Mixed, mix_by_lam
 from adautomix.mixing.params import Shape, draw_beta
 
 
 @dataclass(frozen=True)
 class TransMixParams(AlternatingParams):
-    """With `box` `[B, 4]`, as CutMix has it; `shared` says that all boxes are the same."""
+    """Parameters of TransMix.
+
+    Attributes:
+        box: CutMix boxes (top, bottom, left, right; ends exclusive), int64 `[B, 4]`.
+        shared: whether all boxes are the same, so that one mask serves the batch.
+    """
 
     box: Tensor
     shared: bool
@@ -47,8 +52,10 @@ class TransMixParams(AlternatingParams):
 class TransMixSettings(AlternatingSettings):
     """Settings of TransMix."""
 
-    switch: float = Field(0.8, ge=0, le=1, description="share of steps mixed so; others by Mixup")
-    alpha: float = Field(1.0, gt=0, description="λ₀ ~ Beta(alpha, alpha) of the boxes")
+    switch: float = Field(
+        0.8, ge=0, le=1, description="fraction of steps that use this method; the rest use Mixup"
+    )
+    alpha: float = Field(1.0, gt=0, description="boxes: λ₀ ~ Beta(alpha, alpha)")
     attention_weight: float = Field(
         0.5, ge=0, le=1, description="weight of attention against area in the label"
     )
@@ -57,11 +64,11 @@ class TransMixSettings(AlternatingSettings):
 def draw_transmix(
     batch: int, height: int, width: int, settings: TransMixSettings, generator: torch.Generator
 ) -> TransMixParams:
-    """Partners, whose turn it is, Mixup's shares and CutMix's boxes."""
-    turn = draw_turn(batch, settings, generator)
+    """Draw partners, the kind of step, Mixup's weights and CutMix's boxes."""
+    alternating = draw_alternating(batch, settings, generator)
     lam = draw_beta(batch if settings.per_sample else 1, 1, settings.alpha, generator)[:, 0]
     box = draw_box(lam, height, width, generator).expand(batch, 4).contiguous()
-    return TransMixParams(*turn, box, shared=not settings.per_sample)
+    return TransMixParams(*alternating, box, shared=not settings.per_sample)
 
 
 class TransMix(RelabelingMethod[TransMixSettings, TransMixParams]):
@@ -81,24 +88,28 @@ class TransMix(RelabelingMethod[TransMixSettings, TransMixParams]):
     Settings = TransMixSettings
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> TransMixParams:
-        """Partners, whose turn it is, Mixup's shares and CutMix's boxes."""
-        self.grid_of(shape)
+        """Draw partners, the kind of step, Mixup's weights and CutMix's boxes.
+
+        Raises:
+            UsageError: the images do not consist of whole patches.
+        """
+        self.patch_grid(shape)
         batch, _, height, width = shape
         return draw_transmix(batch, height, width, self.settings, generator)
 
     def mix(
         self, images: Tensor, targets: Tensor, params: TransMixParams, **features: Tensor
     ) -> Mixed:
-        """CutMix, or Mixup where it has its turn; labels by area."""
+        """Return CutMix, or Mixup at its steps, with labels by area."""
         if params.plain:
             return mix_by_lam(images, targets, params.perm, params.lam)
         boxes = params.box[:1] if params.shared else params.box
-        return paste(images, targets, params.perm, outside_box(boxes, *images.shape[2:]))
+        return paste(images, targets, params.perm, outside_mask(boxes, *images.shape[2:]))
 
     def relabel(self, mixed: Mixed, targets: Tensor, attention: Tensor, logits: Tensor) -> Mixed:
-        """The partner weighs as much as the mean of its area and of the attention it gets."""
+        """Weigh the partner by the mean of its area and of the attention it receives."""
         masks = mixed.masks
         assert masks is not None
-        attended = share_inside(attention, to_patches(masks[:, 1], self.patch))
+        attended = fraction_inside(attention, pixels_to_patches(masks[:, 1], self.patch))
         second = torch.lerp(mixed.lam[:, 1], attended, self.settings.attention_weight)
-        return relabeled(mixed, targets, torch.stack([1 - second, second], dim=1))
+        return with_lam(mixed, targets, torch.stack([1 - second, second], dim=1))

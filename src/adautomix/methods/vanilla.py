@@ -15,26 +15,30 @@ from adautomix.mixing.params import MixParams, Shape
 
 @dataclass(frozen=True)
 class VanillaParams(MixParams):
-    """`perm` `[B, 1]`: every image is its own only source."""
+    """Parameters of training without mixing.
+
+    Attributes:
+        perm: row of each image, int64 `[B, 1]`.
+    """
 
     perm: Tensor
 
 
 class Vanilla(InputMixing[MethodSettings, VanillaParams]):
-    """Train on the images as they come."""
+    """Train on the images as they are."""
 
     name = "vanilla"
     summary = "no mixing, the baseline"
     paper = None
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> VanillaParams:
-        """Nothing is random."""
+        """Return the rows of the batch; nothing is random."""
         return VanillaParams(torch.arange(shape[0])[:, None])
 
     def mix(
         self, images: Tensor, targets: Tensor, params: VanillaParams, **features: Tensor
     ) -> Mixed:
-        """Each image is a mix of itself alone."""
+        """Return each image unchanged, as a mix with a single source."""
         rows = params.perm[:, 0]
         lam = torch.ones_like(params.perm, dtype=torch.float32)
         return Mixed(images[rows], targets[rows], lam, params.perm)

@@ -1,1 +1,1 @@
-"""Parameters and operations of mixing that several methods share."""
+"""Parameters, operations and networks that several mixing methods have in common."""

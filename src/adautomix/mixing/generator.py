@@ -1,7 +1,7 @@
-"""The mix generator: attention between feature maps of N images decides who shows where.
+"""The mix generator of AdAutoMix: attention between feature maps of N images gives their masks.
 
 Source: AdAutoMix (arXiv 2312.11954), section 3.2, and the authors' released code for what the
-paper leaves open: a ReLU after the query and key convolutions, none after the value; weights
+paper leaves open: a ReLU after the query and key convolutions and none after the value; weights
 N(0, 0.01), biases 0. The number of parameters does not depend on N.
 """
 
@@ -16,13 +16,13 @@ Upsampling = Literal["bilinear", "nearest"]
 
 
 class MixGenerator(nn.Module):
-    """Masks for mixes of N images from the feature maps of those images.
+    """Predict the masks of mixes of N images from the feature maps of those images.
 
     Args:
-        channels: C of the feature map.
+        channels: number of channels C of the feature map.
         lam_embedding: append a constant plane of value λ_n to the feature map of image n.
-        upsampling: how the h×w attention maps become H×W masks; bilinear for convolutional
-            networks, nearest for transformers (the authors' recipes).
+        upsampling: how h×w attention maps become H×W masks; the authors' recipes use bilinear for
+            convolutional networks and nearest for transformers.
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class MixGenerator(nn.Module):
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor, perm: Tensor, lam: Tensor, size: Sequence[int]) -> Tensor:
-        """Masks that sum to 1 over the N images at every pixel.
+        """Predict masks that sum to 1 over the N images at every pixel.
 
         Args:
-            features: one map an image, `[B, C, h, w]`.
-            perm: which image is source n of mix b, `[M, N]`.
-            lam: shares, `[M, N]`; seen only with the λ embedding.
+            features: one feature map per image, `[B, C, h, w]`.
+            perm: which image is source n of mix m, int64 `[M, N]`.
+            lam: weights of the sources, `[M, N]`; used only with the λ embedding.
             size: (H, W) of the masks.
 
         Returns:
@@ -54,6 +54,7 @@ class MixGenerator(nn.Module):
         query = self._project(self.query, features, perm, lam).relu()
         key = self._project(self.key, features, perm, lam).relu()
         value = self._project(self.value, features, perm, lam)
+        # Attention and softmax in float32, whatever autocast chose for the convolutions.
         with torch.autocast(features.device.type, enabled=False):
             maps = cross_attention(query.float(), key.float(), value.float())
             maps = maps.unflatten(2, features.shape[2:])
@@ -61,14 +62,14 @@ class MixGenerator(nn.Module):
             return masks
 
     def _project(self, conv: nn.Conv2d, features: Tensor, perm: Tensor, lam: Tensor) -> Tensor:
-        """A 1×1 convolution of every source, `[M, N, C', hw]`.
+        """Apply a 1×1 convolution to every source, `[M, N, C', hw]`.
 
-        The convolution acts on each image alone, so B maps are convolved and then picked, not
-        M·N; the constant λ plane adds λ_n times its column of weights.
+        The convolution acts on each image separately, so the B maps are convolved before rows are
+        selected, instead of M·N maps. The constant λ plane adds λ_n times its weight column.
         """
         weight = conv.weight[:, : features.shape[1]]
         projected: Tensor = F.conv2d(features, weight, conv.bias).flatten(2)
-        # index_select and not [perm]: the backward of that adds up in no fixed order.
+        # index_select instead of [perm], whose backward adds up in no fixed order.
         projected = projected.index_select(0, perm.flatten()).unflatten(0, perm.shape)
         if self.lam_embedding:
             plane = conv.weight[:, -1, 0, 0]
@@ -84,10 +85,10 @@ class MixGenerator(nn.Module):
 
 
 def cross_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Each image queries the summed keys of the *others* and gathers its own values.
+    """Let each image attend to the summed keys of the *other* images and gather its own values.
 
-    `A_n = softmax_rows(Σ_{m≠n} q_nᵀ k_m / √d)`, `p_n = A_n v_n`. As the sum goes over keys
-    only, `Σ_m q_nᵀ k_m = q_nᵀ Σ_m k_m`: N products instead of N².
+    `A_n = softmax_rows(Σ_{m≠n} q_nᵀ k_m / √d)`, `p_n = A_n v_n`. Because only keys are summed,
+    `Σ_m q_nᵀ k_m = q_nᵀ Σ_m k_m`: N products instead of N².
 
     Args:
         query: `[M, N, d, hw]`.

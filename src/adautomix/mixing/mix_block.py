@@ -1,12 +1,13 @@
-"""The mix block of AutoMix and SAMix: a mask from the feature maps of two images.
+"""The mix block of AutoMix and SAMix, which predicts masks from the feature maps of two images.
 
-A block turns the teacher's feature maps of two images, `z_a` and `z_b` `[C, h, w]`, into a mask of
-the second: its value at a position of a is a sigmoid of what attention from there gathers in b.
+A block turns the teacher's feature maps of two images, `z_a` and `z_b` `[C, h, w]`, into the mask
+of the second image. Its value at a position of a is the sigmoid of what attention from that
+position gathers in b:
 
-    P = softmax_rows(qᵀ k / √d)   [hw, hw]   a row is a position of a, a column one of b
-    m = σ(up(P v))                [H, W]     v is read from b;  M_a = 1 - m,  M_b = m
+    P = softmax_rows(qᵀ k / √d)   [hw, hw]   rows are positions of a, columns positions of b
+    m = σ(up(P v))                [H, W]     v is computed from b;  M_a = 1 - m,  M_b = m
 
-How q, k and v come from the maps, and where λ enters, is what the two methods differ in.
+The two methods differ in how q, k and v are computed from the maps and where λ enters.
 """
 
 from abc import ABC, abstractmethod
@@ -21,10 +22,10 @@ from adautomix.mixing.generator import Upsampling
 
 
 class MixBlock(nn.Module, ABC):
-    """Masks for mixes of two images from the feature maps of those images.
+    """Predict the masks of mixes of two images from the feature maps of those images.
 
     Args:
-        upsampling: how the h×w maps become H×W masks.
+        upsampling: how h×w maps become H×W masks.
     """
 
     def __init__(self, upsampling: Upsampling) -> None:
@@ -33,18 +34,24 @@ class MixBlock(nn.Module, ABC):
 
     @abstractmethod
     def project(self, features: Tensor, perm: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query of the first image and key of the second, `[M, d, hw]`, and its value `[M, 1, hw]`.
+        """Compute the query of the first image and the key and value of the second.
 
-        Args and shapes as in `forward`.
+        Args:
+            features: one feature map per image, `[B, C, h, w]`.
+            perm: rows of the first and the second image, int64 `[M, 2]`.
+            lam: their weights, `[M, 2]`.
+
+        Returns:
+            Query and key, both `[M, d, hw]`, and value, `[M, 1, hw]`.
         """
 
     def forward(self, features: Tensor, perm: Tensor, lam: Tensor, size: Sequence[int]) -> Tensor:
-        """Masks of both images, which sum to 1 at every pixel.
+        """Predict masks of both images, which sum to 1 at every pixel.
 
         Args:
-            features: one map an image, `[B, C, h, w]`.
-            perm: which image is the first and which the second of a mix, `[M, 2]`.
-            lam: their shares, `[M, 2]`.
+            features: one feature map per image, `[B, C, h, w]`.
+            perm: rows of the first and the second image, int64 `[M, 2]`.
+            lam: their weights, `[M, 2]`.
             size: (H, W) of the masks.
 
         Returns:
@@ -66,20 +73,21 @@ class MixBlock(nn.Module, ABC):
         return large
 
 
-def initialized(conv: nn.Conv2d) -> nn.Conv2d:
-    """Weights N(0, 0.01) and no bias, as released: all masks start at about 1/2."""
+def init_conv(conv: nn.Conv2d) -> nn.Conv2d:
+    """Initialize weights as N(0, 0.01) and biases as 0, as released: masks start near 1/2."""
     nn.init.normal_(conv.weight, std=0.01)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
     return conv
 
 
-def picked(maps: Tensor, rows: Tensor) -> Tensor:
-    """The maps `[B, C, h, w]` of some images, flat: `[M, C, hw]`.
+def select_maps(maps: Tensor, rows: Tensor) -> Tensor:
+    """Select rows of maps `[B, C, h, w]` and flatten them to `[M, C, hw]`.
 
-    A 1×1 convolution acts on each image alone, so B maps are convolved and then picked.
+    A 1×1 convolution acts on each image separately, so B maps are convolved before rows are
+    selected.
     """
-    # index_select and not [rows]: the backward of that adds up in no fixed order.
+    # index_select instead of [rows], whose backward adds up in no fixed order.
     return maps.flatten(2).index_select(0, rows)
 
 
@@ -91,32 +99,35 @@ def mask_loss(
     *,
     split: bool = False,
 ) -> Tensor:
-    """How far the masks' mean is from λ beyond a margin, less a reward of their variance.
+    """Penalize masks whose mean is far from λ, and reward their variance.
 
     `max(|mean(M_a) - λ| - margin, 0) - variance_weight · var(M_a)`, where mean and variance are
-    taken over all pixels of the whole batch and not image by image.
+    taken over all pixels of the whole batch, not per image.
 
     Args:
         masks: `[M, 2, H, W]`.
-        lam: `[M, 2]`; its mean counts where every mix has its own.
-        margin: 0 to 1.
+        lam: weights of both images, `[M, 2]`; their mean is used if mixes differ.
+        margin: difference that costs nothing, 0 to 1.
         variance_weight: 0 or more.
-        split: these are a part of the batch, and other processes have the others.
+        split: the masks are one part of a batch that is split over processes.
+
+    Returns:
+        A scalar.
     """
     first = masks[:, 0]
     means = torch.stack([first.mean(), lam[:, 0].mean()])
-    mean, share = mean_of_processes(means, split=split)
-    loss: Tensor = ((mean - share).abs() - margin).clamp_min(0)
+    mean, lam_mean = mean_over_processes(means, split=split)
+    loss: Tensor = ((mean - lam_mean).abs() - margin).clamp_min(0)
     if variance_weight:
-        variance = mean_of_processes((first - mean).square().mean(), split=split)
+        variance = mean_over_processes((first - mean).square().mean(), split=split)
         loss = loss - variance_weight * variance
     return loss
 
 
-def mean_of_processes(values: Tensor, *, split: bool) -> Tensor:
-    """The mean over all processes of a tensor that each of them brings; differentiable.
+def mean_over_processes(values: Tensor, *, split: bool) -> Tensor:
+    """Average a tensor over all processes, differentiably, if they have split a batch.
 
-    Only where they have split a batch: processes with batches of their own are left apart.
+    Processes with batches of their own keep their values.
     """
     if world() == 1 or not split:
         return values
@@ -125,15 +136,15 @@ def mean_of_processes(values: Tensor, *, split: bool) -> Tensor:
 
 
 def scale_to_lam(masks: Tensor, lam: Tensor) -> Tensor:
-    """Masks `[M, 2, H, W]` scaled so that their means are λ `[M, 2]`.
+    """Scale masks `[M, 2, H, W]` so that their means are λ `[M, 2]`.
 
-    The mask whose mean is above its share shrinks by a factor, and the other gains what it loses:
-    all stays between 0 and 1.
+    The mask whose mean exceeds its weight is multiplied by a factor, and the other one gains what
+    it loses, so all values stay in [0, 1].
     """
     tiny = 1e-8
     first = masks[:, :1].clamp(tiny, 1 - tiny)
-    mean, share = first.mean(dim=(2, 3), keepdim=True), lam[:, :1, None, None]
-    fewer = first * (share / mean)
-    more = 1 - (1 - first) * ((1 - share) / (1 - mean).clamp_min(tiny))
-    scaled = torch.where(mean > share, fewer, more)
+    mean, weight = first.mean(dim=(2, 3), keepdim=True), lam[:, :1, None, None]
+    shrunk = first * (weight / mean)
+    grown = 1 - (1 - first) * ((1 - weight) / (1 - mean).clamp_min(tiny))
+    scaled = torch.where(mean > weight, shrunk, grown)
     return torch.cat([scaled, 1 - scaled], dim=1)

@@ -1,6 +1,6 @@
-"""The mixed batch, and the pure functions that make one from parameters.
+"""The mixed batch, and pure functions that compute one from parameters.
 
-N-way mixing is written once; methods that mix two images are the case N = 2.
+Mixing is written once for N images; methods that mix two images are the case N = 2.
 """
 
 import dataclasses
@@ -12,23 +12,26 @@ from torch import Tensor
 
 
 class MaskSource(Protocol):
-    """Weight of each source at each pixel, `[B, N, H, W]`: a tensor, or what can make one."""
+    """Weight of each source at each pixel, `[B, N, H, W]`: a tensor, or something that makes one.
+
+    A training step rarely reads the masks, so methods may delay computing them.
+    """
 
     def float(self) -> Tensor:
-        """The weights in float32."""
+        """Return the weights in float32."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixed:
-    """A mixed batch and the ledger of what is in it.
+    """A mixed batch, and a record of what is in it.
 
     Attributes:
         images: the mixes, `[B, C, H, W]`.
-        targets: soft labels, `[B, K]`; each row sums to 1 where the rows of the input do.
-        lam: weight of each source in the label, `[B, N]`.
-        perm: row of the batch that each source is, `[B, N]`.
-        shown: what `masks` are made of once somebody asks; a training step mostly does not.
+        targets: soft labels, float32 `[B, K]`; rows sum to 1 if those of the input do.
+        lam: weight of each source in the label, float32 `[B, N]`.
+        perm: row of the batch that each source comes from, int64 `[B, N]`.
+        mask_source: what `masks` are computed from when they are read.
     """
 
     images: Tensor
@@ -39,39 +42,48 @@ class Mixed:
 
     @property
     def masks(self) -> Tensor | None:
-        """Weight of each source at each pixel, float32 `[B, N, H, W]`; None where it is `lam`.
+        """Weight of each source at each pixel, float32 `[B, N, H, W]`; None if it is `lam`.
 
-        Made anew at each call.
+        Computed at each access.
         """
         return None if self.mask_source is None else self.mask_source.float()
 
-    def rows(self, some: slice | Tensor) -> Self:
-        """Some of the mixes: a slice, indices, or true for each that is kept."""
-        tensors = {name: value[some] for name, value in vars(self).items() if name != "mask_source"}
+    def rows(self, index: slice | Tensor) -> Self:
+        """Return some of the mixes, selected by a slice, by indices or by a boolean mask."""
+        tensors = {
+            name: value[index] for name, value in vars(self).items() if name != "mask_source"
+        }
         masks = self.masks
         return dataclasses.replace(
-            self, **tensors, mask_source=None if masks is None else masks[some]
+            self, **tensors, mask_source=None if masks is None else masks[index]
         )
 
 
 def soft_targets(labels: Tensor, num_classes: int) -> Tensor:
-    """Class indices `[B]` as one-hot rows; soft labels `[B, K]` pass through. Float32 `[B, K]`."""
+    """Convert class indices `[B]` to one-hot rows; soft labels `[B, K]` pass through.
+
+    Returns:
+        Float32 `[B, K]`.
+    """
     if labels.ndim == 2:
         return labels.float()
     return F.one_hot(labels.long(), num_classes).float()
 
 
 def weighted_sum(values: Tensor, perm: Tensor, weights: Tensor) -> Tensor:
-    """`Σ_n weights[:, n] · values[perm[:, n]]`: the N-way mix, of images and of labels alike.
+    """Compute `Σ_n weights[:, n] · values[perm[:, n]]`, the N-way mix of images or labels.
 
     Args:
-        values: one row an image, `[B, ...]`.
-        perm: `[B, N]`.
-        weights: `[B, N, ...]`, broadcast against the rows of `values`.
+        values: one row per image, `[B, ...]`.
+        perm: rows to mix, int64 `[M, N]`.
+        weights: `[M, N, ...]`, broadcast against the rows of `values`.
+
+    Returns:
+        `[M, ...]`.
     """
     if weights.numel() == perm.numel():
-        # One weight a source: a bag of rows, summed in a single pass without gathered copies.
-        # A row is to lie in one piece, so channels go last here where they do in memory.
+        # One weight per source: a bag of rows, summed in a single pass without gathered copies.
+        # A row must be contiguous, so channels go last here if they do in memory.
         channels = 1 if values.is_contiguous() else -1
         rows = values.movedim(1, channels)
         bags = F.embedding_bag(
@@ -85,7 +97,14 @@ def weighted_sum(values: Tensor, perm: Tensor, weights: Tensor) -> Tensor:
 
 
 def mix_by_lam(images: Tensor, targets: Tensor, perm: Tensor, lam: Tensor) -> Mixed:
-    """N-image Mixup: source n weighs `lam[b, n]` at every pixel and in the label."""
+    """Mix N images as Mixup does: `lam[b, n]` weighs source n at every pixel and in the label.
+
+    Args:
+        images: `[B, C, H, W]`.
+        targets: soft labels, `[B, K]`.
+        perm: rows to mix, int64 `[M, N]`.
+        lam: their weights, `[M, N]`.
+    """
     weights = lam.to(images.dtype)[:, :, None, None, None]
     return Mixed(
         images=weighted_sum(images, perm, weights),
@@ -98,7 +117,15 @@ def mix_by_lam(images: Tensor, targets: Tensor, perm: Tensor, lam: Tensor) -> Mi
 def mix_by_masks(
     images: Tensor, targets: Tensor, perm: Tensor, lam: Tensor, masks: Tensor
 ) -> Mixed:
-    """Source n weighs `masks[b, n]` at each pixel and `lam[b, n]` in the label."""
+    """Mix N images by masks: source n has weight `masks[b, n]` per pixel, `lam[b, n]` in the label.
+
+    Args:
+        images: `[B, C, H, W]`.
+        targets: soft labels, `[B, K]`.
+        perm: rows to mix, int64 `[M, N]`.
+        lam: weights in the label, `[M, N]`.
+        masks: weights of the pixels, `[M, N, H, W]`.
+    """
     weights = masks.to(images.dtype)[:, :, None]
     return Mixed(
         images=weighted_sum(images, perm, weights),
@@ -110,7 +137,7 @@ def mix_by_masks(
 
 
 def cells_to_pixels(cells: Tensor, height: int, width: int) -> Tensor:
-    """Cells `[..., h, w]` laid over an image: each pixel `[..., H, W]` is the cell it lies in."""
+    """Upsample a grid of cells `[..., h, w]` to `[..., H, W]`: each pixel gets its cell's value."""
     rows, columns = (
         torch.arange(size, device=cells.device) * count // size
         for size, count in ((height, cells.shape[-2]), (width, cells.shape[-1]))

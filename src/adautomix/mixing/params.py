@@ -1,7 +1,7 @@
-"""Random parameters of a mix, drawn on the CPU and apart from their use.
+"""Random parameters of a mix, drawn on the CPU and separate from applying them.
 
 B is the batch size and N the number of images per mix. `perm[b, n]` is the row of the batch that
-is image n of mix b, and `lam[b, n]` its mixing coefficient.
+is source n of mix b, and `lam[b, n]` is the weight of that source.
 """
 
 import dataclasses
@@ -13,17 +13,20 @@ from torch import Tensor
 
 Shape = Sequence[int]
 
+# Gamma draws with a smaller shape parameter are computed in log space, as they may underflow.
+LOG_SPACE_BELOW = 0.1
+
 
 @dataclasses.dataclass(frozen=True)
 class MixParams:
-    """The random part of one mix, drawn on the CPU and apart from its use.
+    """Random parameters of the mixes of one batch.
 
-    Subclasses add tensors (boxes, masks, ratios), each with one row a mix, and Python values that
-    hold for all.
+    Subclasses add tensors (boxes, masks, mixing coefficients) with one row per mix, and Python
+    values that apply to the whole batch.
     """
 
     def to(self, device: torch.device) -> Self:
-        """The same draw with its tensors on `device`; the copy does not wait for the device."""
+        """Return the same parameters with tensors on `device`, copied without a host sync."""
         moved = {
             field.name: value.to(device, non_blocking=True)
             for field in dataclasses.fields(self)
@@ -31,11 +34,13 @@ class MixParams:
         }
         return dataclasses.replace(self, **moved)
 
-    def rows(self, some: slice) -> Self:
-        """The draw of some of the mixes."""
-        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        kept = {name: value[some] for name, value in tensors.items() if isinstance(value, Tensor)}
-        return dataclasses.replace(self, **kept)
+    def rows(self, index: slice) -> Self:
+        """Return the parameters of some of the mixes."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        selected = {
+            name: value[index] for name, value in values.items() if isinstance(value, Tensor)
+        }
+        return dataclasses.replace(self, **selected)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,39 +57,97 @@ class PairParams(MixParams):
 
 
 def draw_permutations(batch: int, n: int, generator: torch.Generator) -> Tensor:
-    """N independent permutations of the batch, `[B, N]`."""
+    """Draw N independent permutations of the batch, int64 `[B, N]`."""
     return torch.rand(n, batch, generator=generator).argsort(dim=1).T.contiguous()
 
 
 def draw_partners(batch: int, generator: torch.Generator) -> Tensor:
-    """Each image beside a random partner: `[B, 2]`, the first column is the image itself."""
+    """Pair each image with a random partner, int64 `[B, 2]`; column 0 is the image itself."""
     partner = torch.randperm(batch, generator=generator)
     return torch.stack([torch.arange(batch), partner], dim=1)
 
 
-def draw_beta(count: int, n: int, a: float, generator: torch.Generator) -> Tensor:
-    """`count` rows of N independent Beta(a, a) draws, `[count, N]`, float32 in (0, 1]."""
-    # In double precision: gammas of a small shape underflow in float32, and two that have done
-    # so would give 1/2 where Beta(a, a) has next to nothing.
-    concentration = torch.full((count, n, 2), a, dtype=torch.float64)
-    gamma: Tensor = torch._standard_gamma(concentration, generator=generator)
-    draws = (gamma[..., 0] / gamma.sum(dim=-1)).float()
-    return draws.clamp_min(torch.finfo(draws.dtype).tiny)  # shares u / Σu need a sum above 0
+def draw_beta(count: int, n: int, alpha: float, generator: torch.Generator) -> Tensor:
+    """Draw from Beta(alpha, alpha).
 
+    Args:
+        count: number of rows.
+        n: independent draws per row.
+        alpha: both parameters of the distribution, above 0.
+        generator: a CPU generator.
 
-def draw_lam(batch: int, a: float, generator: torch.Generator, *, per_sample: bool) -> Tensor:
-    """Shares (λ, 1 - λ) of two images with λ ~ Beta(a, a), `[B, 2]`.
-
-    One λ serves the whole batch, as in the papers, or each mix has its own.
+    Returns:
+        Float32 `[count, n]` in (0, 1].
     """
-    u = draw_beta(batch if per_sample else 1, 1, a, generator)
+    if alpha < LOG_SPACE_BELOW:
+        draws = _draw_log_beta((count, n), alpha, generator).exp().float()
+    else:
+        # Double precision, because gamma draws with a small shape underflow in float32.
+        concentration = torch.full((count, n, 2), alpha, dtype=torch.float64)
+        gamma: Tensor = torch._standard_gamma(concentration, generator=generator)
+        draws = (gamma[..., 0] / gamma.sum(dim=-1)).float()
+    return draws.clamp_min(torch.finfo(draws.dtype).tiny)  # u / Σu needs a sum above 0
+
+
+def draw_lam(batch: int, alpha: float, generator: torch.Generator, *, per_sample: bool) -> Tensor:
+    """Draw the weights (λ, 1 - λ) of two images with λ ~ Beta(alpha, alpha).
+
+    Args:
+        batch: B.
+        alpha: both parameters of the distribution, above 0.
+        generator: a CPU generator.
+        per_sample: draw one λ per mix instead of one per batch.
+
+    Returns:
+        Float32 `[B, 2]`; rows sum to 1.
+    """
+    u = draw_beta(batch if per_sample else 1, 1, alpha, generator)
     return torch.cat([u, 1 - u], dim=1).expand(batch, 2).contiguous()
 
 
 def draw_simplex(
-    batch: int, n: int, a: float, generator: torch.Generator, *, per_sample: bool = False
+    batch: int, n: int, alpha: float, generator: torch.Generator, *, per_sample: bool = False
 ) -> Tensor:
-    """λ = u / Σu with N i.i.d. u ~ Beta(a, a); for two images λ = (u, 1 - u). `[B, N]`."""
-    u = draw_beta(batch if per_sample else 1, n, a, generator)
+    """Draw the weights of N images: λ = u / Σu with i.i.d. u ~ Beta(alpha, alpha).
+
+    For two images λ = (u, 1 - u).
+
+    Args:
+        batch: B.
+        n: N, at least 2.
+        alpha: both parameters of the distribution, above 0.
+        generator: a CPU generator.
+        per_sample: draw one λ per mix instead of one per batch.
+
+    Returns:
+        Float32 `[B, N]`; rows sum to 1.
+    """
+    count = batch if per_sample else 1
+    if n > 2 and alpha < LOG_SPACE_BELOW:
+        lam = _draw_log_beta((count, n), alpha, generator).softmax(dim=1).float()
+        return lam.expand(batch, n).contiguous()
+    u = draw_beta(count, n, alpha, generator)
     lam = torch.stack([u[:, 0], 1 - u[:, 0]], dim=1) if n == 2 else u / u.sum(dim=1, keepdim=True)
     return lam.expand(batch, n).contiguous()
+
+
+def draw_log_gamma(shape: Shape, alpha: float, generator: torch.Generator) -> Tensor:
+    """Draw logarithms of Gamma(alpha) variates, float64, for any alpha above 0.
+
+    With U uniform on (0, 1], Gamma(alpha) is distributed as Gamma(alpha + 1) · U^(1 / alpha)
+    (Marsaglia and Tsang, ACM TOMS 2000), whose logarithm does not underflow.
+    """
+    gamma = torch._standard_gamma(
+        torch.full(tuple(shape), alpha + 1, dtype=torch.float64), generator=generator
+    )
+    uniform = torch.rand(tuple(shape), dtype=torch.float64, generator=generator)
+    # A smaller alpha would overflow, and its draws could not be told apart anyway.
+    log_gamma: Tensor = gamma.log() + (-uniform).log1p() / max(alpha, 1e-300)
+    return log_gamma
+
+
+def _draw_log_beta(shape: Shape, alpha: float, generator: torch.Generator) -> Tensor:
+    """Draw logarithms of Beta(alpha, alpha) variates, float64."""
+    log_gamma = draw_log_gamma((*shape, 2), alpha, generator)
+    log_beta: Tensor = log_gamma.log_softmax(dim=-1)
+    return log_beta[..., 0]

@@ -1,20 +1,20 @@
-"""Where the content of an image is: saliency maps, batched and on the device of the images.
+"""Saliency maps, computed for a whole batch on the device of the images.
 
-All maps are `[B, H, W]`, float32 and non-negative. What they are made of:
+All maps are `[B, H, W]`, float32 and non-negative:
 
-    spectral_residual  |F⁻¹(exp(log A - box₃(log A) + iP))|, A and P amplitude and phase of the
-                       Fourier transform of the gray image; an FFT there and back
+    spectral_residual  |F⁻¹(exp(log A - box₃(log A) + iP))|, where A and P are amplitude and phase
+                       of the Fourier transform of the gray image; two FFTs
                        (Hou and Zhang, "Saliency Detection: A Spectral Residual Approach",
                        CVPR 2007)
-    fine_grained       how much brighter, and how much darker, a pixel is than its surroundings,
+    fine_grained       how much brighter and how much darker a pixel is than its surroundings,
                        summed over six sizes of surroundings; box means from one integral image
                        (Montabone and Soto, Image and Vision Computing 2010, as in OpenCV)
-    gradient_saliency  sqrt(mean_c (dCE/dx)²), one forward and one backward of the network, 2F
+    gradient_saliency  sqrt(mean_c (dCE/dx)²), one forward and one backward pass of the network
                        (Simonyan et al., 2013, arXiv 1312.6034)
 
-None of these waits for the device, and none depends on the scale or the offset of the pixels, so
-that normalized images do. All are computed in float32 whatever the images are and whatever
-precision the caller's networks use.
+None of them waits for the device. None depends on the scale or the offset of the pixels, so
+normalized images can be used as they are. All are computed in float32, whatever the dtype of the
+images and the precision of the network.
 """
 
 from collections.abc import Iterator
@@ -31,51 +31,52 @@ from adautomix.errors import UsageError
 from adautomix.models import frozen_statistics
 
 LUMA = (0.299, 0.587, 0.114)
-# Half-widths of the surroundings of `fine_grained`, in pixels.
+# Half widths of the surroundings of `fine_grained`, in pixels.
 SURROUNDINGS = (12, 24, 48, 28, 56, 112)
 
 
 def gradient_saliency(student: Any, images: Tensor, targets: Tensor, head: str = "clean") -> Tensor:
-    """The share of each pixel in `sqrt(mean_c (dCE/dx)²)`, one map an image; not smoothed.
+    """Compute `sqrt(mean_c (dCE/dx)²)` of each image, normalized to sum 1 and not smoothed.
 
-    A forward and a backward through the activations only (2F): no parameter gets a gradient, no
-    buffer moves, nothing is left attached to a graph. Batch norm runs in the student's mode,
-    dropout and stochastic depth are off. Works inside `torch.no_grad` and under autocast.
+    Runs a forward pass and a backward pass through activations only, the cost of two forward
+    passes. No parameter receives a gradient, no buffer changes, and the result is not attached to
+    a graph. Batch norm stays in the student's mode; dropout and stochastic depth are off. Works
+    inside `torch.no_grad` and under autocast.
 
     Args:
-        student: called as `student(images, head=head)`, gives logits `[B, K]`.
+        student: called as `student(images, head=head)`, returns logits `[B, K]`.
         images: normalized, `[B, C, H, W]`.
         targets: soft labels, `[B, K]`.
         head: the head whose cross-entropy is differentiated.
 
     Returns:
-        `[B, H, W]`, float32, non-negative, each map sums to 1; uniform where the gradient is 0.
+        Float32 `[B, H, W]`; each map sums to 1 and is uniform where the gradient is 0.
     """
-    with torch.enable_grad(), looking(student):
+    with torch.enable_grad(), probing(student):
         inputs = images.detach().requires_grad_()
         weights = {name: weight.detach() for name, weight in student.named_parameters()}
-        # A view, as hooks on what enters a module (those that count operations) take no leaf here.
-        features = inputs.view_as(inputs)
-        logits = torch.func.functional_call(student, weights, (features,), {"head": head})
-        # The sum and not the mean: no image's gradient shrinks with how many there are.
+        # A view, because module hooks such as those that count operations reject a leaf tensor.
+        view = inputs.view_as(inputs)
+        logits = torch.func.functional_call(student, weights, (view,), {"head": head})
+        # The sum, so that the gradient of an image does not depend on the batch size.
         loss = F.cross_entropy(logits.float(), targets, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, inputs)
-    return shares(gradient.float().square().mean(dim=1).sqrt())
+    return normalize_sum(gradient.float().square().mean(dim=1).sqrt())
 
 
 def spectral_residual(images: Tensor, size: int) -> Tensor:
-    """Amplitude of the image whose spectrum keeps only what its neighborhood does not predict.
+    """Compute the spectral residual: the part of the spectrum its neighborhood does not predict.
 
     Args:
-        images: `[B, C, H, W]`; shrunk to `size` × `size` before where a side is larger.
-        size: pixels; the larger, the finer the details that count.
+        images: `[B, C, H, W]`; resized to `size` × `size` first if a side is larger.
+        size: pixels per side; a larger size counts finer details.
 
     Returns:
-        `[B, H, W]`, or `[B, size, size]` where the images were shrunk; neither smoothed nor scaled.
+        Float32 `[B, H, W]`, or `[B, size, size]` for resized images; neither smoothed nor scaled.
     """
     gray = to_gray(images)
     if max(gray.shape[1:]) > size:
-        gray = resized(gray, size, size)
+        gray = resize(gray, size, size)
     spectrum = torch.fft.fft2(gray)
     amplitude = (spectrum.real.square() + spectrum.imag.square() + 1e-10).sqrt()
     log = amplitude.log()
@@ -85,76 +86,81 @@ def spectral_residual(images: Tensor, size: int) -> Tensor:
 
 
 def fine_grained(images: Tensor) -> Tensor:
-    """Contrast of each pixel with its surroundings, brighter and darker alike, `[B, H, W]`.
+    """Compute the contrast of each pixel with its surroundings, brighter and darker alike.
 
     Args:
         images: `[B, C, H, W]`.
+
+    Returns:
+        Float32 `[B, H, W]`.
     """
-    # Two passes with the weights (1, 2, 1) / 4, which are those of this σ.
-    gray = blurred(blurred(to_gray(images), 3, 0.8493218), 3, 0.8493218)
+    # Two passes with the weights (1, 2, 1) / 4, which this σ gives.
+    gray = gaussian_blur(gaussian_blur(to_gray(images), 3, 0.8493218), 3, 0.8493218)
     sums = F.pad(gray.cumsum(dim=1).cumsum(dim=2), (1, 0, 1, 0))
     brighter, darker = torch.zeros_like(gray), torch.zeros_like(gray)
     for half in SURROUNDINGS:
-        contrast = gray - surrounding_mean(gray, sums, half)
+        contrast = gray - _surrounding_mean(gray, sums, half)
         brighter += contrast.relu()
         darker += (-contrast).relu()
-    return scaled(brighter) + scaled(darker)
+    return normalize_max(brighter) + normalize_max(darker)
 
 
-def surrounding_mean(gray: Tensor, sums: Tensor, half: int) -> Tensor:
-    """Mean of the pixels around each, itself left out: `2 half` a side, clipped to the image.
+def _surrounding_mean(gray: Tensor, sums: Tensor, half: int) -> Tensor:
+    """Mean over a square of side `2 half` around each pixel, without the pixel, clipped.
 
     Args:
         gray: `[B, H, W]`.
-        sums: integral image of it, `[B, H + 1, W + 1]`.
-        half: pixels; one less reaches up and to the left, as OpenCV has it.
+        sums: integral image of `gray`, `[B, H + 1, W + 1]`.
+        half: pixels; the square reaches one less up and left, as in OpenCV.
     """
-    (top, bottom), (left, right) = (stretch(side, half, gray.device) for side in gray.shape[1:])
+    (top, bottom), (left, right) = (
+        _surrounding_interval(side, half, gray.device) for side in gray.shape[1:]
+    )
     rows = sums.index_select(1, bottom) - sums.index_select(1, top)
     boxes = rows.index_select(2, right) - rows.index_select(2, left)
     pixels = (bottom - top)[:, None] * (right - left)
     return (boxes - gray) / (pixels - 1)
 
 
-def stretch(size: int, half: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """First pixel and end of the surroundings of each of `size` pixels in a row."""
+def _surrounding_interval(size: int, half: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """First pixel and exclusive end of the surroundings of each of `size` pixels in a row."""
     pixel = torch.arange(size, device=device)
     return (pixel - half + 1).clamp_min(0), (pixel + half + 1).clamp_max(size)
 
 
-def peaks(maps: Tensor) -> Tensor:
-    """Row and column of the largest value of each map `[B, H, W]`: `[B, 2]`."""
+def peak_positions(maps: Tensor) -> Tensor:
+    """Row and column of the largest value of each map `[B, H, W]`, int64 `[B, 2]`."""
     flat = maps.flatten(1).argmax(dim=1)
     return torch.stack([flat // maps.shape[2], flat % maps.shape[2]], dim=1)
 
 
-def shares(maps: Tensor) -> Tensor:
-    """Maps `[B, H, W]` over their sum; uniform where there is nothing, or no number, to share."""
+def normalize_sum(maps: Tensor) -> Tensor:
+    """Divide maps `[B, H, W]` by their sums; a map whose sum is 0 or not finite becomes uniform."""
     total = maps.sum(dim=(1, 2), keepdim=True)
     uniform = 1 / (maps.shape[1] * maps.shape[2])
     return torch.where(total.isfinite() & (total > 0), maps / total, uniform)
 
 
-def scaled(maps: Tensor) -> Tensor:
-    """Maps `[B, H, W]` over their largest value; a map of zeros stays one."""
+def normalize_max(maps: Tensor) -> Tensor:
+    """Divide maps `[B, H, W]` by their largest value; a map of zeros stays zero."""
     return maps / maps.amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
 
 
-def blurred(maps: Tensor, kernel: int, sigma: float) -> Tensor:
-    """Maps `[B, H, W]` under a Gaussian of `kernel` pixels a side, mirrored at the borders."""
+def gaussian_blur(maps: Tensor, kernel_size: int, sigma: float) -> Tensor:
+    """Blur maps `[B, H, W]` with a Gaussian kernel, mirrored at the borders."""
     with torch.autocast(maps.device.type, enabled=False):
-        smooth: Tensor = tvf.gaussian_blur_image(maps[:, None], [kernel] * 2, [sigma] * 2)
+        smooth: Tensor = tvf.gaussian_blur_image(maps[:, None], [kernel_size] * 2, [sigma] * 2)
         return smooth[:, 0]
 
 
-def resized(maps: Tensor, height: int, width: int) -> Tensor:
-    """Maps `[B, h, w]` at another size, bilinear, averaged where they shrink."""
+def resize(maps: Tensor, height: int, width: int) -> Tensor:
+    """Resize maps `[B, h, w]` bilinearly, with antialiasing where they shrink."""
     size = (height, width)
     return F.interpolate(maps[:, None], size, mode="bilinear", antialias=True)[:, 0]
 
 
 def to_gray(images: Tensor) -> Tensor:
-    """Brightness `[B, H, W]` in float32: the luma of RGB, the mean of any other channels."""
+    """Convert images to brightness `[B, H, W]` in float32: luma of RGB, else the channel mean."""
     images = images.float()
     if images.shape[1] != len(LUMA):
         return images.mean(dim=1)
@@ -163,10 +169,10 @@ def to_gray(images: Tensor) -> Tensor:
 
 
 def last_stage(model: Any, method: str) -> int:
-    """The tap of the last stage of a network.
+    """Return the number of the last stage of a network.
 
     Raises:
-        UsageError: it is none of `build_model`, or timm names no stages of it.
+        UsageError: the network was not made by `build_model`, or timm does not name its stages.
     """
     if not getattr(model, "stages", None):
         raise UsageError(
@@ -177,10 +183,11 @@ def last_stage(model: Any, method: str) -> int:
 
 
 @contextmanager
-def looking(model: nn.Module) -> Iterator[None]:
-    """A network that is looked at, not trained: nothing random in it, and no buffer moves.
+def probing(model: nn.Module) -> Iterator[None]:
+    """Context in which forward passes are deterministic and change no buffer.
 
-    Batch norm stays in the mode that it is in: in train mode it uses the batch's statistics.
+    Dropout and stochastic depth are off. Batch norm stays in its mode: in training mode it uses
+    the statistics of the batch.
     """
     modes = [(m, m.training) for m in model.modules() if not isinstance(m, _BatchNorm)]
     try:
