@@ -11,23 +11,24 @@ from adautomix.models import evaluating
 
 
 def mixture_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Share of the true mixture among as many top predictions as the mixture has classes.
+    """Fraction of the label's weight that falls on the top predictions.
 
-    Plain accuracy for one-hot targets; what "training accuracy" means under mixing otherwise.
+    For a label with k classes the k most likely classes count. With one-hot labels this is top-1
+    accuracy; with mixed labels it is what training accuracy means under mixing.
 
     Args:
         logits: `[B, K]`.
-        targets: soft labels `[B, K]`.
+        targets: soft labels, `[B, K]`.
 
     Returns:
-        The mean over the batch, 0 to 1, as a detached scalar.
+        Mean over the batch, 0 to 1, a scalar without gradient.
     """
     with torch.no_grad():
         classes = (targets > 0).sum(dim=1, keepdim=True)
         by_rank = targets.gather(1, logits.argsort(dim=1, descending=True))
-        counted = torch.arange(targets.shape[1], device=targets.device) < classes
-        captured = (by_rank * counted).sum(dim=1) / targets.sum(dim=1)
-        return captured.mean()
+        predicted = torch.arange(targets.shape[1], device=targets.device) < classes
+        fraction = (by_rank * predicted).sum(dim=1) / targets.sum(dim=1)
+        return fraction.mean()
 
 
 class Scores(NamedTuple):

@@ -1,4 +1,4 @@
-"""What every method is tried on: images that can be learned, and a network that suits it."""
+"""Images that can be learned and a small network, for tests of every method."""
 
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ CNN = {"model": "resnet18", "width": 0.125}
 TRANSFORMER = {
     "model": "vit_tiny_patch16_224",
     "width": 0.25,
-    "model_options": {"patch_size": 4, "depth": 3},  # the last two say nothing of saliency
+    # Three blocks, because saliencygrafting cannot use the last two.
+    "model_options": {"patch_size": 4, "depth": 3},
 }
 
 
 def network_for(method: str) -> dict[str, Any]:
-    """Settings of a small network that has what the method needs."""
+    """Settings of a small network that meets the method's requirements."""
     return TRANSFORMER if Requirement.PATCH_ATTENTION in METHODS[method].requires else CNN
 
 
@@ -49,7 +50,7 @@ def patches(count: int = 50, size: int = 16) -> ImageData:
 
 
 def trainer_of(method: str, folder: Path, **values: Any) -> Trainer:
-    """A trainer of that method on the patches."""
+    """A trainer of the method on `patches`."""
     settings: dict[str, Any] = {"batch_size": BATCH, "epochs": 2, "lr": 0.05, "log_every": 1}
     settings |= {"method": method, "device": "cpu", **network_for(method), **values}
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,7 @@ def trainer_of(method: str, folder: Path, **values: Any) -> Trainer:
 
 
 def steps_of(trainer: Trainer, steps: int) -> list[dict[str, float]]:
-    """Train so many steps; the named losses of each."""
+    """Train that many steps and return the named losses of each."""
     rows: list[dict[str, float]] = []
     while len(rows) < steps:
         epoch, done = divmod(trainer.step, trainer.batches.steps_per_epoch)
@@ -72,7 +73,7 @@ def steps_of(trainer: Trainer, steps: int) -> list[dict[str, float]]:
 
 
 def student_of(method: str, seed: int = 1) -> Classifier:
-    """A small network that suits the method, with the weights of a seed."""
+    """A small network for the method, initialized with a seed."""
     config = make_config({"method": method, **network_for(method)})
     return build_model(
         config.model,
@@ -87,7 +88,7 @@ def student_of(method: str, seed: int = 1) -> Classifier:
 
 
 class Bench:
-    """A method with networks and a batch of its own."""
+    """A method with networks and a batch."""
 
     def __init__(self, name: str, images: int = BATCH, **settings: Any) -> None:
         cls = METHODS[name]

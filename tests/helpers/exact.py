@@ -1,4 +1,4 @@
-"""The optima of small labeling problems, and what labelings cost."""
+"""Exact solutions of small labeling problems, and the energy of labelings."""
 
 import itertools
 import math
@@ -26,8 +26,10 @@ def level_energy(levels: Tensor, slopes: Tensor, weights: Tensor) -> Tensor:
 
 
 def exact_levels(slopes: Tensor, weights: Tensor) -> Tensor:
-    """Minimum cuts of Ishikawa's graph: a node for each step of each cell, on the source's side
-    where the cell is above it."""
+    """Minimum cuts of Ishikawa's graph, which has one node per level of each cell.
+
+    A node is on the source's side if the cell is above that level.
+    """
     return torch.stack([exact_level(s, w) for s, w in zip(slopes, weights, strict=True)])
 
 
@@ -74,7 +76,7 @@ def label_energy(labels: Tensor, unary: Tensor, distance: Tensor, weight: float)
 
 
 def exact_label(unary: Tensor, distance: Tensor, weight: float) -> Tensor:
-    """The cheapest labels of one grid, cell by cell over all labelings of the last row of them."""
+    """The optimal labels of one grid, by dynamic programming over labelings of a row of cells."""
     count, cells = unary.shape
     side = math.isqrt(cells)
     best, choices = torch.zeros([count] * side), []
@@ -99,6 +101,6 @@ def exact_label(unary: Tensor, distance: Tensor, weight: float) -> Tensor:
 def exact_labels(
     unary: Tensor, distance: Tensor, grid: Chessboard, weight: float, iterations: int
 ) -> Tensor:
-    """`exact_label` of each grid, in the place of `anneal_labels`."""
+    """`exact_label` of each grid, with the signature of `anneal_labels`."""
     pairs = zip(unary, distance, strict=True)
     return torch.stack([exact_label(u, d, weight) for u, d in pairs])

@@ -1,4 +1,4 @@
-"""What the tests of single methods begin with: random numbers, images, networks, saliency."""
+"""Random numbers, images, networks and saliency maps for tests of single methods."""
 
 import copy
 import functools
@@ -22,18 +22,18 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 def batch(count: int = 6, height: int = HEIGHT, width: int = WIDTH) -> tuple[Tensor, Tensor]:
-    """Random images, and a label that no other image has."""
+    """Random images, each with a class of its own."""
     return torch.rand(count, 3, height, width, generator=rng(1)), torch.eye(count)
 
 
 def toys(count: int = 7) -> tuple[Tensor, Tensor]:
-    """16 × 16 images with a colored square, and soft labels that no two of them share."""
+    """16 × 16 images with a colored square, each with a different soft label."""
     images, _ = toy_images(count)
     return images, torch.rand(count, CLASSES, generator=rng(2)).softmax(dim=1)
 
 
 def make(cls: type[Method], model: Any = None, smoothing: float = 0.0, **settings: Any) -> Any:
-    """A method, typed so that its draws may be made by hand."""
+    """Create a method, typed as Any so that tests can pass hand-made parameters."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return cls(
@@ -46,7 +46,7 @@ def make(cls: type[Method], model: Any = None, smoothing: float = 0.0, **setting
 
 
 class Staged(TinyClassifier):
-    """The tiny network with the name of its stage."""
+    """The tiny network, with its stage named."""
 
     stages = ("bn1",)
 
@@ -75,7 +75,7 @@ def network(name: str = "resnet18") -> Classifier:
 
 
 def telling_network() -> Any:
-    """A small ResNet whose heads' weights are large enough to tell its classes apart."""
+    """A small ResNet whose head weights are so large that its predictions differ."""
     model = network()
     for block in model.backbone.modules():
         if hasattr(block, "bn2"):  # which timm initializes with 0
@@ -86,7 +86,7 @@ def telling_network() -> Any:
 
 
 def blobs(count: int, side: int = 32, seed: int = 0) -> Tensor:
-    """Saliency in a few peaks, as that of a trained network is; sums to 1."""
+    """Saliency with a few peaks, like that of a trained network; sums to 1."""
     generator = rng(seed)
     smooth = F.interpolate(torch.randn(count, 1, 6, 6, generator=generator), side, mode="bicubic")
     rough = torch.randn(count, side, side, generator=generator)
@@ -95,7 +95,7 @@ def blobs(count: int, side: int = 32, seed: int = 0) -> Tensor:
 
 
 def flat(count: int, side: int = 32, seed: int = 0) -> Tensor:
-    """Saliency that is noise, as that of a network at its start is; sums to 1."""
+    """Noise as saliency, like that of an untrained network; sums to 1."""
     maps = torch.rand(count, side, side, generator=rng(seed))
     return maps / maps.sum(dim=(1, 2), keepdim=True)
 
@@ -107,8 +107,8 @@ def rows_of(mixed: Mixed, rows: slice) -> list[Tensor]:
 
 
 @contextmanager
-def compiled(work: Callable[..., Any]) -> Iterator[Any]:
-    """The work as one graph, without a break."""
+def compiled(function: Callable[..., Any]) -> Iterator[Any]:
+    """Compile a function as one graph, without graph breaks."""
     torch.compiler.reset()
-    yield torch.compile(work, fullgraph=True, backend="eager")
+    yield torch.compile(function, fullgraph=True, backend="eager")
     torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""AdAutoMix: masks, every part of both losses, whose gradients they are, and what they teach."""
+"""AdAutoMix: masks, all terms of both losses, where their gradients flow, and what is learned."""
 
 import copy
 from typing import Any
@@ -22,7 +22,7 @@ ALPHA, BETA = 0.2, 0.3
 CLASSIFIER_TERMS = ("clean_term", "mixup_term", "mixed_term")
 GENERATOR_TERMS = ("teacher_term", "student_term", "cosine_term")
 
-# What each part weighs in the generator's loss, from the formulas of the module's docstring.
+# Weight of each term of the generator's loss, from the formulas of the module's docstring.
 GENERATOR_CASES: dict[str, tuple[dict[str, Any], bool, dict[str, float]]] = {
     "paper, even step": (
         {"variant": "paper"},
@@ -50,7 +50,7 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 def make(student: Any = None, **settings: Any) -> AdAutoMix:
-    """The method with a generator whose masks are far from even."""
+    """The method with a generator whose masks are far from uniform."""
     settings = {"alpha": ALPHA, "beta": BETA, **settings}
     method = AdAutoMix(
         AdAutoMixSettings(**settings), num_classes=CLASSES, model=student or tiny_classifier()
@@ -87,41 +87,16 @@ class World:
         return tap
 
 
-# ---------------------------------------------------------------------- λ
+# ---------------------------------------------------------------------- random parameters
 
 
-def test_simplex_of_two_is_a_draw_and_the_rest() -> None:
-    lam = draw_simplex(20_000, 2, 1.0, rng(), per_sample=True)
-    torch.testing.assert_close(lam[:, 1], 1 - lam[:, 0])
-    # A tenth of a uniform u lies below 0.1; of u_1 / (u_1 + u_2) only an eighteenth.
-    assert (lam[:, 0] < 0.1).float().mean().item() == pytest.approx(0.1, abs=0.01)
-
-
-def test_simplex_of_tiny_shape_has_a_sum() -> None:
-    lam = draw_simplex(1000, 3, 1e-3, rng(), per_sample=True)
-    torch.testing.assert_close(lam.sum(dim=1), torch.ones(1000))
-
-
-@pytest.mark.parametrize("n", [2, 3, 5])
-@pytest.mark.parametrize("per_sample", [False, True])
-def test_simplex_sums_to_one(n: int, per_sample: bool) -> None:
-    lam = draw_simplex(40, n, 0.5, rng(), per_sample=per_sample)
-    torch.testing.assert_close(lam.sum(dim=1), torch.ones(40))
-    assert len(lam.unique(dim=0)) == (40 if per_sample else 1)
-
-
-def test_largest_share_of_three() -> None:
-    lam = draw_simplex(100_000, 3, 1.0, rng(), per_sample=True)
-    assert lam.amax(dim=1).mean().item() == pytest.approx(0.523, abs=0.002)
-
-
-def test_both_draws_of_a_step_are_apart() -> None:
+def test_classifier_and_generator_mixes_are_drawn_separately() -> None:
     params = World(n=3).make_params()
     assert not torch.equal(params.classifier_perm, params.generator_perm)
     assert not torch.equal(params.classifier_lam, params.generator_lam)
 
 
-def test_turns_alternate() -> None:
+def test_adversarial_and_cooperative_steps_alternate() -> None:
     world = World()
     turns = [world.method.params_for_step(world.images.shape, step) for step in range(4)]
     adversarial = [params.adversarial for params in turns if isinstance(params, AdAutoMixParams)]
@@ -154,7 +129,7 @@ def test_masks_sum_to_one_and_follow_their_sources(
     torch.testing.assert_close(permuted, masks[:, order], atol=1e-5, rtol=1e-5)
 
 
-def test_masks_see_lam_only_with_the_embedding() -> None:
+def test_masks_depend_on_lam_only_with_the_embedding() -> None:
     perm = draw_permutations(12, 3, rng(2))
     one, other = (draw_simplex(12, 3, 1.0, rng(seed)) for seed in (3, 4))
     blind, seeing = (make(lam_embedding=embedded).generator for embedded in (False, True))
@@ -183,7 +158,7 @@ def test_mix_sample_by_sample() -> None:
 
 
 def test_near_edge_mixes_are_plain_mixup() -> None:
-    """λ_1 just inside and just outside 0.03 of both ends, one a row; the others never count."""
+    """One row each for λ_1 just inside and outside 0.03 of both ends; others do not count."""
     world = World(images=6, lam_margin=0.03)
     first = torch.tensor([0.029, 0.031, 0.969, 0.971, 0.5, 0.5])
     second = torch.tensor([0.5, 0.5, 0.01, 0.01, 0.49, 0.01])
@@ -197,7 +172,7 @@ def test_near_edge_mixes_are_plain_mixup() -> None:
     assert torch.equal(mixed.targets, plain.targets)
 
 
-def test_share_of_mixes_near_an_edge() -> None:
+def test_fraction_of_mixes_near_an_edge() -> None:
     """For N = 3, a = 1 and r = m / (1 - m): P(λ_1 ≤ m) = r and P(λ_1 > 1 - m) = r²/6."""
     lam = draw_simplex(200_000, 3, 1.0, rng(), per_sample=True)
     marked = torch.full((200_000, 3, 1, 1), -1.0)
@@ -241,7 +216,7 @@ def cosine_by_hand(mix: Tensor, sources: Tensor, perm: Tensor, lam: Tensor) -> f
 
 @torch.no_grad()
 def parts_by_hand(world: World, params: AdAutoMixParams) -> dict[str, float]:
-    """Every part of both losses from the networks alone; all six, whatever is switched on."""
+    """All six terms of both losses, computed from the networks alone."""
     student, teacher = copy.deepcopy(world.student), copy.deepcopy(world.teacher)
     images, targets, generator = world.images, world.targets, world.method.generator
     features = world.features()
@@ -250,15 +225,15 @@ def parts_by_hand(world: World, params: AdAutoMixParams) -> dict[str, float]:
     linear = (lam[:, :, None, None, None] * images[perm]).sum(dim=1)
     mix = masked(images, generator(features, perm, lam, (16, 16)), perm)
     mix_g = masked(images, generator(features, perm_g, lam_g, (16, 16)), perm_g)
-    trains_generator = teacher(mix_g, head="mixed")
+    generator_logits = teacher(mix_g, head="mixed")
     sources = teacher(images, head="mixed")
     return {
         "clean": cross_entropy(student(images), targets),
         "mixup": cross_entropy(student(linear, head="mixed"), label),
         "mixed": cross_entropy(student(mix, head="mixed"), label),
-        "teacher": cross_entropy(trains_generator, label_g),
+        "teacher": cross_entropy(generator_logits, label_g),
         "student": cross_entropy(student(mix_g, head="mixed"), label_g),
-        "cosine": cosine_by_hand(trains_generator, sources, perm_g, lam_g),
+        "cosine": cosine_by_hand(generator_logits, sources, perm_g, lam_g),
     }
 
 
@@ -276,19 +251,19 @@ def test_loss_is_the_weighted_sum_of_its_parts(case: str, n: int) -> None:
     settings, adversarial, generator = GENERATOR_CASES[case]
     world = World(n=n, lam_margin=0, lam_embedding=True, **settings)
     expected = parts_by_hand(world, world.make_params(adversarial=adversarial))
-    terms = world.compute_loss(adversarial=adversarial)
+    losses = world.compute_loss(adversarial=adversarial)
     loss = weigh(expected, weights_by_hand(generator))
-    assert terms["loss"].item() == pytest.approx(loss, abs=1e-5)
+    assert losses["loss"].item() == pytest.approx(loss, abs=1e-5)
     for name in ("clean", "mixup", "mixed"):
-        assert terms[name].item() == pytest.approx(expected[name], abs=1e-5)
+        assert losses[name].item() == pytest.approx(expected[name], abs=1e-5)
     for name in generator:
-        assert terms[f"generator_{name}"].item() == pytest.approx(expected[name], abs=1e-5)
-    assert not any(value.requires_grad for name, value in terms.items() if name != "loss")
+        assert losses[f"generator_{name}"].item() == pytest.approx(expected[name], abs=1e-5)
+    assert not any(value.requires_grad for name, value in losses.items() if name != "loss")
 
 
 @pytest.mark.parametrize("case", GENERATOR_CASES)
 @pytest.mark.parametrize("term", CLASSIFIER_TERMS + GENERATOR_TERMS)
-def test_a_switch_removes_its_part_and_no_other(case: str, term: str) -> None:
+def test_a_switch_removes_its_term_only(case: str, term: str) -> None:
     settings, adversarial, generator = GENERATOR_CASES[case]
     world = World(lam_margin=0, **settings)
     part = term.removesuffix("_term")
@@ -305,10 +280,10 @@ def test_a_switch_removes_its_part_and_no_other(case: str, term: str) -> None:
 def test_edges_of_alpha(alpha: float, missing: str) -> None:
     world = World(alpha=alpha, lam_margin=0, adversary=False)
     parts = parts_by_hand(world, world.make_params())
-    terms = world.compute_loss()
-    assert missing not in terms
+    losses = world.compute_loss()
+    assert missing not in losses
     loss = weigh(parts, weights_by_hand({"teacher": 1}, alpha))
-    assert terms["loss"].item() == pytest.approx(loss, abs=1e-5)
+    assert losses["loss"].item() == pytest.approx(loss, abs=1e-5)
 
 
 @pytest.mark.parametrize(("beta", "missing"), [(0.0, "teacher"), (1.0, "cosine")])
@@ -326,9 +301,7 @@ def test_edges_of_beta(beta: float, missing: str) -> None:
     ("settings", "head"),
     [({}, "clean"), ({"clean_term": False}, "mixed"), ({"alpha": 1.0}, "mixed")],
 )
-def test_the_head_that_is_judged_is_one_that_is_trained(
-    settings: dict[str, Any], head: str
-) -> None:
+def test_the_evaluated_head_is_trained(settings: dict[str, Any], head: str) -> None:
     world = World(**settings)
     assert world.method.eval_head == head
     world.compute_loss()["loss"].backward()
@@ -353,7 +326,7 @@ def test_label_smoothing_reaches_every_cross_entropy() -> None:
     assert torch.equal(smooth["generator_cosine"], plain["generator_cosine"])
 
 
-# ---------------------------------------------------------------------- whose gradient
+# ---------------------------------------------------------------------- gradients
 
 
 def backward(world: World, *, adversarial: bool) -> tuple[Any, Any]:
@@ -368,7 +341,7 @@ NO_CLASSIFIER_LOSS = dict.fromkeys(CLASSIFIER_TERMS, False)
 
 
 @pytest.mark.parametrize("case", GENERATOR_CASES)
-def test_generators_loss_gives_the_student_nothing(case: str) -> None:
+def test_generator_loss_gives_the_student_no_gradient(case: str) -> None:
     settings, adversarial, _ = GENERATOR_CASES[case]
     both, _ = backward(World(**settings), adversarial=adversarial)
     alone, generator = backward(World(**settings, **NO_GENERATOR_LOSS), adversarial=adversarial)
@@ -379,7 +352,7 @@ def test_generators_loss_gives_the_student_nothing(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", GENERATOR_CASES)
-def test_classifiers_loss_gives_the_generator_nothing(case: str) -> None:
+def test_classifier_loss_gives_the_generator_no_gradient(case: str) -> None:
     settings, adversarial, _ = GENERATOR_CASES[case]
     _, both = backward(World(**settings), adversarial=adversarial)
     student, alone = backward(World(**settings, **NO_CLASSIFIER_LOSS), adversarial=adversarial)
@@ -389,7 +362,7 @@ def test_classifiers_loss_gives_the_generator_nothing(case: str) -> None:
     assert both["generator.value.weight"].abs().max() > 0
 
 
-def test_students_statistics_do_not_move_in_the_generators_loss() -> None:
+def test_generator_loss_does_not_update_the_students_statistics() -> None:
     with_pass, without = World(variant="paper"), World(variant="paper", student_term=False)
     for world in (with_pass, without):
         world.compute_loss()
@@ -400,11 +373,11 @@ def test_students_statistics_do_not_move_in_the_generators_loss() -> None:
     assert with_pass.student.bn1.track_running_stats
 
 
-# ---------------------------------------------------------------------- around the losses
+# -------------------------------------------------------------- batch size, taps and learning rates
 
 
 @pytest.mark.parametrize("n", [2, 4])
-def test_a_batch_must_hold_a_mix(n: int) -> None:
+def test_a_batch_must_have_n_images(n: int) -> None:
     world = World(images=n, n=n)
     common = (world.student, world.teacher, 0)
     world.method.losses(world.images, world.labels, *common)
@@ -412,7 +385,7 @@ def test_a_batch_must_hold_a_mix(n: int) -> None:
         world.method.losses(world.images[1:], world.labels[1:], *common)
 
 
-def test_it_needs_a_network_to_look_into() -> None:
+def test_it_needs_build_model() -> None:
     with pytest.raises(UsageError, match=r"pass model=build_model"):
         AdAutoMix(AdAutoMixSettings(), num_classes=CLASSES)
 
@@ -436,7 +409,7 @@ def test_generators_own_learning_rates() -> None:
     assert make(generator_min_lr=0.0).learning_rates(0.1, 0.05) == (0.1, 0.0)
 
 
-def test_sample_is_what_the_student_sees() -> None:
+def test_mix_batch_returns_what_the_student_sees() -> None:
     world = World(lam_margin=0)
     features: list[Tensor] = []
     world.student.register_forward_pre_hook(lambda module, args: features.append(args[0]))
@@ -456,7 +429,7 @@ def test_sample_is_what_the_student_sees() -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[Any, Any]:
-    """A student that knows the toy classes, mixed and unmixed, and the average it left behind."""
+    """A student trained on the toy classes, mixed and unmixed, and its moving average."""
     student, teacher = taught()
     held_out, truth = toy_images(40, seed=2)
     assert (student(held_out).argmax(dim=1) == truth).float().mean() > 0.95
@@ -467,7 +440,7 @@ def trained() -> tuple[Any, Any]:
 def judge(
     method: AdAutoMix, networks: tuple[Any, Any], params: AdAutoMixParams
 ) -> dict[str, float]:
-    """Both networks on the generator's mixes, measured apart from the method's own losses."""
+    """Losses of both networks on the generator's mixes, computed without the method."""
     student, teacher = (copy.deepcopy(network) for network in networks)
     images, labels = toy_images(40, seed=2)
     perm, lam = params.generator
@@ -485,9 +458,9 @@ def judge(
 def train_generator(
     networks: tuple[Any, Any], **settings: Any
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Judgements before and after 40 steps of the generator alone, on one batch and one draw.
+    """Losses before and after 40 steps of the generator alone, on one batch of mixes.
 
-    Every step is the adversary's, where there is one.
+    Every step is adversarial, unless there is no adversary.
     """
     student, teacher = (copy.deepcopy(network) for network in networks)
     with torch.random.fork_rng(devices=[]):

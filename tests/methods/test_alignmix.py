@@ -1,4 +1,4 @@
-"""AlignMix: its plans beside potentials in numpy, its mixes map by map."""
+"""AlignMix: plans compared with Sinkhorn in numpy, and mixes recomputed map by map."""
 
 import itertools
 import math
@@ -29,7 +29,7 @@ def alignmix(student: Classifier | None = None, **settings: Any) -> AlignMix:
     return AlignMix(AlignMixSettings(**settings), num_classes=CLASSES, model=student or network())
 
 
-def align_draw(count: int, *, move_first: bool) -> AlignMixParams:
+def align_params(count: int, *, move_first: bool) -> AlignMixParams:
     rows = torch.arange(count)
     share = torch.rand(count, generator=rng(6))
     lam = torch.stack([share, 1 - share], dim=1)
@@ -70,7 +70,7 @@ def test_plan_has_uniform_margins() -> None:
 
 
 def test_rows_of_a_plan_are_off_where_distances_are_large() -> None:
-    """The card's figures, for maps of 512 channels."""
+    """The figures of the module docstring, for maps with 512 channels."""
     first, second = torch.rand(2, 32, 16, 512, generator=rng())
     distance = torch.cdist(first, second).square().mean()
     for size, least, most in ((10, 0, 0.001), (1000, 0.23, 0.35)):
@@ -103,7 +103,7 @@ def test_alignmix_map_by_map(move_first: bool, layout: str) -> None:
         maps = maps.permute(0, 2, 3, 1)
     elif layout == "tokens":
         maps = maps.flatten(2).mT
-    params = align_draw(5, move_first=move_first)
+    params = align_params(5, move_first=move_first)
     mixed = method.mix_maps(maps, params.perm, params)
     assert mixed.shape == maps.shape
     rows = maps.flatten(2).mT if layout == "channels first" else maps.flatten(1, -2)
@@ -121,12 +121,12 @@ def test_alignmix_map_by_map(move_first: bool, layout: str) -> None:
 
 @pytest.mark.parametrize("move_first", [False, True])
 def test_loss_of_alignmix(move_first: bool) -> None:
-    """Of a ResNet: mix the last maps, average over positions, classify."""
+    """For a ResNet: mix the last maps, average over positions, classify."""
     student = network().eval()
     method = alignmix(student)
     images, labels = batch(6, 16, 16)[0], torch.arange(6) % CLASSES
     targets = soft_targets(labels, CLASSES)
-    params = align_draw(6, move_first=move_first)
+    params = align_params(6, move_first=move_first)
     loss = method.compute_loss(MixInputs(images, targets, {}), student, None, params)["loss"]
     maps = student.feature_map(images, 4)
     mixed = method.mix_maps(maps, params.perm, params)
@@ -136,13 +136,13 @@ def test_loss_of_alignmix(move_first: bool) -> None:
 
 
 def test_a_mean_over_positions_does_not_see_the_second_move() -> None:
-    """The card's remark: columns sum to 1, so the mean of A' Rᵀ is that of A'."""
+    """Columns sum to 1, so the mean of A' Rᵀ is that of A', as the module docstring says."""
     method = alignmix()
     method.channels = 8
     maps = 20 * torch.rand(6, 8, 4, 4, generator=rng(2))  # distances of some hundred
     means = maps.mean(dim=(2, 3))
     for move_first in (False, True):
-        params = align_draw(6, move_first=move_first)
+        params = align_params(6, move_first=move_first)
         mixed = method.mix_maps(maps, params.perm, params).mean(dim=(2, 3))
         plain = (params.lam[:, :, None] * means[params.perm]).sum(dim=1)
         assert torch.allclose(mixed, plain, atol=1e-3) == (not move_first)
@@ -181,11 +181,11 @@ def test_alignmix_of_images_is_mixup() -> None:
 
 @pytest.mark.parametrize("move_first", [False, True])
 def test_alignmix_in_parts(move_first: bool) -> None:
-    """Without batch statistics the mean of the parts is the whole."""
+    """Without batch statistics, the mean over the parts is the loss of the whole batch."""
     student = network().eval()
     method = alignmix(student)
     images, targets = batch(6, 16, 16)[0], torch.eye(6)[:, :CLASSES]
-    params = align_draw(6, move_first=move_first)
+    params = align_params(6, move_first=move_first)
     whole = method.compute_loss(MixInputs(images, targets, {}), student, None, params)["loss"]
     parts = [
         method.compute_loss(MixInputs(images, targets, {}, own), student, None, params.rows(own))[
@@ -205,7 +205,7 @@ def test_alignmix_of_other_networks(name: str) -> None:
     assert torch.isfinite(losses["loss"])
 
 
-def test_coins_of_alignmix() -> None:
+def test_random_choices_of_alignmix() -> None:
     method = alignmix()
     draws = [method.make_params((3, 3, 16, 16), rng(seed), 0) for seed in range(400)]
     for features, move_first in itertools.product((False, True), repeat=2):

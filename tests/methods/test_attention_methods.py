@@ -44,7 +44,7 @@ ALL: dict[str, type[AttentionMethod]] = {
     method.name: method for method in (TransMix, MixPro, TokenMix, SMMix, TokenMixup)
 }
 EVERY = pytest.mark.parametrize("name", ALL)
-# Settings under which each method mixes at every step, and an image is easily called easy.
+# Settings with which each method mixes at every step, and most images count as easy.
 MIXING: dict[str, dict[str, Any]] = {
     **{name: {"switch": 1.0} for name in ALL},
     "tokenmixup": {"tau": 1.0, "rho": 1e-4},
@@ -127,7 +127,7 @@ class Bench:
         )
 
 
-def same_draw(one: Any, other: Any) -> bool:
+def same_params(one: Any, other: Any) -> bool:
     values = zip(vars(one).values(), vars(other).values(), strict=True)
     return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in values)
 
@@ -157,7 +157,7 @@ each_net = pytest.mark.parametrize("kind", NETS)
 
 
 def timms_attention(net: Classifier, images: Tensor, block: int) -> Tensor:
-    """What timm's own unfused attention of a block computes, `[B, heads, T, T]`."""
+    """Attention of a block computed by timm's unfused code, `[B, heads, T, T]`."""
     weights: list[Tensor] = []
     attention = net.backbone.blocks[block - 1].attn
     attention.fused_attn = False
@@ -183,11 +183,11 @@ def test_attention_is_timms(kind: str) -> None:
         torch.testing.assert_close(blocks.attention(tokens, block), by_class)
         assert blocks.attention(tokens, block).shape == (4, 3, SIDE * SIDE)
         assert not blocks.attention(tokens, block).requires_grad
-        assert by_class.mean(dim=1).std(dim=1).max() > 0.01, "or else nothing is tested"
+        assert by_class.mean(dim=1).std(dim=1).max() > 0.01, "otherwise nothing is tested"
 
 
 @each_net
-def test_a_forward_taken_apart_is_the_forward(kind: str) -> None:
+def test_entering_and_leaving_at_a_block_is_a_forward_pass(kind: str) -> None:
     net = NETS[kind]().eval()
     images, _ = batch(4)
     expected = net.features(images).pooled
@@ -202,7 +202,7 @@ def test_a_forward_taken_apart_is_the_forward(kind: str) -> None:
     torch.testing.assert_close(features.patches, net.backbone.fc_norm(last))
 
 
-def test_attention_under_autocast_is_near() -> None:
+def test_attention_under_autocast_is_close() -> None:
     net, (images, _) = vit().eval(), batch(4)
     full = forward_with_attention(net, images).attention
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -211,7 +211,7 @@ def test_attention_under_autocast_is_near() -> None:
     torch.testing.assert_close(half, full, atol=0.02, rtol=0)
 
 
-def test_looking_leaves_no_trace() -> None:
+def test_reading_attention_changes_nothing() -> None:
     net, (images, _) = vit(drop_path_rate=0.5, pos_drop_rate=0.5).train(), batch(4)
     net.backbone.blocks[1].eval()
     modes = [module.training for module in net.modules()]
@@ -241,7 +241,7 @@ def test_networks_without_such_attention_are_refused(
 
 
 @EVERY
-def test_a_network_of_somebody_else_is_refused(name: str) -> None:
+def test_other_networks_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match=rf"{name} looks inside.*build_model"):
         make(name, nn.Linear(3, 3))
     with pytest.raises(UsageError, match=rf"{name} looks inside.*build_model"):
@@ -249,7 +249,7 @@ def test_a_network_of_somebody_else_is_refused(name: str) -> None:
 
 
 @EVERY
-def test_images_of_broken_patches_are_refused(name: str) -> None:
+def test_images_without_whole_patches_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match=r"whole patches of 8×8 pixels.*not 36×32"):
         make(name, vit()).make_params((4, 3, 36, 32), rng(), 0)
 
@@ -270,31 +270,31 @@ def test_masks_of_patches_and_of_pixels() -> None:
     assert torch.equal(pixels_to_patches(large, (8, 8)), by_torch.flatten(1))
 
 
-def test_share_inside_by_hand() -> None:
+def test_fraction_inside_by_hand() -> None:
     attention = torch.tensor([[0.1, 0.2, 0.1], [0.0, 0.5, 0.5], [0.0, 0.0, 0.0]])
     inside = torch.tensor([[True, False, True], [True, False, False], [True, True, True]])
     assert fraction_inside(attention, inside).tolist() == pytest.approx([0.5, 0.0, 0.0])
 
 
-# ---------------------------------------------------------------------- what all five share
+# ------------------------------------------------------------------- properties of all five methods
 
 
 @EVERY
-def test_draws_depend_on_seed_and_step_alone(name: str) -> None:
+def test_parameters_depend_on_seed_and_step_alone(name: str) -> None:
     one, other = Bench(name, 12), Bench(name, 12)
     params = one.make_params(4)
     torch.rand(3)  # somebody else draws
     before = torch.get_rng_state()
-    assert same_draw(params, other.make_params(4))
+    assert same_params(params, other.make_params(4))
     assert torch.equal(before, torch.get_rng_state())
     if name != "tokenmixup":  # which draws nothing
-        assert not same_draw(params, one.make_params(6))
+        assert not same_params(params, one.make_params(6))
         one.method.seed = 4
-        assert not same_draw(params, one.make_params(4))
+        assert not same_params(params, one.make_params(4))
 
 
 @EVERY
-def test_what_is_seen_of_an_image_is_its_own(name: str) -> None:
+def test_features_of_an_image_do_not_depend_on_the_batch(name: str) -> None:
     bench = Bench(name)
     params = bench.make_params()
     bench.student.train()
@@ -308,7 +308,7 @@ def test_what_is_seen_of_an_image_is_its_own(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["tokenmix", "smmix", "tokenmixup"])
-def test_nothing_is_dropped_while_looking(name: str) -> None:
+def test_dropout_is_off_while_extracting_features(name: str) -> None:
     guide: dict[str, Any] = {"guide": "student"} if name == "tokenmix" else {}
     bench = Bench(name, **guide)
     params = bench.make_params()
@@ -319,7 +319,7 @@ def test_nothing_is_dropped_while_looking(name: str) -> None:
 
 
 @EVERY
-def test_some_of_the_mixes_are_those_of_all(name: str) -> None:
+def test_a_part_of_the_mixes_equals_rows_of_all(name: str) -> None:
     bench = Bench(name, per_sample=True) if name != "tokenmixup" else Bench(name)
     params = bench.make_params()
     whole, some = bench.mix_batch(params), bench.mix_batch(params.rows(slice(1, 4)))
@@ -374,7 +374,7 @@ def test_labels_follow_the_sources(name: str, soft: bool) -> None:
 
 @EVERY
 def test_weights_belong_to_their_own_mix(name: str) -> None:
-    """The loss is no mean of λ times a mean of cross-entropies."""
+    """The loss is not the mean λ times the mean cross-entropy."""
     bench = Bench(name, per_sample=True) if name == "smmix" else Bench(name)
     mixed = bench.mix_batch(bench.make_params(2))
     assert len({round(share, 5) for share in mixed.lam[:, 1].tolist()}) > 1
@@ -403,7 +403,7 @@ def test_small_and_odd_batches(name: str, count: int) -> None:
 
 
 @EVERY
-def test_inputs_and_layout_are_kept(name: str) -> None:
+def test_inputs_and_memory_format_are_kept(name: str) -> None:
     bench = Bench(name, count=5)
     for layout in (torch.contiguous_format, torch.channels_last):
         bench.images = bench.images.contiguous(memory_format=layout)
@@ -467,7 +467,7 @@ def test_mixing_can_be_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("name", ["transmix", "tokenmixup"])
-def test_looking_and_learning_can_be_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_and_loss_can_be_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenmixup, "BIDS", 3)
     monkeypatch.setattr(tokenmixup, "EXCHANGES", 2)
     bench = Bench(name, depth=1)
@@ -487,7 +487,7 @@ ALTERNATING = [name for name in ALL if name != "tokenmixup"]
 
 
 @pytest.mark.parametrize("name", ALTERNATING)
-def test_steps_take_turns_with_mixup(name: str) -> None:
+def test_steps_alternate_with_mixup(name: str) -> None:
     bench = Bench(name, switch=0.7)
     draws = [bench.make_params(step) for step in range(400)]
     assert sum(params.plain for params in draws) / 400 == pytest.approx(0.3, abs=0.07)
@@ -521,7 +521,7 @@ def test_a_step_of_mixup_is_mixup(name: str) -> None:
 BOXES = [[0, 8, 0, 8], [3, 21, 9, 32], [0, 32, 0, 32], [5, 5, 1, 7], [8, 24, 0, 16], [9, 15, 9, 15]]
 
 
-def transmix_draw(boxes: list[list[int]]) -> TransMixParams:
+def transmix_params(boxes: list[list[int]]) -> TransMixParams:
     perm = torch.tensor([[b, (b + 1) % len(boxes)] for b in range(len(boxes))])
     lam = torch.full((len(boxes), 2), 0.5)
     return TransMixParams(perm, lam, False, torch.tensor(boxes), shared=False)
@@ -530,7 +530,7 @@ def transmix_draw(boxes: list[list[int]]) -> TransMixParams:
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
 def test_transmix_sample_by_sample(weight: float) -> None:
     bench = Bench("transmix", attention_weight=weight)
-    params = transmix_draw(BOXES)
+    params = transmix_params(BOXES)
     mixed = bench.mix_batch(params)
     attention = timms_attention(bench.student, mixed.images, 3).detach().mean(dim=1)[:, 0, 1:]
     for b, (top, bottom, left, right) in enumerate(BOXES):
@@ -556,7 +556,7 @@ def test_transmix_sample_by_sample(weight: float) -> None:
 
 def test_uniform_attention_gives_the_area() -> None:
     bench = Bench("transmix")
-    params = transmix_draw([[0, 8, 0, 8], [8, 24, 16, 32]])
+    params = transmix_params([[0, 8, 0, 8], [8, 24, 16, 32]])
     images, targets = bench.images[:2], bench.targets[:2]
     mixed = bench.method.mix(images, targets, params)
     uniform = torch.full((2, SIDE * SIDE), 0.03)
@@ -566,7 +566,7 @@ def test_uniform_attention_gives_the_area() -> None:
 
 
 @pytest.mark.parametrize("name", ["transmix", "mixpro"])
-def test_labels_carry_no_gradient_and_cost_no_forward(name: str) -> None:
+def test_labels_have_no_gradient_and_cost_no_forward_pass(name: str) -> None:
     bench = Bench(name)
     params = bench.make_params(2)
     runs: list[int] = []
@@ -580,7 +580,7 @@ def test_labels_carry_no_gradient_and_cost_no_forward(name: str) -> None:
         torch.testing.assert_close(gradient, expected[key], msg=key)
 
 
-def test_transmix_boxes_are_cutmixs() -> None:
+def test_transmix_boxes_are_those_of_cutmix() -> None:
     bench = Bench("transmix", alpha=0.3)
     shared = bench.make_params(3)
     assert shared.shared
@@ -599,7 +599,7 @@ def test_transmix_boxes_are_cutmixs() -> None:
 # ---------------------------------------------------------------------- MixPro
 
 
-def mixpro_draw(partner: Tensor, perm: Tensor) -> MixProParams:
+def mixpro_params(partner: Tensor, perm: Tensor) -> MixProParams:
     count = len(perm)
     half, box = torch.full((count, 2), 0.5), torch.zeros(count, 4, dtype=torch.long)
     return MixProParams(perm, half, False, partner, box, boxed=False)
@@ -635,7 +635,7 @@ def test_mixpro_sample_by_sample(cells: int) -> None:
 def test_mixpro_trusts_attention_as_predictions_are_right() -> None:
     bench = Bench("mixpro")
     perm = torch.tensor([[0, 1], [2, 3]])
-    params = mixpro_draw(torch.tensor([[[False, True], [True, True]]] * 2), perm)
+    params = mixpro_params(torch.tensor([[[False, True], [True, True]]] * 2), perm)
     mixed = bench.method.mix(bench.images, bench.targets, params)
     attention = torch.zeros(2, 16)
     attention[:, 0] = 0.5  # on the first image's cell alone
@@ -655,11 +655,11 @@ def test_cells_are_counted_and_uniform() -> None:
     partner = draw_cells(share, 4, rng(4))
     own = 16 - partner.sum(dim=(1, 2))
     assert own.tolist() == [math.ceil(16 * value) for value in share.tolist()]
-    mask_source = partner.double().mean(dim=0)
-    assert mask_source.sub(mask_source.mean()).abs().max() < 0.03
+    frequency = partner.double().mean(dim=0)
+    assert frequency.sub(frequency.mean()).abs().max() < 0.03
 
 
-def test_one_ratio_a_batch_but_cells_of_each_mix() -> None:
+def test_one_ratio_per_batch_but_cells_per_mix() -> None:
     bench = Bench("mixpro", count=6)
     draws = [bench.make_params(step).partner for step in range(300)]
     assert all(len(cells.sum(dim=(1, 2)).unique()) == 1 for cells in draws)
@@ -684,7 +684,7 @@ def test_cells_are_whole_patches() -> None:
         Bench("mixpro", cells=3).make_params()
 
 
-def test_mixpro_takes_turns_with_cutmix_too() -> None:
+def test_mixpro_alternates_with_cutmix_too() -> None:
     bench = Bench("mixpro", switch=0.5)
     kinds = Counter((d.plain, d.plain and d.boxed) for d in map(bench.make_params, range(600)))
     assert kinds[False, False] / 600 == pytest.approx(0.5, abs=0.06)
@@ -737,7 +737,7 @@ def beit_mask(side: int, tokens: int, random: Any) -> Tensor:
 
 
 def edges(masks: Tensor) -> Tensor:
-    """How often neighbors differ in each mask."""
+    """Number of neighboring patches that differ in each mask."""
     down = (masks[:, 1:] != masks[:, :-1]).sum(dim=(1, 2))
     return down + (masks[:, :, 1:] != masks[:, :, :-1]).sum(dim=(1, 2))
 
@@ -753,7 +753,7 @@ def test_blocks_are_drawn_as_beits() -> None:
         error = math.sqrt(one.var() / len(one) + other.var() / len(other))
         assert abs(one.mean() - other.mean()) < 4 * error
         assert one.std().item() == pytest.approx(other.std().item(), rel=0.15)
-    # Upright as often as lying: both axes are treated alike.
+    # Portrait as often as landscape: both axes are treated alike.
     rows, columns = ours.any(dim=2).sum(dim=1), ours.any(dim=1).sum(dim=1)
     assert (rows - columns).double().mean().abs() < 0.15
 
@@ -775,7 +775,7 @@ def test_the_partners_patches_are_those_of_the_paper() -> None:
     assert (counts == 112).double().mean() > 0.5, "some give up early, as the released code does"
 
 
-def tokenmix_draw(partner: Tensor, perm: Tensor) -> TokenMixParams:
+def tokenmix_params(partner: Tensor, perm: Tensor) -> TokenMixParams:
     return TokenMixParams(perm, torch.full((len(perm), 2), 0.5), False, partner)
 
 
@@ -807,11 +807,11 @@ def test_tokenmix_sample_by_sample(guide: str, normalize: bool) -> None:
     assert losses["loss"].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_an_image_that_shows_whole_has_the_label() -> None:
-    """Which way round the mask is."""
+def test_a_fully_visible_image_gets_the_whole_label() -> None:
+    """Checks the orientation of the mask."""
     bench = Bench("tokenmix")
     perm = torch.tensor([[0, 1], [0, 1]])
-    params = tokenmix_draw(torch.tensor([False, True])[:, None, None].expand(2, 4, 4), perm)
+    params = tokenmix_params(torch.tensor([False, True])[:, None, None].expand(2, 4, 4), perm)
     mixed = bench.mix_batch(params)
     torch.testing.assert_close(mixed.lam, torch.eye(2))
     assert torch.equal(mixed.images, bench.images[:2])
@@ -821,7 +821,7 @@ def test_an_image_that_shows_whole_has_the_label() -> None:
 # ---------------------------------------------------------------------- SMMix
 
 
-def smmix_draw(side: list[int], perm: Tensor) -> SMMixParams:
+def smmix_params(side: list[int], perm: Tensor) -> SMMixParams:
     return SMMixParams(perm, torch.full((len(perm), 2), 0.5), False, torch.tensor(side))
 
 
@@ -850,7 +850,7 @@ def test_smmix_sample_by_sample(patch: Any) -> None:
     tall, wide = (patch, patch) if isinstance(patch, int) else patch
     rows, columns = SIZE // tall, SIZE // wide
     side = [1, 2, 3, 2, 1, 4]
-    params = smmix_draw(side, torch.tensor([[b, (b + 2) % 6] for b in range(6)]))
+    params = smmix_params(side, torch.tensor([[b, (b + 2) % 6] for b in range(6)]))
     mixed = bench.mix_batch(params)
     weights = timms_attention(bench.student, bench.images, 3).detach()
     maps = weights[:, :, 1:, 1:].mean(dim=(1, 2)).view(6, rows, columns)
@@ -880,7 +880,7 @@ def test_smmix_sample_by_sample(patch: Any) -> None:
 
 def test_smmix_loss_by_hand() -> None:
     bench = Bench("smmix")
-    params = smmix_draw([1, 2, 3, 2, 1, 2], torch.tensor([[b, (b + 1) % 6] for b in range(6)]))
+    params = smmix_params([1, 2, 3, 2, 1, 2], torch.tensor([[b, (b + 1) % 6] for b in range(6)]))
     losses = bench.compute_loss(params)
     mixed = bench.mix_batch(params)
     assert mixed.masks is not None
@@ -889,8 +889,8 @@ def test_smmix_loss_by_hand() -> None:
     fine = consistency = 0.0
     for b in range(6):
         for n in range(2):
-            mask_source = mixed.masks[b, n, ::8, ::8].flatten().bool()
-            scores = bench.method.token_head(last[b][mask_source].mean(dim=0)).detach()
+            visible = mixed.masks[b, n, ::8, ::8].flatten().bool()
+            scores = bench.method.token_head(last[b][visible].mean(dim=0)).detach()
             label = bench.targets[mixed.perm[b, n]]
             fine += cross_entropy_by_hand(scores[None], label[None]) / 12
         lam = mixed.lam[b, 0]
@@ -905,7 +905,7 @@ def test_smmix_loss_by_hand() -> None:
     assert bench.compute_loss(params)["loss"].item() == pytest.approx(main, rel=1e-5)
 
 
-def test_divergence_from_itself_is_none() -> None:
+def test_divergence_from_itself_is_zero() -> None:
     clean = torch.randn(3, CLASSES, generator=rng(1))
     perm, lam = torch.tensor([[0, 0], [1, 1], [2, 2]]), torch.tensor([[0.3, 0.7]] * 3)
     mixed = Mixed(clean, clean, lam, perm)
@@ -930,7 +930,7 @@ def test_sides_are_uniform_from_a_quarter_to_three_quarters() -> None:
 
 
 def saliencies(count: int, patches: int, kind: str, seed: int = 0) -> Tensor:
-    """Attention of a few kinds: nearly flat, peaked, or one spot an image."""
+    """Attention that is nearly uniform, peaked, or concentrated in one spot per image."""
     noise = torch.randn(count, patches, generator=rng(seed))
     if kind == "flat":
         return (0.3 * noise).softmax(dim=1)
@@ -982,7 +982,7 @@ def test_pairs_of_images_that_gain_nothing() -> None:
     assert partner.tolist() == [2, 3, 4, 5, 6, 0, 1]
 
 
-def test_no_two_images_would_rather_swap_partners() -> None:
+def test_no_two_images_gain_by_swapping_partners() -> None:
     for seed in range(5):
         worth = gains(saliencies(12, 16, "peaked", seed), 0.005)
         before = torch.arange(12).roll(1)
@@ -1021,9 +1021,9 @@ def test_a_swap_by_hand() -> None:
     assert torch.equal(some.taken, swap.taken[[3, 6]])
 
 
-def test_tokenmixup_looks_at_its_block() -> None:
+def test_tokenmixup_reads_the_attention_of_its_block() -> None:
     bench = Bench("tokenmixup")
-    assert bench.method.block == 2, "one of three blocks ahead"
+    assert bench.method.block == 2, "one of three blocks comes before"
     features = bench.sources(bench.make_params()).features
     weights = timms_attention(bench.student, bench.images, 2).detach()
     torch.testing.assert_close(features["saliency"], weights.mean(dim=1)[:, 0, 1:])
@@ -1078,7 +1078,7 @@ def test_no_image_is_easy_at_first() -> None:
     assert torch.equal(mixed.targets, bench.targets)
 
 
-def test_easy_images_are_told_from_difficult_ones() -> None:
+def test_easy_images_are_separated_from_difficult_ones() -> None:
     bench = Bench("tokenmixup")
     difficulty = bench.sources(bench.make_params()).features["difficulty"]
     middle = difficulty.sort().values[2:4].mean().item()
@@ -1103,7 +1103,7 @@ def test_gradients_reach_both_sources_of_a_token() -> None:
 
 
 @pytest.mark.parametrize("stop", [False, True])
-def test_scorenet_trains_the_network_unless_told_not_to(stop: bool) -> None:
+def test_scorenet_trains_the_network_unless_stopped(stop: bool) -> None:
     bench = Bench("tokenmixup", stop_gradient=stop, scorenet_weight=1.0)
     with_score = gradients_of_loss(bench, bench.compute_loss(bench.make_params())["loss"])
     bench.method.settings = bench.method.settings.model_copy(update={"scorenet_weight": 0.0})

@@ -28,7 +28,7 @@ def teacher(student: Any) -> Any:
 
 
 def test_attentivecutmix_cell_by_cell(teacher: Any) -> None:
-    """28 pixels: the 7 × 7 cells have 4 × 4 pixels each."""
+    """Images of 28 pixels have 7 × 7 cells of 4 × 4 pixels."""
     images, targets = torch.rand(5, 3, 28, 28, generator=rng()), torch.eye(5)
     method = make(AttentiveCutMix, telling_network(), patches=6)
     params = AttentiveCutMixParams(draw_partners(5, rng(1)), torch.tensor([6, 1, 49, 13, 6]))
@@ -61,7 +61,7 @@ def test_attention_is_the_mean_of_the_last_map(student: Any) -> None:
     torch.testing.assert_close(features["attention"], last.mean(dim=1))
 
 
-def test_attentivecutmix_leaves_the_teacher_alone(student: Any) -> None:
+def test_attentivecutmix_does_not_change_the_teacher(student: Any) -> None:
     teacher = Teacher(student, "own").model
     kept, modes = state_of(teacher), [module.training for module in teacher.modules()]
     images, targets = toys()
@@ -70,7 +70,7 @@ def test_attentivecutmix_leaves_the_teacher_alone(student: Any) -> None:
     assert [module.training for module in teacher.modules()] == modes
 
 
-def test_exactly_as_many_cells_even_where_all_are_alike() -> None:
+def test_exactly_that_many_cells_even_with_ties() -> None:
     chosen = largest_cells(torch.zeros(4, 7, 7), torch.tensor([1, 6, 30, 49]))
     assert chosen.flatten(1).sum(dim=1).tolist() == [1, 6, 30, 49]
 
@@ -97,7 +97,7 @@ def test_attentivemix_counts_follow_beta() -> None:
 
 @pytest.fixture
 def no_downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Pretrained networks are built with drawn weights."""
+    """Build pretrained networks with random weights."""
     asked: list[str] = []
 
     def untrained(name: str, classes: int, *, pretrained: bool, **options: Any) -> Any:
@@ -108,7 +108,7 @@ def no_downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def test_a_network_of_its_own_attends(no_downloads: list[str]) -> None:
+def test_a_pretrained_network_gives_the_attention(no_downloads: list[str]) -> None:
     images, targets = toys()
     before = torch.get_rng_state()
     method = make(AttentiveCutMix, None, network="resnet18", network_size=64, grid=2, patches=1)

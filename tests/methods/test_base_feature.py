@@ -1,4 +1,4 @@
-"""Hidden states that are changed on their way through a network."""
+"""Replacing hidden states inside a network."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ NETWORKS = pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "vit_ti
 
 
 @NETWORKS
-def test_stages_put_out_the_taps(name: str) -> None:
+def test_taps_are_outputs_of_the_stages(name: str) -> None:
     model = network(name).eval()
     images, _ = toy_images(3)
     found: dict[str, Tensor] = {}
@@ -50,7 +50,7 @@ def test_partners_of_a_part() -> None:
     assert same_perm is perm
 
 
-def test_the_network_is_put_back() -> None:
+def test_the_network_is_restored() -> None:
     model = network()
     modules, keys = list(model.modules()), list(model.state_dict())
     stage = model.get_submodule(model.stages[1])

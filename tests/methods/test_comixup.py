@@ -1,4 +1,4 @@
-"""Co-Mixup beside its published sweeps, and its labels beside the best."""
+"""Co-Mixup compared with the published sweeps, and its labels with the optimum."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ def test_gap_of_the_labels(
     every: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The bounds of the card, on the very problems that sweeps of Co-Mixup come upon.
+    """The bounds of the module docstring, on the problems that sweeps of Co-Mixup pose.
 
     With 20 images, the default, the exact labels of one problem in `every` are found.
     """
@@ -65,8 +65,8 @@ def label_small_parts(maps: Callable[..., Tensor], images: int, parts: int) -> T
     return method.solve(params, saliency=cell_sums(saliency, 4), peak=peak)
 
 
-def seen_in(count: int) -> dict[str, Tensor]:
-    """What is to be known of so many images of 16 pixels."""
+def random_features(count: int) -> dict[str, Tensor]:
+    """Random features of that many images of 16 pixels."""
     peak = torch.randint(9, (count, 2), generator=rng(1))
     return {"saliency": cell_sums(blobs(count, 16), 4), "peak": peak}
 
@@ -130,7 +130,7 @@ def published_sweeps(unary: Tensor, likeness: Tensor, start: Tensor, s: CoMixupS
     ],
 )
 def test_comixup_as_published(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With exact labels in the place of annealed ones, all else is the same."""
+    """With exact labels instead of annealed ones the result is the published one."""
     monkeypatch.setattr(comixup, "anneal_labels", exact_labels)
     s = co_settings(**settings)
     saliency = cell_sums(blobs(15), 4).flatten(1).view(3, 5, 16)
@@ -145,8 +145,8 @@ def test_comixup_as_published(settings: dict[str, Any], monkeypatch: pytest.Monk
     assert (mine == 0.5).any() == (s.sweeps > 1)
 
 
-def test_missing_images_leave_the_rest_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part of 3, filled up to 5, is labeled as a part of 3 is."""
+def test_repetitions_do_not_affect_other_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of 3 images, filled up to 5, is labeled like a part of 3."""
     monkeypatch.setattr(comixup, "anneal_labels", exact_labels)
     s = co_settings(omega=0.2)
     unary = -cell_sums(blobs(3), 4).flatten(1)[None]
@@ -178,7 +178,7 @@ def test_comixup_block_by_block() -> None:
     images, targets = batch(7, 16, 16)
     method = CoMixup(co_settings(part=4), num_classes=CLASSES)
     params = method.make_params(images.shape, rng(), 0)
-    features = seen_in(7)
+    features = random_features(7)
     mixed = method.mix(images, targets, params, **features)
     shown = method.solve(params, **features)
     assert mixed.masks is not None
@@ -203,7 +203,7 @@ def test_mixes_of_a_part_are_salient_and_diverse() -> None:
     shown = label_small_parts(blobs, images=10, parts=3).view(3, 10, 16, 10)
     counts = shown.sum(dim=2)
     kept = counts.sum(dim=1)
-    assert (kept - 16).abs().max() < 11, "all images are shown about as much"
+    assert (kept - 16).abs().max() < 11, "all images are shown about equally"
     for part in counts > 0:
         assert len(part.unique(dim=0)) >= 9
     assert 1.5 < (counts > 0).sum(dim=2).float().mean() < 4
@@ -246,11 +246,11 @@ def test_priors_are_dirichlet() -> None:
     "some", [slice(0, 3), slice(3, 9), slice(4, 5), slice(6, 11), slice(9, 11)]
 )
 def test_some_of_the_mixes_of_parts(some: slice) -> None:
-    """A part is labeled whole, however few of its mixes are asked for."""
+    """A part is labeled as a whole, however few of its mixes are computed."""
     images, targets = batch(11, 16, 16)
     method = CoMixup(co_settings(part=4), num_classes=CLASSES)
     params = method.make_params(images.shape, rng(), 0)
-    features = seen_in(11)
+    features = random_features(11)
     whole = method.mix(images, targets, params, **features)
     part = method.mix(images, targets, params.rows(some), **features)
     again = method.mix(images, targets, params.rows(slice(2, 11)).rows(slice(1, 4)), **features)
@@ -276,6 +276,6 @@ def test_loss_of_comixup(weight: float) -> None:
     assert ("clean" in losses) == bool(weight)
 
 
-def test_comixup_of_an_image_that_cannot_be_cut() -> None:
+def test_images_that_cannot_be_divided_are_refused() -> None:
     with pytest.raises(UsageError, match=r"comixup\.blocks = 4: 16 x 18 pixels"):
         CoMixup(co_settings(), num_classes=CLASSES).make_params((4, 3, 16, 18), rng(), 0)

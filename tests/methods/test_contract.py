@@ -1,6 +1,6 @@
-"""What holds for every mix of images, by hand, by saliency or by a solver, and its every setting.
+"""Properties of every method that mixes images, for many settings of each.
 
-`test_every_method.py` has what holds for whole trainings.
+`test_every_method.py` has properties of whole trainings.
 """
 
 import contextlib
@@ -90,22 +90,22 @@ CASES: dict[str, tuple[type[Method], dict[str, Any]]] = {
 }
 EACH = [name for name in CASES if "-each" in name]
 SHARED = [name for name in CASES if name not in EACH]
-# Pixels change places, so that a mix is no weighted sum of its sources place by place.
-MOVES = {"resizemix", "resizemix-each", "snapmix", "snapmix-each", "puzzlemix"}
-# The label is not the share of the picture: it says what is left of the meaning.
-BY_MEANING = {"snapmix", "snapmix-each", "saliencygrafting"}
+# These move pixels, so a mix is not a weighted sum of its sources pixel by pixel.
+MOVES_PIXELS = {"resizemix", "resizemix-each", "snapmix", "snapmix-each", "puzzlemix"}
+# Labels follow what is left of the content, not the fraction of pixels.
+LABELED_BY_CONTENT = {"snapmix", "snapmix-each", "saliencygrafting"}
 COUNT = 7
 
 
 @functools.cache
 def networks() -> tuple[Any, Any]:
-    """A student and its teacher, to be looked at and not trained."""
+    """A student and its teacher, shared by tests that do not train them."""
     student = telling_network()
     return student, Teacher(student).model
 
 
 class Case:
-    """A method, with networks that it may look at and a batch."""
+    """A method with networks and a batch."""
 
     def __init__(self, name: str) -> None:
         cls, settings = CASES[name]
@@ -124,7 +124,7 @@ class Case:
         return features
 
     def mix(self, params: MixParams, images: Tensor | None = None) -> Mixed:
-        """What is seen is seen in the case's own images, whichever are mixed."""
+        """Mix the given images with features of the case's own images."""
         images = self.images if images is None else images
         mixed: Mixed = self.method.mix(
             images, self.targets, params, **self.extract_features(params)
@@ -139,7 +139,7 @@ class Case:
 
 
 def training(name: str, smoothing: float = 0.0) -> Case:
-    """A case whose networks are its own, to be trained."""
+    """A case with networks of its own that can be trained."""
     case = Case(name)
     case.student, case.teacher = copy.deepcopy(networks())
     case.method.label_smoothing = smoothing
@@ -159,14 +159,14 @@ def all_but(*left_out: str) -> list[str]:
     return [name for name in CASES if name.partition(":")[0].partition("-")[0] not in left_out]
 
 
-# ---------------------------------------------------------------------- the ledger
+# ---------------------------------------------------------------------- mixes and labels
 
 
 @cases(all_but("cutout", "vanilla"))
-def test_mixes_follow_their_ledger(case: Case) -> None:
+def test_mixes_are_what_masks_and_lam_say(case: Case) -> None:
     """Images and labels summed up one source at a time."""
     images = case.images
-    if case.name in MOVES:
+    if case.name in MOVES_PIXELS:
         images = images.mean(dim=(2, 3), keepdim=True).expand_as(images).contiguous()
     for seed in range(3):
         mixed = case.mix(case.make_params(seed), images)
@@ -187,9 +187,9 @@ def test_mixes_follow_their_ledger(case: Case) -> None:
             assert case.name == "comixup" or mixed.perm[b, 0] == b
 
 
-@cases([name for name in all_but("cutout", "vanilla") if name not in BY_MEANING])
-def test_label_share_is_the_share_of_the_picture(case: Case) -> None:
-    """Every image of one gray: the gray of a mix is the mix of the grays by its label."""
+@cases([name for name in all_but("cutout", "vanilla") if name not in LABELED_BY_CONTENT])
+def test_labels_match_the_pixels(case: Case) -> None:
+    """Each image is one shade of gray: the mean of a mix is the mean of the grays by its label."""
     grays = torch.rand(COUNT, generator=rng(8))
     images = grays[:, None, None, None].expand(COUNT, 3, 16, 16).contiguous()
     pixel = 1 / 256 if "fmix" in case.name else 1e-5
@@ -203,7 +203,7 @@ def test_label_share_is_the_share_of_the_picture(case: Case) -> None:
 @cases(all_but("cutout", "vanilla", "snapmix"))
 def test_an_image_mixed_with_itself_is_itself(case: Case) -> None:
     case.images, case.targets = case.images[:1], case.targets[:1]
-    if case.name in MOVES:
+    if case.name in MOVES_PIXELS:
         case.images = torch.full_like(case.images, 0.3)
     mixed = case.mix(case.make_params())
     torch.testing.assert_close(mixed.images, case.images)
@@ -211,8 +211,8 @@ def test_an_image_mixed_with_itself_is_itself(case: Case) -> None:
 
 
 @cases()
-def test_labels_of_any_mass(case: Case) -> None:
-    """Rows that do not sum to 1 are mixed as they are."""
+def test_labels_that_do_not_sum_to_one(case: Case) -> None:
+    """Such rows are mixed like any other, without being normalized."""
     case.targets = (torch.rand(COUNT, CLASSES, generator=rng(9)) > 0.4).float()
     mixed = case.mix(case.make_params(3))
     expected = torch.einsum("bn,bnk->bk", mixed.lam, case.targets[mixed.perm])
@@ -220,8 +220,8 @@ def test_labels_of_any_mass(case: Case) -> None:
 
 
 @cases([*EACH, "saliencygrafting", "guidedmixup", "puzzlemix", "comixup"])
-def test_each_mix_has_a_label_of_its_own(case: Case) -> None:
-    """Shuffled within the batch the labels give another loss: none is averaged away."""
+def test_labels_belong_to_their_mix(case: Case) -> None:
+    """Shuffling the labels within the batch changes the loss."""
     mixed = case.mix(case.make_params(3))
     assert len(mixed.lam.unique(dim=0)) > 3
     logits = torch.randn(COUNT, CLASSES, generator=rng(6))
@@ -230,12 +230,12 @@ def test_each_mix_has_a_label_of_its_own(case: Case) -> None:
     assert next(losses).item() != pytest.approx(next(losses).item(), abs=1e-4)
 
 
-# ---------------------------------------------------------------------- draws
+# ---------------------------------------------------------------------- random parameters
 
 
 @cases()
-def test_rows_of_a_draw_are_rows_of_the_mix(case: Case) -> None:
-    """Fewer mixes than images, an odd number of them: those of the whole batch."""
+def test_rows_of_the_parameters_give_rows_of_the_mix(case: Case) -> None:
+    """Fewer mixes than images, also an odd number, are the same mixes as in the whole batch."""
     for seed in range(2):
         params = case.make_params(seed)
         whole = case.mix(params)
@@ -249,7 +249,7 @@ def test_rows_of_a_draw_are_rows_of_the_mix(case: Case) -> None:
 
 @cases(all_but("comixup"))
 def test_mixes_may_come_in_any_order(case: Case) -> None:
-    """Fewer of them than images: column 0 of `perm` says whose they are."""
+    """With fewer mixes than images, column 0 of `perm` says which image is the first source."""
     params = case.make_params()
     whole, order = case.mix(params), torch.tensor([3, 0, 6])
     picked = {
@@ -261,9 +261,9 @@ def test_mixes_may_come_in_any_order(case: Case) -> None:
 
 
 @cases()
-def test_draws_depend_on_the_generator_alone(case: Case) -> None:
+def test_parameters_depend_on_the_generator_alone(case: Case) -> None:
     one = case.make_params(4)
-    torch.rand(7)  # somebody else draws
+    torch.rand(7)  # another user of the global generator
     before = torch.get_rng_state()
     other, third = case.make_params(4), case.make_params(5)
     assert torch.equal(before, torch.get_rng_state())
@@ -279,14 +279,14 @@ def same(one: MixParams, other: MixParams) -> bool:
 
 
 @cases(["cutmix", "mixup", "manifoldmix", "alignmix", "saliencymix", "attentivecutmix: beta"])
-def test_a_shared_draw_is_one(case: Case) -> None:
+def test_shared_parameters_are_the_same_for_all_mixes(case: Case) -> None:
     params = vars(case.make_params())
     shared = [params[name] for name in ("lam", "box", "count") if name in params]
     assert shared
     assert all(len(value.unique(dim=0)) == 1 for value in shared)
 
 
-# ---------------------------------------------------------------------- what goes in and comes out
+# ----------------------------------------------------------------- dtypes, layouts and side effects
 
 
 @cases()
@@ -302,7 +302,7 @@ def test_half_precision(case: Case, dtype: torch.dtype) -> None:
 
 
 @cases()
-def test_inputs_and_their_layout_are_left_alone(case: Case) -> None:
+def test_inputs_are_not_changed_and_the_memory_format_is_kept(case: Case) -> None:
     params = case.make_params(3)
     plain = case.mix(params)
     assert plain.images.is_contiguous()
@@ -319,11 +319,11 @@ def test_inputs_and_their_layout_are_left_alone(case: Case) -> None:
         assert torch.equal(case.targets, kept[1])
 
 
-LOOKING = ["attentivecutmix", "snapmix", "guidedmixup: gradient", "puzzlemix", "comixup"]
+EXTRACTING = ["attentivecutmix", "snapmix", "guidedmixup: gradient", "puzzlemix", "comixup"]
 
 
-@pytest.mark.parametrize("name", [*LOOKING, "saliencygrafting"])
-def test_looking_leaves_no_trace(name: str) -> None:
+@pytest.mark.parametrize("name", [*EXTRACTING, "saliencygrafting"])
+def test_extracting_features_changes_nothing(name: str) -> None:
     case = training(name)
     for model in (case.student, case.teacher):
         model.train()
@@ -338,7 +338,7 @@ def test_looking_leaves_no_trace(name: str) -> None:
         assert all(module.training for module in model.modules())
 
 
-# The solvers of the other two would be unrolled for minutes.
+# Unrolling the solvers of the other two would take minutes.
 @cases([name for name in all_but("comixup", "puzzlemix") if name not in EACH])
 def test_a_mix_is_one_graph(case: Case) -> None:
     with compiled(case.method.mix) as graph:
@@ -367,7 +367,7 @@ def test_solvers_in_mixed_precision_are_the_same(case: Case) -> None:
 
 @pytest.mark.parametrize("name", SHARED)
 def test_training_loss(name: str) -> None:
-    """Finite; the student learns, the teacher does not, and labels may be hard."""
+    """The loss is finite, trains the student but not the teacher, and accepts class indices."""
     hard, soft = training(name, smoothing=0.1), training(name, smoothing=0.1)
     labels = torch.arange(COUNT) % CLASSES
     losses, others = hard.losses(labels), soft.losses(soft_targets(labels, CLASSES))
@@ -418,8 +418,8 @@ def test_under_autocast(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_nothing_reads_a_tensor_on_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a device that has shapes and no values, which whatever asks for one of these fails on."""
-    # Autocast knows no such device, and it is only ever switched off here.
+    """Run on the meta device, which has no values, so that reading one fails."""
+    # Autocast does not support the meta device; it is only ever disabled here.
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     case, meta = training(name), torch.device("meta")
     params = case.make_params().to(meta)
@@ -442,13 +442,13 @@ def operations(name: str) -> int:
     return int(counter.get_total_flops())
 
 
-OWN_COST = {"guidedmixup: gradient": 5.0}  # of a setting, where it is not the method's
+COST_OF_SETTINGS = {"guidedmixup: gradient": 5.0}  # where it differs from the default settings
 
 
 @pytest.mark.parametrize("name", SHARED)
-def test_a_step_costs_what_its_card_says(name: str) -> None:
-    """In forwards of the network, a third of a step without mixing."""
-    cost = OWN_COST.get(name, CASES[name][0].cost)
+def test_a_step_has_the_stated_cost(name: str) -> None:
+    """In forward passes of the network, of which plain training takes three."""
+    cost = COST_OF_SETTINGS.get(name, CASES[name][0].cost)
     assert 3 * operations(name) / operations("vanilla") == pytest.approx(cost, abs=0.3)
 
 
@@ -463,13 +463,13 @@ def test_settings_out_of_order_are_refused() -> None:
 
 
 @pytest.mark.parametrize("cls", [ManifoldMix, RecursiveMix, AlignMix, SaliencyGrafting, SUMix])
-def test_methods_that_look_inside_need_a_network_of_ours(cls: type[Method]) -> None:
+def test_methods_that_look_inside_need_build_model(cls: type[Method]) -> None:
     for model in (None, torch.nn.Linear(2, 2)):
         with pytest.raises(UsageError, match=rf"{cls.name} looks inside the network: pass model="):
             make(cls, model)
 
 
-def test_what_cannot_be_is_said_in_one_line() -> None:
+def test_impossible_settings_are_refused_in_one_line() -> None:
     with pytest.raises(UsageError, match=r"manifoldmix.deepest = 5: resnet18 has 4 stages"):
         make(ManifoldMix, network(), deepest=5)
     with pytest.raises(UsageError, match=r"patches = 50: a grid of 7 has 49 cells"):

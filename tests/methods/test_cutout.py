@@ -29,7 +29,7 @@ def test_cutout_pixel_by_pixel() -> None:
 
 
 def test_holes_are_even_squares_clipped_to_the_image() -> None:
-    """The mean length of holes of 8 pixels in 32 by 20, over all centers, exactly."""
+    """Compares with the exact mean side of 8-pixel holes in 32 × 20 pixels over all centers."""
     boxes = draw_cutout(20_000, 32, 20, 8, 1, rng()).boxes[:, 0]
     sides = boxes[:, 1::2] - boxes[:, ::2]
     assert sides.max() == 8
@@ -41,7 +41,7 @@ def test_holes_are_even_squares_clipped_to_the_image() -> None:
     assert abs(torch.corrcoef(sides.T.double())[0, 1]) < 0.05
 
 
-def test_cutout_of_no_size_is_the_identity() -> None:
+def test_cutout_of_size_zero_is_the_identity() -> None:
     images, targets = batch()
     method = make(Cutout, size=0)
     assert torch.equal(

@@ -1,4 +1,4 @@
-"""The contract over the table of methods: what holds for each, whatever it does."""
+"""Properties of every method in the table."""
 
 import json
 import re
@@ -17,19 +17,18 @@ from adautomix.mixing.params import MixParams
 
 EVERY = pytest.mark.parametrize("name", METHODS)
 PER_SAMPLE = [name for name in METHODS if "per_sample" in METHODS[name].Settings.model_fields]
-TWO_WEIGHTS = (
-    "snapmix",
-)  # each source by what its own class loses or gains: they need not sum to 1
+# Weighs each source by its own class activation, so weights need not sum to 1.
+TWO_WEIGHTS = ("snapmix",)
 NOTHING_RANDOM = ("vanilla", "tokenmixup")
 
 
 @EVERY
 def test_it_trains(name: str, tmp_path: Path) -> None:
-    """Twelve epochs of 48 images: far above the one in five of guessing on unmixed images."""
+    """Twelve epochs on 48 images reach far more than the 20 % of guessing on unmixed images."""
     trainer = trainer_of(name, tmp_path, epochs=12, crop="off", flip=False)
     rows = steps_of(trainer, 48)
     assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in rows)
-    assert trainer.judge.probe() > 0.5, "on training images, unmixed"
+    assert trainer.judge.probe() > 0.5, "on unmixed training images"
 
 
 @EVERY
@@ -55,7 +54,7 @@ def test_it_resumes_exactly(name: str, tmp_path: Path) -> None:
 
 
 @EVERY
-def test_hard_labels_are_soft_ones(name: str) -> None:
+def test_class_indices_are_one_hot_labels(name: str) -> None:
     hard, soft = Bench(name), Bench(name)
     assert hard.losses(hard.labels)["loss"].item() == pytest.approx(
         soft.losses(soft.targets)["loss"].item(), rel=1e-5
@@ -64,7 +63,7 @@ def test_hard_labels_are_soft_ones(name: str) -> None:
 
 @EVERY
 def test_labels_of_several_classes(name: str) -> None:
-    """Shares of all classes, and two classes that are there at once: each is mixed as it is."""
+    """Soft labels over all classes, and labels with two classes of weight 1."""
     shares = torch.rand(BATCH, CLASSES, generator=torch.Generator().manual_seed(2)).softmax(dim=1)
     hard = Bench(name).targets
     for targets in (shares, hard + hard.roll(1, dims=1)):
@@ -98,7 +97,7 @@ def test_odd_batches(name: str, images: int) -> None:
 @EVERY
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(name: str, dtype: torch.dtype) -> None:
-    """Images of two bytes under autocast: mixes as they came, labels and losses in float32."""
+    """Mixes keep the dtype of the images; labels and losses are float32."""
     bench, whole = Bench(name), Bench(name)
     bench.images = bench.images.to(dtype)
     whole.images = bench.images.float()
@@ -116,7 +115,7 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
 
 
 @EVERY
-def test_labels_have_mass_one(name: str) -> None:
+def test_labels_sum_to_one(name: str) -> None:
     for step in range(3):
         mixed = Bench(name).mix_batch(step)
         mass = mixed.lam.sum(dim=1)
@@ -139,7 +138,7 @@ def test_masks_sum_to_one_and_labels_follow_the_sources(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PER_SAMPLE)
-def test_per_sample_draws_differ_within_a_batch(name: str) -> None:
+def test_per_sample_parameters_differ_within_a_batch(name: str) -> None:
     params = Bench(name, per_sample=True).make_params()
     rows = [value for value in vars(params).values() if isinstance(value, Tensor)]
     rows = [value for value in rows if value.is_floating_point() or value.shape[1:] == (4,)]
@@ -147,25 +146,25 @@ def test_per_sample_draws_differ_within_a_batch(name: str) -> None:
 
 
 @EVERY
-def test_draws_depend_on_seed_and_step_alone(name: str) -> None:
+def test_parameters_depend_on_seed_and_step_alone(name: str) -> None:
     one, other = Bench(name), Bench(name)
     params = one.make_params(4)
-    torch.rand(11)  # somebody else draws
+    torch.rand(11)  # another user of the global generator
     before = torch.get_rng_state()
-    assert same_draw(params, other.make_params(4))
+    assert same_params(params, other.make_params(4))
     assert torch.equal(before, torch.get_rng_state())
     if name not in NOTHING_RANDOM:
-        assert not same_draw(params, one.make_params(6))
+        assert not same_params(params, one.make_params(6))
 
 
-def same_draw(one: MixParams, other: MixParams) -> bool:
+def same_params(one: MixParams, other: MixParams) -> bool:
     values = zip(vars(one).values(), vars(other).values(), strict=True)
     return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in values)
 
 
 @EVERY
-def test_every_tensor_of_a_draw_has_a_row_a_mix(name: str) -> None:
-    """So that a process, or a part of the batch, can take its rows."""
+def test_every_tensor_of_the_parameters_has_one_row_per_mix(name: str) -> None:
+    """So that a process, or a part of the batch, can select its rows."""
     bench = Bench(name)
     params = bench.make_params()
     tensors = {key: value for key, value in vars(params).items() if isinstance(value, Tensor)}
@@ -177,7 +176,7 @@ def test_every_tensor_of_a_draw_has_a_row_a_mix(name: str) -> None:
 
 
 @EVERY
-def test_inputs_are_left_alone(name: str) -> None:
+def test_inputs_are_not_changed(name: str) -> None:
     bench = Bench(name)
     images, targets = bench.images.clone(), bench.targets.clone()
     bench.losses(bench.targets)["loss"].backward()

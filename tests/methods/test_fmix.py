@@ -1,4 +1,4 @@
-"""FMix: its noise, its waves beside numpy, its masks."""
+"""FMix: noise, waves compared with numpy, and masks."""
 
 import math
 from typing import Any, get_args
@@ -27,7 +27,7 @@ def complex_noise(seeds: Tensor, count: int) -> Any:
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (12, 10), (9, 24), (24, 10)])
-def test_waves_are_numpys_transform_of_the_same_noise(height: int, width: int) -> None:
+def test_waves_equal_numpys_transform_of_the_same_noise(height: int, width: int) -> None:
     seeds = torch.tensor([5, 2**31 + 3])
     half = width // 2 + 1
     across, down = np.fft.rfftfreq(width), np.fft.fftfreq(height)
@@ -47,7 +47,7 @@ def test_waves_are_numpys_transform_of_the_same_noise(height: int, width: int) -
     np.testing.assert_allclose(ours, expected, atol=2e-6 * np.abs(expected).max())
 
 
-def test_the_reference_has_one_wave_across_and_the_paper_more() -> None:
+def test_the_reference_spectrum_has_one_horizontal_wave_and_the_paper_more() -> None:
     power = {}
     for spectrum in get_args(Spectrum):
         waves = random_waves(torch.arange(600), 32, 32, 3.0, spectrum)
@@ -83,7 +83,7 @@ def test_masks_hold_the_highest_pixels() -> None:
         ] == mask.flatten().bool().tolist()
 
 
-def test_fmix_keeps_a_share_of_pixels_to_less_than_one() -> None:
+def test_fmix_keeps_lam_of_the_pixels_within_one() -> None:
     params = draw_fmix(2000, 12, 10, 0.5, rng(), per_sample=True)
     exact = params.lam[:, 0].double() * 120
     off = params.pixels - exact
@@ -97,7 +97,7 @@ def test_fmix_keeps_a_share_of_pixels_to_less_than_one() -> None:
 
 
 @pytest.mark.parametrize("kept", [0, HEIGHT * WIDTH])
-def test_fmix_of_all_or_nothing(kept: int) -> None:
+def test_fmix_of_all_or_no_pixels(kept: int) -> None:
     images, targets = batch()
     lam = torch.tensor([[1.0, 0.0] if kept else [0.0, 1.0]]).expand(6, 2)
     perm = draw_partners(6, rng())

@@ -33,7 +33,7 @@ def load(path: Path) -> Arrays:
 
 
 def tensors(arrays: Arrays, prefix: str) -> dict[str, Tensor]:
-    """The arrays whose names start so, without the prefix."""
+    """The arrays whose names start with a prefix, which is removed."""
     return {
         name.removeprefix(prefix): torch.from_numpy(np.asarray(value))
         for name, value in arrays.items()
@@ -50,7 +50,7 @@ def generator_state(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def test_vectors_are_there() -> None:
+def test_golden_files_exist() -> None:
     assert MASKS, f"no mask_*.npz in {GOLDEN}"
     assert STEPS, f"no step_*.npz in {GOLDEN}"
 
@@ -74,7 +74,7 @@ def test_masks(path: Path) -> None:
 
 
 class TinyClassifier(nn.Module):
-    """The two-convolution network of the vectors, with the interface of `Classifier`."""
+    """The two-convolution network of the golden vectors, with the interface of `Classifier`."""
 
     def __init__(self, classes: int, batch_norm: bool) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ def network_state(arrays: Arrays, kind: str, which: str) -> dict[str, Tensor]:
 
 
 class Step:
-    """One recorded step, rebuilt with our parts."""
+    """One recorded step, rebuilt with our code."""
 
     def __init__(self, path: Path, buffers: Any = "average") -> None:
         self.arrays = load(path)
@@ -132,7 +132,7 @@ class Step:
         self.n = self.arrays["lam_generator"].size if self.arrays["lam_generator"].ndim else 2
         self.method = self.build()
         self.targets = soft_targets(self.labels, self.classes)
-        self.make_params = AdAutoMixParams(
+        self.params = AdAutoMixParams(
             self.perm("index_classifier"),
             self.lam("lam_classifier"),
             self.perm("index_generator"),
@@ -172,8 +172,8 @@ class Step:
     def compute_loss(self) -> dict[str, Tensor]:
         student: Any = self.student
         teacher: Any = self.teacher
-        sources = self.method.prepare(self.images, self.targets, student, teacher, self.make_params)
-        return self.method.compute_loss(sources, student, teacher, self.make_params)
+        sources = self.method.prepare(self.images, self.targets, student, teacher, self.params)
+        return self.method.compute_loss(sources, student, teacher, self.params)
 
 
 @pytest.fixture(params=STEPS, ids=lambda path: path.stem)
@@ -183,37 +183,35 @@ def step(request: pytest.FixtureRequest) -> Step:
 
 def test_mixed_images(step: Step) -> None:
     features = step.teacher.features(step.images).tap
-    trains_generator = step.method.generator_mix(
-        step.images, step.targets, step.make_params, features
-    )
-    learned = step.method.mix(step.images, step.targets, step.make_params, features=features)
-    for mixed, name in ((trains_generator, "mixed_generator"), (learned, "mixed_classifier")):
+    generator_mix = step.method.generator_mix(step.images, step.targets, step.params, features)
+    classifier_mix = step.method.mix(step.images, step.targets, step.params, features=features)
+    for mixed, name in ((generator_mix, "mixed_generator"), (classifier_mix, "mixed_classifier")):
         expected = torch.from_numpy(step.arrays[name])
         torch.testing.assert_close(mixed.images, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_loss_parts(step: Step) -> None:
-    terms = {name: value.item() for name, value in step.compute_loss().items()}
+    losses = {name: value.item() for name, value in step.compute_loss().items()}
     alpha = step.method.settings.alpha
-    reweighted = (1 - alpha) * terms["clean"] + alpha * terms.get("mixup", 0)
-    assert terms["mixed"] == pytest.approx(step.expected("loss_mix_student"), abs=1e-5)
+    reweighted = (1 - alpha) * losses["clean"] + alpha * losses.get("mixup", 0)
+    assert losses["mixed"] == pytest.approx(step.expected("loss_mix_student"), abs=1e-5)
     assert reweighted == pytest.approx(step.expected("loss_student_reweighted"), abs=1e-5)
     expected = step.expected("loss_mix_teacher")
-    assert terms["generator_teacher"] == pytest.approx(expected, abs=1e-5)
-    assert terms["loss"] == pytest.approx(step.expected("loss_total"), abs=1e-5)
+    assert losses["generator_teacher"] == pytest.approx(expected, abs=1e-5)
+    assert losses["loss"] == pytest.approx(step.expected("loss_total"), abs=1e-5)
 
 
 def test_cosine(step: Step) -> None:
     clean = step.teacher.features(step.images)
-    mixed = step.method.generator_mix(step.images, step.targets, step.make_params, clean.tap)
+    mixed = step.method.generator_mix(step.images, step.targets, step.params, clean.tap)
     logits = step.teacher(mixed.images, head="mixed")
     sources = step.teacher.logits(clean.pooled, "mixed")
     cosine = cosine_to_sources(logits, sources, mixed.perm, mixed.lam)
     assert cosine.item() == pytest.approx(step.expected("cosine"), abs=1e-5)
 
 
-def zero_by_mathematics(step: Step) -> set[str]:
-    """Gradients that only rounding keeps from zero, in the recorded step as in ours.
+def zero_up_to_rounding(step: Step) -> set[str]:
+    """Gradients that are zero up to rounding, in the recorded step and in ours.
 
     The softmax over images does not see a shift common to all values, and batch norm takes the
     bias before it away again.
@@ -233,7 +231,7 @@ def test_every_gradient(step: Step) -> None:
     for name, gradient in expected.items():
         ours = mine[name]
         assert ours is not None, name
-        if name in zero_by_mathematics(step):
+        if name in zero_up_to_rounding(step):
             weight = expected[name.replace("bias", "weight")]
             assert ours.abs().max() < 1e-5 * weight.abs().max(), name
         else:
@@ -259,7 +257,7 @@ BATCH_NORM_STEPS = [path for path in STEPS if "bn1" in path.stem]
 
 @pytest.mark.parametrize("path", BATCH_NORM_STEPS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("buffers", ["average", "copy"])
-def test_teacher_buffers_stay_without_own(path: Path, buffers: str) -> None:
+def test_teacher_buffers_are_fixed_unless_own(path: Path, buffers: str) -> None:
     step = Step(path, buffers)
     before = {name: buffer.clone() for name, buffer in step.teacher.named_buffers()}
     step.compute_loss()
@@ -268,8 +266,8 @@ def test_teacher_buffers_stay_without_own(path: Path, buffers: str) -> None:
 
 
 @pytest.mark.parametrize("path", BATCH_NORM_STEPS, ids=lambda path: path.stem)
-def test_teacher_buffers_move_twice_with_own(path: Path) -> None:
-    """One clean forward, then one on the mixes, each at momentum 0.1, by hand on layer one."""
+def test_own_teacher_buffers_are_updated_twice(path: Path) -> None:
+    """One clean forward pass and one on mixes, each with momentum 0.1, by hand for layer one."""
     step = Step(path, "own")
     conv = step.teacher.conv1
     running = step.teacher.bn1.running_mean.clone()

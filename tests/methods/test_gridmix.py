@@ -51,11 +51,11 @@ def test_lattices_are_drawn_as_gridmixup_draws_them() -> None:
     assert aspect.min() < 0.9
     assert aspect.max() > 1.5
     counts = torch.stack([(across / params.cell).ceil() == n for n in range(2, 7)])
-    assert counts.any(dim=0).all(), "two to six cells a row"
+    assert counts.any(dim=0).all(), "two to six cells per row"
     expected = (across[:, None] / torch.arange(2, 7)).ceil()
     assert (expected == params.cell[:, None]).any(dim=1).all()
     hit = torch.stack([(expected[:, n] == params.cell).double().mean() for n in range(5)])
-    assert hit.min() > 0.15, "each as often"
+    assert hit.min() > 0.15, "equally often"
     ratio = params.hole / params.cell
     assert (params.hole >= 1).all()
     assert (params.hole <= params.cell - 1).all()
@@ -63,17 +63,17 @@ def test_lattices_are_drawn_as_gridmixup_draws_them() -> None:
     cut = (1 - ratio[wide].square()).mean().item()
     assert cut == pytest.approx(0.5, abs=0.06), "mean λ₀ of Beta(1, 1)"
     starts = (left[across < 24] == 0).double().mean().item()
-    assert starts < 0.25, "anywhere, not at the border"
+    assert starts < 0.25, "anywhere, not only at the border"
 
 
-def test_a_shared_lattice_is_one() -> None:
+def test_a_shared_lattice_is_the_same_for_all_mixes() -> None:
     params = draw_lattice(8, 32, 32, GridMixSettings(), rng())
     assert params.shared
     assert all(len(part.unique(dim=0)) == 1 for part in (params.crop, params.cell, params.hole))
     assert len(params.perm.unique(dim=0)) == 8
 
 
-def test_cells_come_whole_from_one_image() -> None:
+def test_each_cell_shows_one_image() -> None:
     images = torch.rand(5, 3, 16, 8, generator=rng(1))
     partner = torch.rand(5, 4, 4, generator=rng(2)) < 0.5
     perm = draw_partners(5, rng())
@@ -87,7 +87,7 @@ def test_cells_come_whole_from_one_image() -> None:
         assert mixed.lam[b, 0].item() == 1 - partner[b].double().mean().item()
 
 
-def test_cells_are_tossed_one_by_one_with_lam() -> None:
+def test_cells_are_drawn_independently_with_probability_lam() -> None:
     s = GridMixSettings(pattern="cells", alpha=1e6, per_sample=True)  # λ₀ = 1/2
     partner = draw_cells(2000, s, rng()).partner.flatten(1).double()
     assert partner.mean().item() == pytest.approx(0.5, abs=0.01)
@@ -97,9 +97,9 @@ def test_cells_are_tossed_one_by_one_with_lam() -> None:
     generator = rng(4)
     draw_partners(50, generator)
     lam = draw_beta(50, 1, 0.2, generator)[:, 0].double()
-    assert (kept - lam).abs().max() < 0.2, "a cell is the image's own with probability λ₀"
+    assert (kept - lam).abs().max() < 0.2, "a cell shows the image with probability λ₀"
     s = GridMixSettings(pattern="cells", alpha=1.0, per_sample=True)
     kept = 1 - draw_cells(4000, s, rng()).partner.double().mean(dim=(1, 2))
-    # A binomial of 16 with uniform probability takes each of 0..16 alike.
+    # A binomial of 16 with uniform probability is uniform on 0 to 16.
     counts = np.bincount((kept * 16).round().long().numpy(), minlength=17)
     assert scipy.stats.chisquare(counts).pvalue > 0.001

@@ -1,4 +1,4 @@
-"""GuidedMixup, pixel by pixel; its partners beside the paper's greedy ones."""
+"""GuidedMixup, pixel by pixel; partners compared with the paper's greedy ones."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ def test_guidedmixup_by_gradients(student: Any) -> None:
     torch.testing.assert_close(features, expected / expected.sum(dim=(1, 2), keepdim=True))
 
 
-def test_guidedmixup_where_no_image_says_anything_is_half_and_half() -> None:
+def test_guidedmixup_without_saliency_is_half_and_half() -> None:
     images, targets = toys()
     params = GuidedMixupParams(draw_partners(7, rng()), mixed=True)
     method = make(GuidedMixup, pairing="random")
@@ -64,7 +64,7 @@ def test_guidedmixup_where_no_image_says_anything_is_half_and_half() -> None:
     torch.testing.assert_close(mixed.images, half)
 
 
-def test_guidedmixup_leaves_the_other_batches_as_they_are() -> None:
+def test_guidedmixup_does_not_change_unmixed_batches() -> None:
     images, targets = toys()
     method = make(GuidedMixup, prob=0.0)
     params = method.make_params(images.shape, rng(), 0)
@@ -88,7 +88,7 @@ def test_guidedmixup_mixes_as_many_batches_as_the_paper(
 
 
 def greedy_cycle(distance: np.ndarray[Any, Any]) -> list[int]:
-    """The paper's partners: the farthest pair, then from each image to the farthest left."""
+    """The paper's partners: the farthest pair, then always the farthest remaining image."""
     distance = distance.copy()
     count = len(distance)
     np.fill_diagonal(distance, -np.inf)
@@ -105,7 +105,7 @@ def greedy_cycle(distance: np.ndarray[Any, Any]) -> list[int]:
 
 
 def photographs(count: int, seed: int) -> Tensor:
-    """Smooth noise with a few edges in it: the statistics of small photographs."""
+    """Smooth noise with a few edges, with statistics like those of small photographs."""
     generator = rng(seed)
     coarse = torch.randn(count, 3, 8, 8, generator=generator)
     images = F.interpolate(coarse, (32, 32), mode="bilinear")
@@ -133,7 +133,7 @@ def test_partners_are_one_cycle_as_distant_as_the_greedy_one(count: int) -> None
             assert sorted(cycle) == list(range(count))
             assert image == 0
             totals.append(distance[range(count), partner].sum())
-        assert totals == sorted(totals), "exchanges never lose"
+        assert totals == sorted(totals), "exchanges never reduce the total"
         greedy = distance[range(count), greedy_cycle(distance)].sum()
         ratios.append(totals[2] / greedy)
         gains.append(totals[2] / totals[0])

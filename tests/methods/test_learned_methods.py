@@ -1,4 +1,4 @@
-"""AutoMix, SAMix, DADA and ME-ADA: blocks and losses by hand, whose gradients, what players do."""
+"""AutoMix, SAMix, DADA and ME-ADA: blocks and losses by hand, gradients, and what is learned."""
 
 import copy
 import itertools
@@ -35,7 +35,7 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 def make(name: str, student: Any = None, **settings: Any) -> Any:
-    """A method; a block's weights are so large that its masks are far from even."""
+    """A method; the weights of a block are so large that its masks are far from uniform."""
     cls = METHODS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -91,7 +91,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> float:
 
 
 @EVERY
-def test_draws_depend_on_the_generator_alone(name: str) -> None:
+def test_parameters_depend_on_the_generator_alone(name: str) -> None:
     one, other = make(name), make(name)
     shape = (9, 3, 16, 16)
     first = vars(one.make_params(shape, rng(1), 5))
@@ -107,8 +107,8 @@ def test_draws_depend_on_the_generator_alone(name: str) -> None:
 
 
 @EVERY
-def test_rows_of_a_draw_are_rows_of_the_mixes(name: str) -> None:
-    """But for DADA, whose generator normalizes over the images that it makes."""
+def test_rows_of_the_parameters_give_rows_of_the_mixes(name: str) -> None:
+    """Except for DADA, whose generator normalizes over the images that it makes."""
     world = World(name)
     params = world.make_params()
     features = world.method.extract_features(
@@ -124,14 +124,14 @@ def test_rows_of_a_draw_are_rows_of_the_mixes(name: str) -> None:
 
 
 @EVERY
-def test_the_loss_of_a_part_is_one(name: str) -> None:
+def test_the_loss_of_a_part_is_finite(name: str) -> None:
     world = World(name)
     params = world.make_params()
     sources = MixInputs(**{**vars(world.sources(params)), "own": slice(4, 9)})
     method, rows = world.method, params.rows(slice(4, 9))
-    terms = method.compute_loss(sources, world.student, world.teacher, rows)
-    terms["loss"].backward()
-    assert torch.isfinite(terms["loss"])
+    losses = method.compute_loss(sources, world.student, world.teacher, rows)
+    losses["loss"].backward()
+    assert torch.isfinite(losses["loss"])
     assert all(p.grad is not None for p in world.student.conv1.parameters())
 
 
@@ -144,7 +144,7 @@ def test_soft_labels_give_the_loss_of_hard_ones(name: str) -> None:
 
 
 @EVERY
-def test_labels_of_many_classes_need_no_sum_of_one(name: str) -> None:
+def test_labels_of_many_classes_need_not_sum_to_one(name: str) -> None:
     world = World(name)
     world.targets = (torch.rand(12, CLASSES, generator=rng(5)) > 0.5).float() * 2
     sample = world.mix_batch(world.make_params())
@@ -169,7 +169,7 @@ def test_small_and_odd_batches(name: str) -> None:
 
 @EVERY
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_mixes_keep_the_type_and_layout_of_the_images(name: str, dtype: torch.dtype) -> None:
+def test_mixes_keep_dtype_and_memory_format(name: str, dtype: torch.dtype) -> None:
     world = World(name, **({"ascents": 1} if name == "meada" else {}))
     params = world.make_params()
     features = world.method.extract_features(
@@ -221,7 +221,7 @@ def test_label_smoothing_reaches_the_classes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["automix", "samix", "dada"])
-def test_they_need_a_network_to_look_into(name: str) -> None:
+def test_they_need_build_model(name: str) -> None:
     with pytest.raises(UsageError, match=rf"{name} looks inside .* pass model=build_model"):
         METHODS[name](METHODS[name].Settings(), num_classes=CLASSES)
 
@@ -284,7 +284,7 @@ def g_by_hand(lam: float, k: float | None) -> float:
 
 @torch.no_grad()
 def samix_by_hand(block: SAMixBlock, maps: Tensor, perm: Tensor, lam: Tensor) -> Tensor:
-    """As released: the second images' scaled maps, all of them, go through the value's network."""
+    """As released: the scaled maps of all second images go through the network of the value."""
     scaled = []
     for (a, b), share in zip(perm.tolist(), lam[:, 0].tolist(), strict=True):
         g = g_by_hand(share, block.curve)
@@ -342,7 +342,7 @@ def test_samix_masks_by_hand(scale: float, curve: float | None, upsampling: Any)
 
 
 def test_samix_of_faint_maps_by_hand() -> None:
-    """Where batch norm's ε counts, λ's factor does not quite cancel in the value."""
+    """If batch norm's ε matters, the factor of λ does not cancel exactly in the value."""
     block = SAMixBlock(6)
     sharpen(block)
     perm, lam = pairs(per_sample=False)
@@ -354,8 +354,8 @@ def test_samix_of_faint_maps_by_hand() -> None:
     assert (other - masks).abs().max() > 1e-3
 
 
-def test_samix_with_a_lam_a_mix_scales_its_own_maps() -> None:
-    """Query and key see each mix's λ: a mix with another's λ has another's mask."""
+def test_samix_with_one_lam_per_mix_scales_its_maps() -> None:
+    """Query and key depend on the λ of each mix, so changing one λ changes one mask."""
     block = SAMixBlock(6)
     sharpen(block)
     perm, lam = pairs()
@@ -379,7 +379,7 @@ def test_the_s_curve() -> None:
 
 
 @pytest.mark.parametrize("block", [AutoMixBlock(64), SAMixBlock(64)])
-def test_new_masks_are_about_even(block: MixBlock) -> None:
+def test_initial_masks_are_about_uniform(block: MixBlock) -> None:
     maps = torch.randn(9, 64, 4, 4, generator=rng(1)).relu()
     perm, lam = pairs()
     assert (block(maps, perm, lam, (8, 8)) - 0.5).abs().max() < 0.05
@@ -388,7 +388,7 @@ def test_new_masks_are_about_even(block: MixBlock) -> None:
     assert all(not p.any() for n, p in block.named_parameters() if n.endswith("y.bias"))
 
 
-def test_automix_sees_lam_only_with_the_embedding() -> None:
+def test_automix_depends_on_lam_only_with_the_embedding() -> None:
     perm, lam = pairs()
     for embedded in (False, True):
         block = AutoMixBlock(6, lam_embedding=embedded)
@@ -408,7 +408,7 @@ def test_the_block_learns_from_its_masks(block: MixBlock) -> None:
     probe = torch.randn(3, 2, 4, 4, generator=rng(6)).double()
 
     def loss() -> Tensor:
-        # The block computes its attention in float32: a coarse step and a coarse comparison.
+        # The block computes its attention in float32, hence a coarse step and tolerance.
         masks: Tensor = block(maps, perm, lam, (4, 4))
         return (masks.double() * probe).sum()
 
@@ -464,7 +464,7 @@ def test_extreme_masks_can_be_scaled(value: float) -> None:
 @pytest.mark.parametrize("mean", [0.1, 0.35, 0.45, 0.9])
 @pytest.mark.parametrize("variance_weight", [0.0, 2.0])
 def test_mask_loss_by_hand(mean: float, variance_weight: float) -> None:
-    """λ = 0.4 and a margin of 0.1; the mean is of the whole batch, not of each image."""
+    """λ = 0.4 and a margin of 0.1; the mean is over the whole batch, not per image."""
     noise = torch.rand(5, 4, 4, generator=rng(1))
     first = (mean + 0.1 * (noise - noise.mean())) * torch.tensor([1.0, 1, 0, 1, 2])[:, None, None]
     masks = torch.stack([first, 1 - first], dim=1)
@@ -476,13 +476,13 @@ def test_mask_loss_by_hand(mean: float, variance_weight: float) -> None:
     assert mask_loss(masks, lam, 0.1, variance_weight).item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_mask_loss_of_a_lam_a_mix_takes_their_mean() -> None:
+def test_mask_loss_uses_the_mean_lam() -> None:
     first = torch.full((2, 4, 4), 0.9)
     lam = torch.tensor([[0.2, 0.8], [0.6, 0.4]])
     assert mask_loss(torch.stack([first, 1 - first], 1), lam, 0.1).item() == pytest.approx(0.4)
 
 
-def block_draw(perm: Tensor, lam: Tensor, *, adjusted: bool = False) -> MixBlockParams:
+def block_params(perm: Tensor, lam: Tensor, *, adjusted: bool = False) -> MixBlockParams:
     return MixBlockParams(perm, lam, perm, lam, torch.full((len(perm),), adjusted))
 
 
@@ -492,7 +492,7 @@ def test_near_edge_mixes_are_plain_mixup(name: str) -> None:
     first = torch.tensor([0.079, 0.081, 0.919, 0.921, 0.5, 0.0])
     lam = torch.stack([first, 1 - first], dim=1)
     rows = torch.arange(6)
-    params = block_draw(torch.stack([rows, rows.roll(1)], dim=1), lam)
+    params = block_params(torch.stack([rows, rows.roll(1)], dim=1), lam)
     mixed = world.mix_batch(params)
     plain = mix_by_lam(world.images, world.targets, params.classifier_perm, lam)
     equal = [
@@ -506,14 +506,14 @@ def test_near_edge_mixes_are_plain_mixup(name: str) -> None:
 def test_adjusted_masks_have_the_mean_lam(name: str) -> None:
     world = World(name, mask_adjust=0.5, lam_margin=0, per_sample=True)
     params = world.make_params()
-    turned_on = world.mix_batch(block_draw(*params.classifier, adjusted=True))
-    turned_off = world.mix_batch(block_draw(*params.classifier, adjusted=False))
+    turned_on = world.mix_batch(block_params(*params.classifier, adjusted=True))
+    turned_off = world.mix_batch(block_params(*params.classifier, adjusted=False))
     torch.testing.assert_close(turned_on.masks.mean(dim=(2, 3)), params.classifier_lam)
     assert (turned_off.masks.mean(dim=(2, 3)) - params.classifier_lam).abs().max() > 0.1
     assert torch.equal(turned_on.targets, turned_off.targets)
 
 
-def test_how_often_masks_are_adjusted() -> None:
+def test_masks_are_adjusted_with_probability_mask_adjust() -> None:
     method = make("samix")
     drawn = torch.stack(
         [method.make_params((4, 3, 16, 16), rng(k), 0).adjusted for k in range(400)]
@@ -524,7 +524,7 @@ def test_how_often_masks_are_adjusted() -> None:
 
 
 @BLOCKS
-def test_draws_of_partners_and_shares(name: str) -> None:
+def test_partners_and_weights(name: str) -> None:
     method = make(name, per_sample=True)
     params = method.make_params((4000, 3, 16, 16), rng(), 0)
     beta = scipy.stats.beta(2, 2)
@@ -560,7 +560,9 @@ def test_mix_sample_by_sample(name: str) -> None:
 def test_an_image_mixed_with_itself_is_itself(name: str) -> None:
     world = World(name)
     rows = torch.arange(12)
-    params = block_draw(torch.stack([rows, rows], dim=1), draw_lam(12, 2.0, rng(), per_sample=True))
+    params = block_params(
+        torch.stack([rows, rows], dim=1), draw_lam(12, 2.0, rng(), per_sample=True)
+    )
     mixed = world.mix_batch(params)
     torch.testing.assert_close(mixed.images, world.images)
     torch.testing.assert_close(mixed.targets, world.targets)
@@ -568,7 +570,7 @@ def test_an_image_mixed_with_itself_is_itself(name: str) -> None:
 
 @torch.no_grad()
 def parts_by_hand(world: World, params: MixBlockParams) -> dict[str, float]:
-    """Every part of both losses from copies of the networks; masks from the block itself."""
+    """All terms of both losses from copies of the networks, with masks from the block."""
     student, teacher = copy.deepcopy(world.student), copy.deepcopy(world.teacher)
     maps = teacher.features(world.images, 1).tap
     mixes = []
@@ -576,14 +578,14 @@ def parts_by_hand(world: World, params: MixBlockParams) -> dict[str, float]:
         masks = world.method.generator(maps, perm, lam, (16, 16))
         images = torch.einsum("bnhw,bnchw->bchw", masks, world.images[perm])
         mixes.append((images, torch.einsum("bn,bnk->bk", lam, world.targets[perm]), masks))
-    (features, label, _), (trains_generator, label_judged, masks) = mixes
+    (features, label, _), (generator_mix, generator_label, masks) = mixes
     first, settings = masks[:, 0].double(), world.method.settings
     excess = abs(first.mean().item() - params.generator_lam[:, 0].double().mean().item())
     variance = first.var(correction=0).item()
     return {
         "clean": cross_entropy(student(world.images), world.targets),
         "mixed": cross_entropy(student(features, head="mixed"), label),
-        "generator_teacher": cross_entropy(teacher(trains_generator, head="mixed"), label_judged),
+        "generator_teacher": cross_entropy(teacher(generator_mix, head="mixed"), generator_label),
         "generator_mask": max(excess - settings.mask_margin, 0)
         - settings.variance_weight * variance,
     }
@@ -597,12 +599,12 @@ def test_loss_is_the_sum_of_its_parts(name: str, per_sample: bool, seed: int) ->
     world = World(name, per_sample=per_sample, **settings)
     params = world.method.make_params(world.images.shape, rng(seed), 0)
     expected = parts_by_hand(world, params)
-    terms = world.compute_loss(params)
+    losses = world.compute_loss(params)
     weights = {"generator_mask": 0.7}
     loss = sum(weights.get(part, 1) * value for part, value in expected.items())
-    assert terms["loss"].item() == pytest.approx(loss, abs=2e-5)
+    assert losses["loss"].item() == pytest.approx(loss, abs=2e-5)
     for part, value in expected.items():
-        assert terms[part].item() == pytest.approx(value, abs=1e-5), part
+        assert losses[part].item() == pytest.approx(value, abs=1e-5), part
     assert abs(expected["generator_mask"]) > 1e-4
 
 
@@ -623,7 +625,7 @@ def test_exchanging_lam_within_the_batch_changes_the_loss(name: str) -> None:
 
 
 @BLOCKS
-def test_student_sees_clean_images_and_the_sample(name: str) -> None:
+def test_student_sees_clean_images_and_the_mixes(name: str) -> None:
     world = World(name)
     features: list[Tensor] = []
     world.student.register_forward_pre_hook(lambda module, args: features.append(args[0]))
@@ -634,11 +636,11 @@ def test_student_sees_clean_images_and_the_sample(name: str) -> None:
     assert not features[1].requires_grad
 
 
-# ---------------------------------------------------------------------- whose gradient
+# ---------------------------------------------------------------------- gradients
 
 
 @BLOCKS
-def test_blocks_loss_gives_the_student_nothing(name: str) -> None:
+def test_block_loss_gives_the_student_no_gradient(name: str) -> None:
     both, resting = (World(name, generator_every=2) for _ in range(2))
     both.compute_loss(both.make_params(step=0))["loss"].backward()
     resting.compute_loss(resting.make_params(step=1))["loss"].backward()
@@ -652,7 +654,7 @@ def test_blocks_loss_gives_the_student_nothing(name: str) -> None:
 
 
 @BLOCKS
-def test_students_loss_gives_the_block_nothing(name: str) -> None:
+def test_student_loss_gives_the_block_no_gradient(name: str) -> None:
     both, alone = World(name), World(name)
     both.compute_loss()["loss"].backward()
     params = alone.make_params()
@@ -667,8 +669,8 @@ def test_students_loss_gives_the_block_nothing(name: str) -> None:
 
 @BLOCKS
 @pytest.mark.parametrize(("buffers", "passes"), [("own", 2), ("average", 0)])
-def test_what_moves_batch_norm_statistics(name: str, buffers: Any, passes: int) -> None:
-    """The student's by its two batches; the teacher's own by a clean batch and a mixed one."""
+def test_updates_of_batch_norm_statistics(name: str, buffers: Any, passes: int) -> None:
+    """Two batches update the student's; a clean and a mixed one update the teacher's own."""
     world = World(name)
     world.teacher = Teacher(tiny_classifier(seed=1), buffers).model
     world.compute_loss()
@@ -693,13 +695,13 @@ def test_taps_are_stages_of_the_network(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[Any, Any]:
-    """A student that knows the toy classes at both heads, and the average it left behind."""
+    """A student trained on the toy classes with both heads, and its moving average."""
     return taught()
 
 
 @torch.no_grad()
 def judge(method: Any, teacher: Any, params: MixBlockParams) -> dict[str, float]:
-    """The teacher on the block's mixes, and its masks, apart from the method's own losses."""
+    """The teacher's loss on the block's mixes and the masks, computed without the method."""
     images, labels = toy_images(40, seed=2)
     perm, lam = params.generator
     masks = method.generator(teacher.features(images, 1).tap, perm, lam, (16, 16))
@@ -716,7 +718,7 @@ def judge(method: Any, teacher: Any, params: MixBlockParams) -> dict[str, float]
 def train_block(
     name: str, networks: tuple[Any, Any], **settings: Any
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Judgements before and after 25 steps of the block alone, on one batch and one draw."""
+    """Losses before and after 25 steps of the block alone, on one batch of mixes."""
     student, teacher = (copy.deepcopy(network) for network in networks)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -876,7 +878,7 @@ def dada_by_hand(world: World, params: DADAParams) -> dict[str, float]:
         images = method.generator(noise, targets, (16, 16))
         return low + (images + 1) / 2 * (high - low), targets
 
-    def trains_generator(images: Tensor, targets: Tensor) -> tuple[float, float, float, Tensor]:
+    def outputs_of(images: Tensor, targets: Tensor) -> tuple[float, float, float, Tensor]:
         """Mean -log P(true), -log P(made) and cross-entropy of the classes; mean features."""
         pooled = student.features(images).pooled
         logits = [student.logits(pooled, head).double() for head in ("clean", "mixed")]
@@ -889,16 +891,16 @@ def dada_by_hand(world: World, params: DADAParams) -> dict[str, float]:
         means = (losses / len(images)).tolist()
         return means[0], means[1], means[2], pooled.double().mean(dim=0)
 
-    real = trains_generator(world.images, world.targets)
-    mask_source = trains_generator(*made(params.perm, params.noise))
-    played = trains_generator(*made(params.generator_perm, params.generator_noise))
+    real = outputs_of(world.images, world.targets)
+    generated = outputs_of(*made(params.perm, params.noise))
+    generator_side = outputs_of(*made(params.generator_perm, params.generator_noise))
     return {
         "source": real[0],
-        "source_made": mask_source[1],
+        "source_made": generated[1],
         "class": real[2],
-        "class_made": mask_source[2],
-        "generator_source": played[0],
-        "generator_features": (real[3] - played[3]).abs().mean().item(),
+        "class_made": generated[2],
+        "generator_source": generator_side[0],
+        "generator_features": (real[3] - generator_side[3]).abs().mean().item(),
     }
 
 
@@ -909,13 +911,13 @@ def test_dadas_loss_is_the_sum_of_the_stages_parts(stage: str) -> None:
     params = world.make_params(step)
     expected = dada_by_hand(world, params)
     names = (PLAY if "play" in kinds else set()) | (CLASSIFY if "classify" in kinds else set())
-    terms = world.compute_loss(params)
-    assert terms.keys() == names | {"loss", "mixture_accuracy"}
+    losses = world.compute_loss(params)
+    assert losses.keys() == names | {"loss", "mixture_accuracy"}
     for name in names:
-        assert terms[name].item() == pytest.approx(expected[name], abs=2e-5), name
+        assert losses[name].item() == pytest.approx(expected[name], abs=2e-5), name
     weights = {"generator_features": 0.3}
     loss = sum(weights.get(name, 1) * expected[name] for name in names)
-    assert terms["loss"].item() == pytest.approx(loss, abs=5e-5)
+    assert losses["loss"].item() == pytest.approx(loss, abs=5e-5)
 
 
 def test_source_loss_reads_the_label_alone() -> None:
@@ -927,7 +929,7 @@ def test_source_loss_reads_the_label_alone() -> None:
 
 
 def test_gradient_descent_on_the_two_k_outputs_is_that_on_the_heads() -> None:
-    """But for the factor of 2 in the learning rate that the card states."""
+    """Up to the factor of 2 in the learning rate that the module docstring states."""
     true, fake = (torch.randn(4, CLASSES, generator=rng(k), requires_grad=True) for k in (0, 1))
     probe = [torch.randn(4, CLASSES, generator=rng(k)) for k in (2, 3)]
     heads = [(true + fake).detach().requires_grad_(), (true - fake).detach().requires_grad_()]
@@ -950,7 +952,7 @@ def dada_gradients(world: World, params: DADAParams) -> tuple[Any, Any]:
 
 
 def test_each_player_gets_its_own_gradient() -> None:
-    """The student's is that of the first four parts with made images given, nothing else."""
+    """The student's is that of the first four terms, with generated images as constants."""
     world, other = World("dada"), World("dada")
     params = world.make_params()
     student, generator = dada_gradients(world, params)
@@ -965,10 +967,10 @@ def test_each_player_gets_its_own_gradient() -> None:
     alone = World("dada")
     bounds = alone.method.pixel_range.update(alone.images)
     true = alone.student.features(alone.images).pooled.detach()
-    trains_generator = alone.method.generator_losses(
+    losses = alone.method.generator_losses(
         alone.sources(params), alone.student, params, true, bounds
     )
-    (trains_generator["generator_source"] + 0.5 * trains_generator["generator_features"]).backward()
+    (losses["generator_source"] + 0.5 * losses["generator_features"]).backward()
     assert all(gradient is None for gradient in gradients_of(alone.student).values())
     expected = gradients_of(alone.method)
     for name, gradient in generator.items():
@@ -976,7 +978,7 @@ def test_each_player_gets_its_own_gradient() -> None:
         torch.testing.assert_close(gradient, expected[name], msg=name)
 
 
-def test_stages_train_what_they_should() -> None:
+def test_each_stage_trains_its_players() -> None:
     first = World("dada", play_steps=3)
     student, generator = dada_gradients(first, first.make_params(2))
     assert student["heads.mixed.weight"] is not None
@@ -989,7 +991,7 @@ def test_stages_train_what_they_should() -> None:
     assert all(gradient is None for gradient in generator.values())  # frozen
 
 
-def test_statistics_follow_the_true_images_alone() -> None:
+def test_statistics_are_those_of_real_images() -> None:
     world, plain = World("dada"), World("dada")
     world.compute_loss()
     plain.student(plain.images)
@@ -1022,7 +1024,7 @@ def test_noise_is_uniform_and_fresh() -> None:
 
 
 def dada_player(world: World, player: str, steps: int) -> dict[str, float]:
-    """Train one player alone on one draw; what the classifier then makes of made images."""
+    """Train one player alone on fixed parameters; the losses on generated images afterwards."""
     weights = world.method if player == "generator" else world.student
     optimizer = torch.optim.Adam(weights.parameters(), lr=1e-2)
     params = world.make_params()
@@ -1035,7 +1037,7 @@ def dada_player(world: World, player: str, steps: int) -> dict[str, float]:
     return {name: value.item() for name, value in world.compute_loss(params).items()}
 
 
-def test_the_generator_learns_to_fool_and_the_classifier_to_tell() -> None:
+def test_the_generator_learns_to_fool_and_the_classifier_to_detect() -> None:
     before = {name: value.item() for name, value in World("dada").compute_loss().items()}
     fooled = dada_player(World("dada"), "generator", 10)
     assert fooled["generator_source"] < before["generator_source"] - 0.05
@@ -1055,23 +1057,23 @@ def test_the_generator_learns_to_fool_and_the_classifier_to_tell() -> None:
 # ---------------------------------------------------------------------- ME-ADA
 
 
-def test_the_range_of_pixels_is_remembered() -> None:
-    features = PixelRange()
+def test_pixel_range_updates_its_buffers() -> None:
+    pixel_range = PixelRange()
     one, other = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
     one[0, 0, 1, 1], other[1, 0, 0, 0], other[0, 2, 3, 3] = 5, -2, 1
-    assert [bound.flatten().tolist() for bound in features.update(one)] == [[0, 0, 0], [5, 0, 0]]
-    low, high = features(other)
+    assert [bound.flatten().tolist() for bound in pixel_range.update(one)] == [[0, 0, 0], [5, 0, 0]]
+    low, high = pixel_range(other)
     assert [low.flatten().tolist(), high.flatten().tolist()] == [[-2, 0, 0], [5, 0, 1]]
-    assert features.low.flatten().tolist() == [0, 0, 0]
+    assert pixel_range.low.flatten().tolist() == [0, 0, 0]
     restored = PixelRange()
-    restored.load_state_dict(features.state_dict())
-    assert torch.equal(restored.high, features.high)
+    restored.load_state_dict(pixel_range.state_dict())
+    assert torch.equal(restored.high, pixel_range.high)
 
 
 def objective_by_hand(
     student: Any, image: Tensor, target: Tensor, clean: Tensor, eta: float, gamma: float
 ) -> Tensor:
-    """Of one image alone, with a network in evaluation mode."""
+    """The objective of a single image, with a network in evaluation mode."""
     pooled = student.features(image[None]).pooled[0]
     anchor = student.features(clean[None]).pooled[0].detach()
     p = student.logits(pooled).softmax(dim=0)
@@ -1132,7 +1134,7 @@ def seen_by(student: Any, images: Tensor, targets: Tensor) -> dict[str, float]:
     }
 
 
-def test_copies_are_harder_with_every_ascent(trained: tuple[Any, Any]) -> None:
+def test_copies_are_harder_after_more_ascent_steps(trained: tuple[Any, Any]) -> None:
     student = copy.deepcopy(trained[0]).eval()
     images, labels = toy_images(20, seed=2)
     targets = soft_targets(labels, CLASSES)
@@ -1160,7 +1162,7 @@ def test_entropy_rises_with_its_weight(trained: tuple[Any, Any]) -> None:
     assert much > clean + 0.2
 
 
-def test_distance_holds_copies_near_their_images(trained: tuple[Any, Any]) -> None:
+def test_the_distance_term_keeps_copies_near_their_images(trained: tuple[Any, Any]) -> None:
     student = copy.deepcopy(trained[0]).eval()
     images, labels = toy_images(20, seed=2)
     distances = []
@@ -1174,7 +1176,7 @@ def test_distance_holds_copies_near_their_images(trained: tuple[Any, Any]) -> No
     assert distances[1] < 0.7 * distances[0]
 
 
-def test_the_student_is_left_alone_by_the_ascent() -> None:
+def test_the_ascent_does_not_change_the_student() -> None:
     student = tiny_classifier(dropout=0.5)
     student.bn1.eval()  # a mode of its own
     modes = [module.training for module in student.modules()]
@@ -1207,26 +1209,26 @@ def test_meadas_loss_is_the_mean_over_images_and_copies(every: int, copies: int)
     assert len(some[0]) == copies
     student = copy.deepcopy(world.student)
     logits = student(torch.cat([world.images, some[0]]))
-    terms = world.compute_loss(params)
+    losses = world.compute_loss(params)
     expected = cross_entropy(logits, torch.cat([world.targets, some[1]]))
-    assert terms["loss"].item() == pytest.approx(expected, abs=1e-5)
-    assert terms["clean"].item() == pytest.approx(
+    assert losses["loss"].item() == pytest.approx(expected, abs=1e-5)
+    assert losses["clean"].item() == pytest.approx(
         cross_entropy(logits[:12], world.targets), abs=1e-5
     )
-    assert terms["adversarial"].item() == pytest.approx(
+    assert losses["adversarial"].item() == pytest.approx(
         cross_entropy(logits[12:], some[1]), abs=1e-5
     )
-    assert terms["adversarial"] > terms["clean"]
+    assert losses["adversarial"] > losses["clean"]
     assert int(world.student.bn1.num_batches_tracked) == 1
 
 
-def test_before_its_first_step_meada_is_vanilla() -> None:
+def test_before_start_step_meada_is_vanilla() -> None:
     world = World("meada", start_step=4)
     assert [world.make_params(step).copies for step in (3, 4)] == [False, True]
-    terms = world.compute_loss(world.make_params(3))
+    losses = world.compute_loss(world.make_params(3))
     logits = copy.deepcopy(world.student).train()(world.images)
-    assert terms["loss"].item() == pytest.approx(cross_entropy(logits, world.targets), abs=1e-5)
-    assert "adversarial" not in terms
+    assert losses["loss"].item() == pytest.approx(cross_entropy(logits, world.targets), abs=1e-5)
+    assert "adversarial" not in losses
 
 
 def test_which_images_are_copied_changes() -> None:
@@ -1237,16 +1239,16 @@ def test_which_images_are_copied_changes() -> None:
 
 
 def test_it_learns_on_transformers_too() -> None:
-    """Attention is differentiated in the images as convolutions are."""
+    """The gradient with respect to the images passes through attention too."""
     options = {"patch_size": 4, "depth": 2}
     model = build_model(
         "vit_tiny_patch16_224", CLASSES, width=0.25, image_size=16, drop_path=0.3, options=options
     )
     images, labels = toy_images(6)
     method = make("meada", model, ascents=2)
-    terms = method.losses(images, labels, model, Teacher(model).model, 0)
-    terms["loss"].backward()
-    assert torch.isfinite(terms["loss"])
+    losses = method.losses(images, labels, model, Teacher(model).model, 0)
+    losses["loss"].backward()
+    assert torch.isfinite(losses["loss"])
     sample = method.mix_batch(
         images, soft_targets(labels, CLASSES), model, None, method.params_for_step(images.shape, 0)
     )

@@ -1,4 +1,4 @@
-"""Manifold Mixup beside a network that is run stage by stage."""
+"""Manifold Mixup compared with a network that is run stage by stage."""
 
 import pytest
 import scipy.stats
@@ -20,7 +20,7 @@ NETWORKS = pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "vit_ti
 
 
 def resnet_by_hand(model: Classifier, images: Tensor, params: ManifoldMixParams) -> Tensor:
-    """The network stage by stage, the hidden states mixed one by one after stage `draw.stage`."""
+    """Run the network stage by stage and mix hidden states one by one after `params.stage`."""
     net = model.backbone
     hidden = net.maxpool(net.act1(net.bn1(net.conv1(images))))
     for number, stage in enumerate((net.layer1, net.layer2, net.layer3, net.layer4), start=1):
@@ -37,7 +37,7 @@ def resnet_by_hand(model: Classifier, images: Tensor, params: ManifoldMixParams)
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("stage", [1, 2, 4])
 def test_hidden_states_are_mixed_by_hand(stage: int, per_sample: bool) -> None:
-    """Loss and every gradient, through both sources of each mix."""
+    """The loss and all gradients, which flow through both sources of each mix."""
     images, labels = toy_images(5)
     model, twin = network(), network()
     method = make(ManifoldMix, model, per_sample=per_sample, deepest=4)
@@ -63,7 +63,7 @@ def test_hidden_states_are_mixed_by_hand(stage: int, per_sample: bool) -> None:
         torch.testing.assert_close(value, twin.state_dict()[name])
 
 
-def test_at_the_images_it_is_mixup() -> None:
+def test_stage_0_is_mixup() -> None:
     images, labels = toy_images(7)
     model = network()
     method = make(ManifoldMix, model)
@@ -81,7 +81,7 @@ def test_at_the_images_it_is_mixup() -> None:
 
 @NETWORKS
 @pytest.mark.parametrize("stage", [1, 2])
-def test_a_share_of_one_is_the_clean_forward(name: str, stage: int) -> None:
+def test_lam_of_one_is_the_clean_forward_pass(name: str, stage: int) -> None:
     images, labels = toy_images(4)
     model = network(name).eval()
     method = make(ManifoldMix, model)
@@ -96,8 +96,8 @@ def test_a_share_of_one_is_the_clean_forward(name: str, stage: int) -> None:
 
 @pytest.mark.parametrize("name", ["convnext_tiny", "vit_tiny_patch16_224"])
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_parts_of_a_batch_are_the_batch(name: str, stage: int) -> None:
-    """Partners may lie in another part; without batch norm the parts add up to the whole."""
+def test_parts_of_a_batch_add_up_to_the_batch(name: str, stage: int) -> None:
+    """Partners may be in another part; without batch norm the parts add up to the whole."""
     images, labels = toy_images(6)
     model = network(name)
     method = make(ManifoldMix, model, per_sample=True)
@@ -113,7 +113,7 @@ def test_parts_of_a_batch_are_the_batch(name: str, stage: int) -> None:
     assert whole.item() == pytest.approx(parts, rel=1e-5)
 
 
-def test_stages_are_drawn_alike() -> None:
+def test_stages_are_uniform() -> None:
     method = make(ManifoldMix, staged(), deepest=1)
     images, _ = toy_images(4)
     stages = [method.params_for_step(images.shape, step).stage for step in range(300)]
@@ -138,7 +138,7 @@ def test_manifoldmix_in_half_precision() -> None:
     assert loss.item() == pytest.approx(full, rel=0.02)
 
 
-def test_captured_counts_the_mixed_labels() -> None:
+def test_mixture_accuracy_uses_the_mixed_labels() -> None:
     images, labels = toy_images(6)
     model = staged().eval()
     method = make(ManifoldMix, model, deepest=1)
@@ -153,7 +153,7 @@ def test_captured_counts_the_mixed_labels() -> None:
 
 
 def test_a_step_of_manifoldmix_is_one_graph() -> None:
-    """Each place has a graph of its own, and none is taken for another."""
+    """Each stage compiles to its own graph, which is not reused for another stage."""
     model = staged()
     method = make(ManifoldMix, model, deepest=1)
     images, labels = toy_images(6)

@@ -1,11 +1,10 @@
-"""Input mixing, recomputed sample by sample; the draws; what all methods share."""
+"""Input mixing, recomputed sample by sample, and what all methods have in common."""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-import scipy.stats
 import torch
 import torchvision.transforms.v2 as tv
 from tiny import CLASSES, tiny_classifier, toy_images
@@ -20,7 +19,7 @@ from adautomix.methods.mixup import MixupParams
 from adautomix.metrics import mixture_accuracy
 from adautomix.mixing.boxes import box_mask, draw_box
 from adautomix.mixing.ops import mix_by_lam, mix_by_masks, soft_targets
-from adautomix.mixing.params import draw_beta, draw_lam, draw_partners, draw_permutations
+from adautomix.mixing.params import draw_partners, draw_permutations
 from adautomix.rng import generator_at
 
 INPUT_MIXING = [name for name, method in METHODS.items() if issubclass(method, InputMixing)]
@@ -31,7 +30,7 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 def batch(count: int = 6, height: int = 8, width: int = 10) -> tuple[Tensor, Tensor]:
-    """Random images, and a label that no other image has."""
+    """Random images, each with a class of its own."""
     return torch.rand(count, 3, height, width, generator=rng(1)), torch.arange(count)
 
 
@@ -48,7 +47,7 @@ def make(name: str, classes: int = CLASSES, **common: Any) -> Any:
 def mix_by_hand(
     images: Tensor, targets: Tensor, perm: Tensor, lam: Tensor, masks: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The N-way mix in float64, one source of one mix at a time; masks `[B, N, H, W]`."""
+    """Mix in float64, one source of one mix at a time; masks `[B, N, H, W]`."""
     images, targets = images.double(), targets.double()
     mixed, labels = torch.zeros_like(images), torch.zeros_like(targets)
     for b in range(len(perm)):
@@ -66,55 +65,7 @@ def assert_mixed(mixed: Mixed, images: Tensor, targets: Tensor, atol: float = 1e
     torch.testing.assert_close(mixed.targets.double(), labels, atol=1e-6, rtol=0)
 
 
-# ---------------------------------------------------------------------- draws
-
-
-@pytest.mark.parametrize("a", [0.01, 0.2, 1.0, 4.0])
-def test_beta_is_distributed_as_scipys(a: float) -> None:
-    draws = draw_beta(10_000, 2, a, rng())
-    beta = scipy.stats.beta(a, a)
-    assert draws.shape == (10_000, 2)
-    assert draws.mean().item() == pytest.approx(beta.mean(), abs=0.01)
-    assert draws.var().item() == pytest.approx(beta.var(), rel=0.04)
-    for x in (0.01, 0.1, 0.4, 0.7, 0.95):
-        below = (draws < x).double().mean().item()
-        assert below == pytest.approx(beta.cdf(x), abs=0.015)
-    assert abs(torch.corrcoef(draws.T)[0, 1]) < 0.05
-
-
-def test_beta_of_tiny_shape_is_finite() -> None:
-    draws = draw_beta(1000, 3, 1e-3, rng())
-    assert torch.isfinite(draws).all()
-    assert ((draws > 0) & (draws <= 1)).all()
-
-
-@pytest.mark.parametrize("per_sample", [False, True])
-def test_lam_is_shared_or_each_its_own(per_sample: bool) -> None:
-    lam = draw_lam(50, 1.0, rng(), per_sample=per_sample)
-    torch.testing.assert_close(lam.sum(dim=1), torch.ones(50))
-    assert len(lam[:, 0].unique()) == (50 if per_sample else 1)
-
-
-def test_permutations_hold_every_row_once() -> None:
-    perm = draw_permutations(40, 3, rng())
-    assert perm.shape == (40, 3)
-    for column in perm.T:
-        assert sorted(column.tolist()) == list(range(40))
-    assert not torch.equal(perm[:, 0], perm[:, 1])
-    assert not torch.equal(perm[:, 0], torch.arange(40))
-
-
-def test_every_permutation_is_as_likely() -> None:
-    first = torch.stack([draw_permutations(3, 1, rng(seed))[:, 0] for seed in range(1200)])
-    _, counts = first.unique(dim=0, return_counts=True)
-    assert len(counts) == 6
-    assert scipy.stats.chisquare(counts.numpy()).pvalue > 0.001
-
-
-def test_partners_stand_beside_the_image_itself() -> None:
-    partners = draw_partners(40, rng())
-    assert partners[:, 0].tolist() == list(range(40))
-    assert sorted(partners[:, 1].tolist()) == list(range(40))
+# ---------------------------------------------------------------------- random parameters
 
 
 def small_adautomix(**settings: Any) -> AdAutoMix:
@@ -130,23 +81,23 @@ DRAWING: dict[str, Callable[[], Method]] = {
 }
 
 
-def same_draw(one: Any, other: Any) -> bool:
+def same_params(one: Any, other: Any) -> bool:
     values = zip(vars(one).values(), vars(other).values(), strict=True)
     return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in values)
 
 
 @pytest.mark.parametrize("name", DRAWING)
-def test_draws_depend_on_seed_and_step_alone(name: str) -> None:
+def test_parameters_depend_on_seed_and_step_alone(name: str) -> None:
     method, other = DRAWING[name](), DRAWING[name]()
     images, _ = batch(20)
     params = method.params_for_step(images.shape, 4)
-    torch.rand(11)  # somebody else draws
+    torch.rand(11)  # another user of the global generator
     before = torch.get_rng_state()
-    assert same_draw(params, other.params_for_step(images.shape, 4))
+    assert same_params(params, other.params_for_step(images.shape, 4))
     assert torch.equal(before, torch.get_rng_state())
-    assert not same_draw(params, method.params_for_step(images.shape, 6))
+    assert not same_params(params, method.params_for_step(images.shape, 6))
     method.seed = 4
-    assert not same_draw(params, method.params_for_step(images.shape, 4))
+    assert not same_params(params, method.params_for_step(images.shape, 4))
 
 
 def test_generators_of_different_names_are_unrelated() -> None:
@@ -206,7 +157,7 @@ def test_mixup_sample_by_sample(per_sample: bool) -> None:
         assert mixed.targets[b].tolist() == pytest.approx(label, abs=1e-6)
 
 
-def test_mixup_of_share_one_is_the_image_itself() -> None:
+def test_mixup_with_lam_one_returns_the_images() -> None:
     images, targets = soft_batch()
     params = MixupParams(draw_partners(6, rng()), torch.tensor([1.0, 0.0]).expand(6, 2))
     mixed = make("mixup", 6).mix(images, targets, params)
@@ -234,7 +185,7 @@ def torchvision_pairs(count: int) -> Tensor:
 # ---------------------------------------------------------------------- CutMix
 
 
-def cutmix_draw(boxes: list[list[int]]) -> CutMixParams:
+def cutmix_params(boxes: list[list[int]]) -> CutMixParams:
     return CutMixParams(torchvision_pairs(len(boxes)), torch.tensor(boxes))
 
 
@@ -243,7 +194,7 @@ BOXES = [[0, 3, 0, 4], [2, 8, 5, 10], [0, 8, 0, 10], [4, 4, 2, 7], [1, 2, 9, 10]
 
 def test_cutmix_pixel_by_pixel() -> None:
     images, labels = batch()
-    mixed = make("cutmix", 6).mix(images, soft_targets(labels, 6), cutmix_draw(BOXES))
+    mixed = make("cutmix", 6).mix(images, soft_targets(labels, 6), cutmix_params(BOXES))
     for b, (top, bottom, left, right) in enumerate(BOXES):
         pasted = 0
         for y in range(8):
@@ -259,9 +210,9 @@ def test_cutmix_pixel_by_pixel() -> None:
         assert mixed.lam[b].tolist() == pytest.approx([1 - pasted / 80, pasted / 80])
 
 
-def test_cutmix_masks_are_the_ledger_of_its_pixels() -> None:
+def test_cutmix_masks_match_its_pixels() -> None:
     images, targets = soft_batch()
-    mixed = make("cutmix", 6).mix(images, targets, cutmix_draw(BOXES))
+    mixed = make("cutmix", 6).mix(images, targets, cutmix_params(BOXES))
     assert_mixed(mixed, images, targets)
 
 
@@ -277,7 +228,7 @@ def test_cutmix_equals_torchvisions() -> None:
         their_images = theirs.transform(images, {"labels": labels, "batch_size": 6, **params})
         their_targets = theirs.transform(labels, {"labels": labels, **params})
         mixed = make("cutmix", 6).mix(
-            images, soft_targets(labels, 6), cutmix_draw([[y1, y2, x1, x2]] * 6)
+            images, soft_targets(labels, 6), cutmix_params([[y1, y2, x1, x2]] * 6)
         )
         assert torch.equal(mixed.images, their_images)
         torch.testing.assert_close(mixed.targets, their_targets)
@@ -285,7 +236,7 @@ def test_cutmix_equals_torchvisions() -> None:
 
 
 def test_boxes_are_clipped_by_hand() -> None:
-    """Cut shares (k/32)² have exact roots, so that whole numbers give the same box."""
+    """Areas (k/32)² have exact square roots, so integers give the same boxes."""
     height, width = 32, 24
     sides = torch.arange(33)
     lam = 1 - (sides / 32) ** 2
@@ -304,8 +255,8 @@ def test_boxes_are_clipped_by_hand() -> None:
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
-def test_cutmix_share_is_the_recounted_share_of_pixels(per_sample: bool) -> None:
-    """Black and white images: the mean of a mix is the share of the white one."""
+def test_cutmix_lam_is_the_fraction_of_pixels(per_sample: bool) -> None:
+    """With black and white images, the mean of a mix is the weight of the white one."""
     images = torch.zeros(30, 1, 9, 13)
     images[::2] = 1
     method = make("cutmix", 30, options={"per_sample": per_sample})
@@ -318,8 +269,8 @@ def test_cutmix_share_is_the_recounted_share_of_pixels(per_sample: bool) -> None
     torch.testing.assert_close(mixed.targets.sum(dim=1), torch.ones(30))
 
 
-def expected_share_outside(size: int) -> float:
-    """Exact mean of CutMix's λ for λ₀ ~ U(0, 1): over box sides k and centers c."""
+def expected_fraction_outside(size: int) -> float:
+    """Exact mean of CutMix's λ for λ₀ ~ U(0, 1), over box sides k and centers c."""
     outside = 1.0
     for k in range(size):
         half = k // 2
@@ -328,8 +279,8 @@ def expected_share_outside(size: int) -> float:
     return outside
 
 
-def test_mean_share_of_clipped_cutmix() -> None:
-    expected = expected_share_outside(32)
+def test_mean_lam_of_clipped_cutmix() -> None:
+    expected = expected_fraction_outside(32)
     assert expected == pytest.approx(0.70, abs=0.01)
     box = draw_cutmix(20_000, 32, 32, 1.0, rng(), per_sample=True).box
     area = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2])
@@ -344,7 +295,7 @@ def test_box_mask_of_an_empty_box_is_empty() -> None:
 
 
 @pytest.mark.parametrize("name", INPUT_MIXING)
-def test_inputs_are_left_alone(name: str) -> None:
+def test_inputs_are_not_changed(name: str) -> None:
     images, targets = soft_batch()
     kept = images.clone(), targets.clone()
     mixed = getattr(adautomix.functional, name)(images, targets, num_classes=6, generator=rng())
@@ -354,7 +305,7 @@ def test_inputs_are_left_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", INPUT_MIXING)
-def test_soft_labels_mix_as_hard_ones_do(name: str) -> None:
+def test_one_hot_labels_mix_like_class_indices(name: str) -> None:
     images, labels = batch()
     mix = getattr(adautomix.functional, name)
     hard = mix(images, labels, num_classes=6, generator=rng())
@@ -376,7 +327,7 @@ def test_bfloat16_images(name: str) -> None:
     assert torch.equal(half.targets, full.targets)
 
 
-def test_vanilla_gives_the_batch_back() -> None:
+def test_vanilla_returns_the_batch() -> None:
     images, targets = soft_batch()
     vanilla = make("vanilla", 6)
     mixed = vanilla.mix(images, targets, vanilla.make_params(images.shape, rng(), 0))
@@ -396,11 +347,11 @@ def test_loss_is_the_soft_cross_entropy_of_the_mix(name: str) -> None:
     mixed = method.mix_batch(images, targets, student, None, params)
     expected = cross_entropy_by_hand(student(mixed.images), mixed.targets, 0.1)
     assert losses["loss"].item() == pytest.approx(expected, rel=1e-5)
-    captured = mixture_accuracy(student(mixed.images), mixed.targets)
-    assert losses["mixture_accuracy"].item() == captured.item()
+    accuracy = mixture_accuracy(student(mixed.images), mixed.targets)
+    assert losses["mixture_accuracy"].item() == accuracy.item()
 
 
-# ---------------------------------------------------------------------- what all methods share
+# ---------------------------------------------------------------------- loss and labels
 
 
 def cross_entropy_by_hand(logits: Tensor, targets: Tensor, smoothing: float) -> float:
@@ -408,8 +359,8 @@ def cross_entropy_by_hand(logits: Tensor, targets: Tensor, smoothing: float) -> 
     total = 0.0
     for row, label in zip(logits.tolist(), targets.tolist(), strict=True):
         normalizer = math.log(sum(math.exp(value) for value in row))
-        for value, share in zip(row, label, strict=True):
-            smooth = (1 - smoothing) * share + smoothing / len(row)
+        for value, target in zip(row, label, strict=True):
+            smooth = (1 - smoothing) * target + smoothing / len(row)
             total -= smooth * (value - normalizer)
     return total / len(logits)
 
@@ -434,9 +385,9 @@ def test_mixture_accuracy_by_hand() -> None:
             [0, 0, 0, 1],  # plain accuracy
         ]
     )
-    share = mixture_accuracy(logits.requires_grad_(), targets)
-    assert share.item() == pytest.approx((0.7 + 0 + 1 + 1) / 4)
-    assert not share.requires_grad
+    accuracy = mixture_accuracy(logits.requires_grad_(), targets)
+    assert accuracy.item() == pytest.approx((0.7 + 0 + 1 + 1) / 4)
+    assert not accuracy.requires_grad
 
 
 def test_mixture_accuracy_of_hard_labels_is_accuracy() -> None:
@@ -483,7 +434,7 @@ def test_mix_functions_take_the_settings_of_their_method() -> None:
     assert torch.equal(mixed.perm, params.perm)
 
 
-def test_mix_without_a_generator_draws_from_torchs() -> None:
+def test_mix_without_a_generator_uses_the_global_one() -> None:
     images, labels = batch()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
@@ -502,7 +453,7 @@ def test_wrong_settings_of_a_mix_are_named() -> None:
         adautomix.functional.cutmix(images, labels, num_classes=6, alpha=-1)
 
 
-# ---------------------------------------------------------------------- draws of AdAutoMix
+# ---------------------------------------------------------------------- random N of AdAutoMix
 
 
 def test_random_n_takes_every_value() -> None:

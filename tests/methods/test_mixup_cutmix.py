@@ -1,4 +1,4 @@
-"""Mixup, CutMix and their switch beside timm's and torchvision's."""
+"""The choice between Mixup and CutMix, compared with timm and torchvision."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ FLIPPED = torch.stack([torch.arange(8), torch.arange(8).flip(0)], dim=1)
 
 
 class TimmRecord:
-    """timm's `Mixup` on eight images, with the shares and boxes that it drew on the way."""
+    """timm's `Mixup` on eight images, recording the weights and boxes that it draws."""
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, mode: str, seed: int, **options: Any
@@ -59,7 +59,7 @@ class TimmRecord:
         monkeypatch.setattr(TIMM, "cutmix_bbox_and_lam", drawn)
 
     def rows(self, mode: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Shares `[8, 2]`, boxes `[8, 4]` and which mixes are by box, `[8]`."""
+        """Weights `[8, 2]`, boxes `[8, 4]` and which mixes are CutMix, `[8]`."""
         lam, cut = np.atleast_1d(self.drawn_lam), np.atleast_1d(self.cut)
         boxes, left = [], iter(self.boxes)
         for share, by_box in zip(lam, cut, strict=True):
@@ -108,7 +108,7 @@ def test_cutmix_gives_timms_mixes(monkeypatch: pytest.MonkeyPatch, mode: str, se
 
 @pytest.mark.parametrize("by_box", [False, True])
 def test_the_switch_gives_torchvisions_mixes(monkeypatch: pytest.MonkeyPatch, by_box: bool) -> None:
-    """Which pairs each image with the one before it."""
+    """torchvision pairs each image with the one before it."""
     images, labels = torch.rand(8, 3, 13, 16, generator=rng(3)), torch.arange(8)
     rows = torch.arange(8)
     perm = torch.stack([rows, rows.roll(1)], dim=1)
@@ -130,7 +130,7 @@ def test_the_switch_gives_torchvisions_mixes(monkeypatch: pytest.MonkeyPatch, by
 
 
 def test_boxes_are_drawn_as_timm_draws_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut shares (k/32)² have exact roots; timm is handed the centers that we drew."""
+    """Areas (k/32)² have exact roots; timm is handed the centers that we drew."""
     for k in range(33):
         lam = torch.tensor([1 - (k / 32) ** 2])
         box = [end.item() for size in (32, 24) for end in draw_interval(lam, size, rng(k))]
@@ -141,7 +141,7 @@ def test_boxes_are_drawn_as_timm_draws_them(monkeypatch: pytest.MonkeyPatch) -> 
         assert box == [int(end) for end in theirs]
 
 
-def test_the_switch_is_tossed_as_its_settings_say() -> None:
+def test_the_switch_follows_its_probabilities() -> None:
     kinds, lams = {"mixup": 0, "cutmix": 0}, []
     for seed in range(400):
         params = draw_mixup_cutmix(4, 16, 16, MixupCutMixSettings(), rng(seed))
@@ -163,7 +163,7 @@ def test_the_switch_is_tossed_as_its_settings_say() -> None:
     assert scipy.stats.kstest(by_lam, "beta", (0.8, 0.8)).pvalue > 0.001
 
 
-def test_the_switch_can_leave_a_batch_alone() -> None:
+def test_the_switch_can_leave_a_batch_unmixed() -> None:
     images, targets = batch()
     for per_sample in (False, True):
         method = make(MixupCutMix, prob=0.0, per_sample=per_sample)

@@ -1,4 +1,4 @@
-"""PuzzleMix: its energy by hand, its solutions beside the best, its mixes block by block."""
+"""PuzzleMix: energies by hand, solutions compared with the optimum, mixes block by block."""
 
 import itertools
 import math
@@ -35,7 +35,7 @@ from adautomix.mixing.solvers import cut_levels, swap_places
 def puzzle_energy(
     saliency: Tensor, blocks: int, method: PuzzleMix
 ) -> tuple[Tensor, Tensor, PuzzleMixParams]:
-    """Slopes and weights as PuzzleMix has them, on smooth images."""
+    """Slopes and weights of PuzzleMix's energy on smooth images."""
     count = len(saliency)
     images = F.interpolate(torch.rand(count, 3, 8, 8, generator=rng(9)), 32, mode="bilinear")
     share = torch.rand(count, generator=rng(8))
@@ -66,7 +66,7 @@ def puzzle_energy(
 def test_gap_of_the_masks(
     maps: Callable[..., Tensor], blocks: int, mean: float, worst: float
 ) -> None:
-    """The bounds of the card: how much costlier masks are than they need be."""
+    """The bounds of the module docstring on the energy of masks above the minimum."""
     method = PuzzleMix(PuzzleMixSettings(), num_classes=CLASSES)
     slopes, weights, _ = puzzle_energy(maps(16 if blocks == 16 else 32), blocks, method)
     found = cut_levels(slopes, weights, method.settings.iterations * max(blocks, 4))
@@ -76,7 +76,7 @@ def test_gap_of_the_masks(
     assert gap.max() < worst
     assert gap.min() > -1e-5
     nothing = level_energy(torch.zeros_like(exact), slopes, weights)
-    assert (nothing - level_energy(exact, slopes, weights)).mean() > 0.2, "there was much to gain"
+    assert (nothing - level_energy(exact, slopes, weights)).mean() > 0.2, "the optimum gains a lot"
 
 
 def place_cost(cost: Tensor, places: Tensor) -> Tensor:
@@ -97,15 +97,15 @@ def cheapest_places(cost: Tensor) -> Tensor:
     ],
 )
 def test_gap_of_the_transport(cells: int, noise: bool, mean: float, worst: float) -> None:
-    """The bounds of the card: on masks as PuzzleMix finds them, and on any."""
+    """The bounds of the module docstring, for PuzzleMix's masks and for random ones."""
     method = PuzzleMix(PuzzleMixSettings(), num_classes=CLASSES)
     slopes, weights, params = puzzle_energy(blobs(24), 8, method)
     mask = cut_levels(slopes, weights, 32) > 0
     if noise:
         mask = torch.rand(mask.shape, generator=rng(2)) < 0.5
-    features = cells_to_pixels(mask, cells, cells).flatten(1)[:, None]
+    visible = cells_to_pixels(mask, cells, cells).flatten(1)[:, None]
     saliency = cell_sums(blobs(24), cells)[params.perm[:, 0]].flatten(1)
-    costs = features * (0.8 * squared_distances(cells, torch.device("cpu")) - saliency[:, :, None])
+    costs = visible * (0.8 * squared_distances(cells, torch.device("cpu")) - saliency[:, :, None])
     exact = place_cost(costs, cheapest_places(costs))
     gap = place_cost(costs, swap_places(costs, 8)) - exact
     gain = costs.diagonal(dim1=1, dim2=2).sum(dim=1) - exact
@@ -115,19 +115,19 @@ def test_gap_of_the_transport(cells: int, noise: bool, mean: float, worst: float
     assert gap.mean() < 0.1 * gain.mean()
 
 
-def published_rounds(saliency: Tensor, features: Tensor, cost: float) -> Tensor:
-    """Which block comes to each place as published, `[M, t²]`.
+def published_rounds(saliency: Tensor, visible: Tensor, cost: float) -> Tensor:
+    """Block that comes to each position as published, `[M, t²]`.
 
     Every block claims its cheapest place, the cheapest of a place's claimants gets it, and for
     the others the place costs 1 more in the next of t rounds.
 
     Args:
         saliency: `[M, t, t]`.
-        seen: `[M, t, t]`.
-        cost: of a move across a side.
+        visible: `[M, t, t]`.
+        cost: cost of a move across a whole side.
     """
     side = saliency.shape[1]
-    gain = saliency.flatten(1)[:, :, None] * features.flatten(1)[:, None]
+    gain = saliency.flatten(1)[:, :, None] * visible.flatten(1)[:, None]
     costs = cost * squared_distances(side, torch.device("cpu")) - gain
     for _ in range(side):
         claims = F.one_hot(costs.argmin(dim=2), side**2)
@@ -137,8 +137,8 @@ def published_rounds(saliency: Tensor, features: Tensor, cost: float) -> Tensor:
 
 
 @pytest.mark.parametrize(("blocks", "cells"), [(2, 8), (4, 8), (8, 8), (16, 16)])
-def test_transport_is_the_published_one_where_it_is_seen(blocks: int, cells: int) -> None:
-    """The card's remark: nearly all that is seen is the same, and gains as much."""
+def test_visible_transport_is_the_published_one(blocks: int, cells: int) -> None:
+    """Nearly all visible blocks are the same, and they gain as much, as the docstring says."""
     maps = blobs(24).square()
     maps = maps / maps.sum(dim=(1, 2), keepdim=True)
     slopes, weights, params = puzzle_energy(maps, blocks, puzzlemix())
@@ -146,14 +146,14 @@ def test_transport_is_the_published_one_where_it_is_seen(blocks: int, cells: int
     shares = torch.stack([mask, 1 - mask], dim=1)
     saliency = cell_sums(maps, cells)[params.perm]
     ours = transport(saliency, shares, 0.8).flatten(0, 1)
-    saliency, features = saliency.flatten(0, 1), (shares > 0).flatten(0, 1)
-    theirs = published_rounds(saliency, features, 0.8)
+    saliency, visible = saliency.flatten(0, 1), (shares > 0).flatten(0, 1)
+    theirs = published_rounds(saliency, visible, 0.8)
     still = torch.arange(cells**2).expand_as(theirs)
-    assert (ours == theirs)[features.flatten(1)].double().mean() > 0.99
+    assert (ours == theirs)[visible.flatten(1)].double().mean() > 0.99
     moves = 0.8 * squared_distances(cells, torch.device("cpu"))
-    costs = features.flatten(1)[:, None] * (moves - saliency.flatten(1)[:, :, None])
+    costs = visible.flatten(1)[:, None] * (moves - saliency.flatten(1)[:, :, None])
     paid = [costs.gather(1, shown[:, None]).sum().item() / 48 for shown in (ours, theirs, still)]
-    assert paid[1] < paid[2] - 0.002, "there was something to gain"
+    assert paid[1] < paid[2] - 0.002, "transport gains something"
     assert paid[0] < paid[1] + 1e-5
 
 
@@ -161,8 +161,8 @@ def puzzlemix(**settings: Any) -> PuzzleMix:
     return PuzzleMix(PuzzleMixSettings(**settings), num_classes=CLASSES)
 
 
-def puzzle_draw(count: int, blocks: int, share: float = 0.5) -> PuzzleMixParams:
-    """Each image with the one before it."""
+def puzzle_params(count: int, blocks: int, share: float = 0.5) -> PuzzleMixParams:
+    """Pairs each image with the one before it."""
     rows = torch.arange(count)
     lam = torch.tensor([share, 1 - share]).expand(count, 2)
     return PuzzleMixParams(torch.stack([rows, rows.roll(1)], dim=1), lam, blocks)
@@ -171,13 +171,13 @@ def puzzle_draw(count: int, blocks: int, share: float = 0.5) -> PuzzleMixParams:
 def puzzle(
     method: PuzzleMix, images: Tensor, targets: Tensor, params: PuzzleMixParams, maps: Tensor
 ) -> Mixed:
-    """The mix under saliency that is given pixel by pixel."""
+    """The mix for a given saliency map."""
     cells = params.blocks * method.pieces(images, params)
     return method.mix(images, targets, params, saliency=cell_sums(maps, cells))
 
 
 def lost_by_hand(saliency: list[Any], y: int, x: int, size: int) -> float:
-    """What an image whose block is not seen loses."""
+    """Saliency lost by an image whose block is not visible."""
     rows = saliency[y * size : (y + 1) * size]
     return float(sum(sum(row[x * size : (x + 1) * size]) for row in rows))
 
@@ -185,7 +185,7 @@ def lost_by_hand(saliency: list[Any], y: int, x: int, size: int) -> float:
 def seam_by_hand(
     own: list[Any], other: list[Any], y: int, x: int, down: bool, size: int, pool: int
 ) -> float:
-    """Mean absolute step between the pooled pixels of two images on both sides of a seam."""
+    """Mean absolute difference between pooled pixels of two images across a seam."""
     steps: list[float] = []
     for channel, along in itertools.product(range(3), range(0, size, pool)):
         sides = []
@@ -202,7 +202,7 @@ def seam_by_hand(
 
 
 def seam_energy(here: float, there: float, costs: dict[tuple[int, int], float]) -> float:
-    """Of neighbors with these shares of the first image; costs by who is the first's.
+    """Cost of a seam between neighbors with these weights of the first image.
 
     Exact where the mask is 0 or 1; in between, sides are mixed and steps are squared.
     """
@@ -243,7 +243,7 @@ def energy_by_hand(
 
 @pytest.mark.parametrize(("blocks", "labels"), [(2, 3), (4, 2), (4, 3), (2, 4)])
 def test_energy_of_a_mask_by_hand(blocks: int, labels: int) -> None:
-    """Differences between masks, as a constant is nobody's."""
+    """Compares differences between masks, because energies are known up to a constant."""
     method = puzzlemix(labels=labels)
     images, maps = batch(2, 16, 16)[0], blobs(2, 16)
     seams = seam_costs(images, torch.tensor([[0, 1]]), blocks, method.settings.seam)
@@ -276,7 +276,7 @@ def test_energy_of_a_mask_by_hand(blocks: int, labels: int) -> None:
 def test_puzzlemix_block_by_block(blocks: int, moving: bool) -> None:
     images, targets = batch(6, 16, 16)
     method, maps = puzzlemix(transport=moving, transport_cost=0.1), blobs(6, 16)
-    params = puzzle_draw(6, blocks, 0.6)
+    params = puzzle_params(6, blocks, 0.6)
     mixed = puzzle(method, images, targets, params, maps)
     cells = blocks * method.pieces(images, params)
     saliency = cell_sums(maps, cells)[params.perm]
@@ -306,19 +306,19 @@ def test_puzzlemix_block_by_block(blocks: int, moving: bool) -> None:
         assert mixed.targets[b].tolist() == pytest.approx(label, abs=1e-6)
 
 
-def test_share_of_puzzlemix_is_that_of_its_pixels() -> None:
-    """White and black images: transport moves blocks, not shares."""
+def test_lam_of_puzzlemix_is_the_fraction_of_pixels() -> None:
+    """With black and white images: transport moves blocks but keeps the fraction of pixels."""
     images = torch.zeros(8, 1, 16, 16)
     images[::2] = 1
-    mixed = puzzle(puzzlemix(), images, torch.eye(8), puzzle_draw(8, 4), blobs(8, 16))
+    mixed = puzzle(puzzlemix(), images, torch.eye(8), puzzle_params(8, 4), blobs(8, 16))
     white = images[mixed.perm].mean(dim=(2, 3, 4))
     torch.testing.assert_close(mixed.images.mean(dim=(1, 2, 3)), (mixed.lam * white).sum(dim=1))
-    assert len(mixed.lam[:, 0].unique()) > 2, "each mix has its own"
+    assert len(mixed.lam[:, 0].unique()) > 2, "λ differs between mixes"
 
 
 def test_saliency_of_puzzlemix_is_that_in_evaluation_mode() -> None:
     student, (images, targets) = telling_network().train(), toys()
-    params = puzzle_draw(7, 4)
+    params = puzzle_params(7, 4)
     found = puzzlemix(transport=False).extract_features(images, targets, student, None, params)[
         "saliency"
     ]
@@ -328,32 +328,32 @@ def test_saliency_of_puzzlemix_is_that_in_evaluation_mode() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_the_mask_takes_what_is_salient() -> None:
+def test_the_mask_shows_salient_blocks() -> None:
     images = torch.rand(1, 3, 16, 16, generator=rng()).expand(2, -1, -1, -1)
     maps = torch.full((2, 16, 16), 1e-6)
     maps[0, :, :8], maps[1, :, 8:] = 1 / 128, 1 / 128
-    params = puzzle_draw(2, 4)
+    params = puzzle_params(2, 4)
     mask = puzzlemix().mask(images, cell_sums(maps, 4)[params.perm], params)
     left = torch.tensor([1.0, 1, 0, 0]).expand(4, 4)
     assert torch.equal(mask, torch.stack([left, 1 - left]))
 
 
 @pytest.mark.parametrize("share", [1.0, 0.0])
-def test_puzzlemix_of_all_or_nothing_is_an_image(share: float) -> None:
-    """A prior that is certain outweighs what is salient."""
+def test_puzzlemix_with_lam_0_or_1_is_an_image(share: float) -> None:
+    """A certain prior outweighs saliency."""
     images, targets = batch(6, 16, 16)
     method = puzzlemix(transport=False, eta=5.0)
-    mixed = puzzle(method, images, targets, puzzle_draw(6, 4, share), blobs(6, 16))
+    mixed = puzzle(method, images, targets, puzzle_params(6, 4, share), blobs(6, 16))
     expected = torch.arange(6) if share else torch.arange(6).roll(1)
     assert torch.equal(mixed.images, images[expected])
     assert torch.equal(mixed.targets, targets[expected])
 
 
-def test_lam_pulls_at_the_mask() -> None:
+def test_masks_follow_lam() -> None:
     images, _ = batch(12, 16, 16)
     means = []
     for share in (0.1, 0.35, 0.65, 0.9):
-        params = puzzle_draw(12, 4, share)
+        params = puzzle_params(12, 4, share)
         saliency = cell_sums(blobs(12, 16), 4)[params.perm]
         means.append(puzzlemix(eta=2.0).mask(images, saliency, params).mean().item())
     assert means == pytest.approx([0.1, 0.35, 0.65, 0.9], abs=0.15)
@@ -361,7 +361,7 @@ def test_lam_pulls_at_the_mask() -> None:
 
 def test_smoothness_makes_masks_constant() -> None:
     images, _ = batch(12, 16, 16)
-    params = puzzle_draw(12, 4)
+    params = puzzle_params(12, 4)
     saliency = cell_sums(blobs(12, 16), 4)[params.perm]
     rough = puzzlemix(beta=0.0).mask(images, saliency, params).flatten(1)
     smooth = puzzlemix(beta=100.0, iterations=100).mask(images, saliency, params).flatten(1)
@@ -369,8 +369,8 @@ def test_smoothness_makes_masks_constant() -> None:
     assert (smooth == smooth[:, :1]).all()
 
 
-def test_transport_brings_what_is_salient_into_sight() -> None:
-    """The one salient block is unseen: it takes the nearest place that is seen, and only that."""
+def test_transport_makes_salient_blocks_visible() -> None:
+    """The only salient block is hidden; it moves to the nearest visible position."""
     saliency = torch.full((1, 2, 4, 4), 1e-3)
     saliency[0, 0, 1, 0] = 1
     shares = torch.zeros(1, 2, 4, 4)
@@ -381,15 +381,15 @@ def test_transport_brings_what_is_salient_into_sight() -> None:
     rest = torch.ones(16, dtype=torch.bool)
     rest[[4, 6]] = False
     assert torch.equal(shown[0, rest], torch.arange(16)[rest])
-    assert torch.equal(shown[1], torch.arange(16)), "nothing of the second is seen"
+    assert torch.equal(shown[1], torch.arange(16)), "the second image is not visible"
 
 
-def test_finer_blocks_to_move() -> None:
-    """As the authors' 4 pixels of 32; at most 16 a side for larger images."""
+def test_number_of_pieces_per_block() -> None:
+    """Pieces of 4 pixels for images of 32 as the authors have it, and at most 16 per side."""
     method = puzzlemix()
     found = {
         size: [
-            n * method.pieces(torch.empty(1, 3, size, size), puzzle_draw(2, n))
+            n * method.pieces(torch.empty(1, 3, size, size), puzzle_params(2, n))
             for n in (2, 4, 8, 16)
         ]
         for size in (32, 64, 224)
@@ -397,7 +397,7 @@ def test_finer_blocks_to_move() -> None:
     assert found == {32: [8, 8, 8, 16], 64: [16, 16, 16, 16], 224: [16, 16, 16, 16]}
 
 
-def test_draws_of_puzzlemix() -> None:
+def test_parameters_of_puzzlemix() -> None:
     method = puzzlemix(alpha=0.7)
     draws = [method.make_params((4, 3, 32, 32), rng(seed), 0) for seed in range(400)]
     counts = [sum(params.blocks == n for params in draws) for n in (2, 4, 8, 16)]
@@ -417,10 +417,10 @@ def test_puzzlemix_of_an_odd_image() -> None:
 
 
 @pytest.mark.parametrize("moving", [False, True])
-def test_some_of_the_puzzles(moving: bool) -> None:
+def test_a_part_of_the_mixes(moving: bool) -> None:
     images, targets = batch(7, 24, 16)
     method, maps = puzzlemix(transport=moving), torch.rand(7, 24, 16, generator=rng(4))
-    params = puzzle_draw(7, 4)
+    params = puzzle_params(7, 4)
     whole = puzzle(method, images, targets, params, maps)
     part = puzzle(method, images, targets, params.rows(slice(1, 4)), maps)
     for mine, theirs in zip(rows_of(whole, slice(1, 4)), rows_of(part, slice(None)), strict=True):

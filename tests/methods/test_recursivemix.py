@@ -1,4 +1,4 @@
-"""RecursiveMix beside a loop that keeps its history in a list."""
+"""RecursiveMix compared with a loop that keeps its history in a list."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +33,7 @@ def test_box_average_is_roi_align(height: int, width: int, shape: tuple[int, int
     ours = box_average(maps, box, height, width)
     scale = torch.tensor([shape[0] / height, shape[1] / width])
     for b, (top, bottom, left, right) in enumerate(box.tolist()):
-        # torchvision has one scale for both directions: hand it boxes in pixels of the map.
+        # torchvision has one scale for both directions, so boxes are passed in pixels of the map.
         corners = [left * scale[1], top * scale[0], right * scale[1], bottom * scale[0]]
         region = torch.tensor([[0.0, *corners]])
         theirs = roi_align(maps[b : b + 1], region, output_size=1, aligned=True).flatten()
@@ -129,7 +129,7 @@ def test_the_first_step_is_vanilla() -> None:
     assert torch.equal(method.kept_images, images)
 
 
-def test_no_box_is_vanilla_for_good() -> None:
+def test_empty_boxes_are_always_vanilla() -> None:
     model = staged()
     method = make(RecursiveMix, model, alpha=0.0)
     for step in range(3):
@@ -152,7 +152,7 @@ def trained(method: Any, model: Any, steps: range) -> list[float]:
     return losses
 
 
-def test_recursivemix_goes_on_from_its_state_dict() -> None:
+def test_recursivemix_continues_from_its_state_dict() -> None:
     model = staged()
     method = make(RecursiveMix, model)
     first = trained(method, model, range(3))
@@ -181,7 +181,7 @@ def test_history_is_kept_in_place_and_without_a_graph() -> None:
     assert not any(getattr(method, name).requires_grad for name in HISTORY)
 
 
-def test_looking_at_mixes_changes_no_history() -> None:
+def test_mix_batch_does_not_change_the_history() -> None:
     model = staged()
     method = make(RecursiveMix, model)
     trained(method, model, range(2))
@@ -192,7 +192,7 @@ def test_looking_at_mixes_changes_no_history() -> None:
         params = method.params_for_step(images.shape, 1)
         mixed = method.mix_batch(images, targets, model, None, params)
         for b, (top, bottom, left, right) in enumerate(params.box.tolist()):
-            # Where no history has that size, the image ahead in the batch stands in.
+            # Without a history of that size, the previous image of the batch takes its place.
             past = method.kept_images[b] if (count, size) == (6, 16) else images[b - 1]
             expected = images[b].clone()
             small = F.interpolate(past[None], size=(bottom - top, right - left))[0]
@@ -203,8 +203,8 @@ def test_looking_at_mixes_changes_no_history() -> None:
         assert torch.equal(value, kept[name])
 
 
-def test_parts_of_a_batch_take_and_leave_the_batchs_history() -> None:
-    """Split in two or whole: the same losses and the same history; no batch norm in between."""
+def test_parts_of_a_batch_share_one_history() -> None:
+    """A batch gives the same loss and history whether it is split or not (without batch norm)."""
     whole, split = (network("convnext_tiny") for _ in range(2))
     one, two = (make(RecursiveMix, model, per_sample=True) for model in (whole, split))
     for step in range(3):
@@ -225,8 +225,8 @@ def test_parts_of_a_batch_take_and_leave_the_batchs_history() -> None:
             torch.testing.assert_close(getattr(two, name), getattr(one, name))
 
 
-def test_processes_fetch_each_others_history(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the first of two processes sees it: the other's rows come with its own."""
+def test_processes_gather_each_others_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The view of the first of two processes, which also receives the rows of the other."""
     images, labels = toy_images(6)
     targets = soft_targets(labels, CLASSES)
     logits = torch.randn(6, CLASSES, generator=rng(3))
@@ -254,13 +254,13 @@ def test_processes_fetch_each_others_history(monkeypatch: pytest.MonkeyPatch) ->
     assert method.kept.tolist() == [1] * 6
 
 
-def test_boxes_of_recursivemix_have_a_uniform_share() -> None:
-    """In an image large enough for flooring not to count, before clipping."""
+def test_boxes_of_recursivemix_have_a_uniform_area() -> None:
+    """Before clipping, in an image so large that rounding down does not matter."""
     box = draw_recursivemix(6000, 2000, 2000, 0.5, rng(), per_sample=True).box
     whole = ((box[:, ::2] > 0) & (box[:, 1::2] < 2000)).all(dim=1)
     sides = (box[:, 1] - box[:, 0])[whole].double()
     assert sides.max() ** 2 / 2000**2 < 0.5
-    # Among boxes that touch no border small ones are too many: those of one size alike.
+    # Boxes that touch no border are more often small, so boxes of one size are compared.
     weight = 1 / (1 - sides / 2000) ** 2
     for share in (0.1, 0.2, 0.3, 0.4):
         below = weight[(sides / 2000) ** 2 < share].sum() / weight.sum()

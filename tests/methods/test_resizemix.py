@@ -1,4 +1,4 @@
-"""ResizeMix beside what PyTorch resizes."""
+"""ResizeMix compared with PyTorch's interpolation."""
 
 import pytest
 import scipy.stats
@@ -15,7 +15,7 @@ from adautomix.methods.resizemix import (
 from adautomix.mixing.params import draw_partners
 
 
-def test_resizemix_pastes_what_pytorch_resizes() -> None:
+def test_resizemix_pastes_pytorchs_interpolation() -> None:
     """Every height and width of the patch, in an image that is not square."""
     images = torch.rand(5, 2, 9, 14, generator=rng(1))
     perm = draw_partners(5, rng())
@@ -50,7 +50,7 @@ def test_resizemix_scales_and_places() -> None:
     assert at_top.double().mean().item() == pytest.approx(11 / 40, abs=0.06)
 
 
-def test_resizemix_shares_its_scale_but_no_place() -> None:
+def test_resizemix_has_one_scale_per_batch_and_a_box_per_mix() -> None:
     box = draw_resizemix(64, 32, 32, ResizeMixSettings(scale_max=0.5), rng()).box
     sides = box[:, 1::2] - box[:, ::2]
     assert len(sides.unique(dim=0)) == 1

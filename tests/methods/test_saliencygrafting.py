@@ -68,7 +68,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_saliency_of_a_transformer_by_hand(name: str) -> None:
-    """The slope along each place's own features: what `f (1 + ε)` adds to the loss, over ε."""
+    """The derivative along each position's features: the loss change under `f (1 + ε)`, over ε."""
     student = build_model(name, CLASSES, width=0.25, generator_seed=0, **TRANSFORMERS[name])
     student = student.double().eval()
     size = TRANSFORMERS[name]["image_size"]
@@ -96,8 +96,8 @@ def test_saliency_of_a_transformer_by_hand(name: str) -> None:
     torch.testing.assert_close(maps, expected, atol=1e-4, rtol=1e-2)
 
 
-def test_a_stage_that_is_normalized_says_nothing() -> None:
-    """A layer norm forgets how long features are, and then no place is salient."""
+def test_a_normalized_stage_is_uninformative() -> None:
+    """Layer norm ignores the norm of features, so no position is salient."""
     convnext = build_model("convnext_tiny", CLASSES, stem="cifar", width=0.125, image_size=16)
     vit = build_model("vit_tiny_patch16_224", CLASSES, width=0.25, image_size=32)
     assert [is_informative(convnext, tap) for tap in (1, 2, 3, 4)] == [False, False, False, True]
@@ -139,7 +139,7 @@ def test_grafting_cell_by_cell() -> None:
     assert 5 < grafts < 40
 
 
-def test_equal_saliency_counts_by_the_root_of_the_area() -> None:
+def test_uniform_saliency_weighs_by_the_square_root_of_the_area() -> None:
     grafted = torch.zeros(1, 8, 8, dtype=torch.bool)
     grafted[0, :2, :8] = True
     lam = calibrated_lam(torch.full((1, 2, 8, 8), 1 / 64), grafted)[0]
@@ -148,7 +148,7 @@ def test_equal_saliency_counts_by_the_root_of_the_area() -> None:
     assert nothing.tolist() == [[1, 0]]
 
 
-def test_temperature_says_how_much_is_salient() -> None:
+def test_temperature_controls_how_many_cells_are_salient() -> None:
     maps = cell_sums(blobs(20), 8)
     shares = [
         salient_cells(maps, temperature).float().mean().item() for temperature in (0.01, 0.2, 100.0)
@@ -173,7 +173,7 @@ def test_without_saliency_nothing_is_grafted() -> None:
     assert torch.equal(mixed.targets, targets)
 
 
-def test_chances_of_a_graft_are_beta() -> None:
+def test_probabilities_of_a_graft_are_beta() -> None:
     """The number of cells is beta-binomial."""
     counts = draw_saliencygrafting(4000, 8, 2.0, rng()).picked.sum(dim=(1, 2)).double()
     expected = scipy.stats.betabinom(64, 2, 2)

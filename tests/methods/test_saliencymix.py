@@ -42,7 +42,7 @@ def test_saliencymix_pixel_by_pixel() -> None:
         torch.testing.assert_close(mixed.targets[b], label)
 
 
-def test_saliencymix_boxes_are_cutmixs_around_another_place() -> None:
+def test_saliencymix_boxes_are_those_of_cutmix_around_the_peak() -> None:
     center = torch.tensor([[3, 9], [13, 0], [7, 10]])
     boxes = boxes_around(center, torch.tensor([0.25, 0.25, 1.0]), 14, 20)
     assert boxes.tolist() == [[0, 6, 4, 14], [10, 14, 0, 5], [0, 14, 0, 20]]
@@ -63,7 +63,7 @@ def test_saliencymix_spectral_peak_is_where_the_square_is() -> None:
     assert (distance <= 4).all()
 
 
-def test_saliencymix_mixes_as_many_batches_as_asked() -> None:
+def test_saliencymix_mixes_batches_with_probability_prob() -> None:
     method = make(SaliencyMix, prob=0.3)
     mixed = [bool(method.make_params((4, 3, 8, 8), rng(k), 0).lam[0, 1] > 0) for k in range(400)]
     assert sum(mixed) / 400 == pytest.approx(0.3, abs=0.08)

@@ -26,7 +26,7 @@ def test_soft_masks_pixel_by_pixel() -> None:
 
 
 def test_soft_masks_are_the_weight_of_the_image_itself() -> None:
-    """White images among black ones: a white one is white at its mask's center."""
+    """With black and white images, a white one stays white at its mask's center."""
     images = torch.zeros(2, 1, HEIGHT, WIDTH)
     images[0] = 1
     perm = torch.tensor([[0, 1], [1, 0]])

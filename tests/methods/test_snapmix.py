@@ -1,4 +1,4 @@
-"""SnapMix beside cropping and resizing; its maps beside logits."""
+"""SnapMix compared with cropping and resizing; maps compared with logits."""
 
 from typing import Any
 
@@ -31,14 +31,14 @@ BOXES = [[0, 6, 2, 9], [3, 4, 0, 16], [0, 16, 0, 16], [5, 12, 7, 8], [0, 0, 0, 0
 TAKEN = [[4, 14, 1, 5], [0, 8, 8, 12], [2, 5, 3, 11], [0, 16, 0, 16], [0, 0, 0, 0]]
 
 
-def snapmix_draw() -> SnapMixParams:
+def snapmix_params() -> SnapMixParams:
     return SnapMixParams(draw_partners(5, rng(3)), torch.tensor(BOXES), torch.tensor(TAKEN))
 
 
 def test_snapmix_by_cropping_and_resizing(student: Any) -> None:
     images, targets = toy_images(5, size=16)[0], torch.eye(5)
     maps = torch.rand(5, 4, 4, generator=rng(6))
-    params = snapmix_draw()
+    params = snapmix_params()
     mixed = make(SnapMix, student).mix(images, targets, params, maps=maps)
     for b, (box, taken) in enumerate(zip(BOXES, TAKEN, strict=True)):
         own, partner = params.perm[b].tolist()
@@ -67,7 +67,7 @@ def test_snapmix_by_cropping_and_resizing(student: Any) -> None:
 
 def test_snapmix_of_a_uniform_map_counts_the_pixels(student: Any) -> None:
     images, targets = toy_images(5, size=16)[0], torch.eye(5)
-    mixed = make(SnapMix, student).mix(images, targets, snapmix_draw(), maps=torch.ones(5, 4, 4))
+    mixed = make(SnapMix, student).mix(images, targets, snapmix_params(), maps=torch.ones(5, 4, 4))
     for lam, box, taken in zip(mixed.lam, BOXES, TAKEN, strict=True):
         areas = [(b[1] - b[0]) * (b[3] - b[2]) / 16**2 for b in (box, taken)]
         assert lam.tolist() == pytest.approx([1 - areas[0], areas[1]], abs=1e-5)
@@ -83,8 +83,8 @@ def test_a_box_onto_itself_changes_nothing() -> None:
     assert half.dtype == torch.float16
 
 
-def test_snapmix_maps_are_the_classes_logits_place_by_place() -> None:
-    """The mean of a class activation map is the class's logit: pooling is linear."""
+def test_snapmix_maps_average_to_the_logits() -> None:
+    """Pooling is linear, so the mean of a class activation map is the logit of the class."""
     model, (images, targets) = telling_network().eval(), toys()
     hard = F.one_hot(torch.arange(7) % CLASSES, CLASSES).float()
     method = make(SnapMix, model)
@@ -105,7 +105,7 @@ def test_snapmix_maps_are_the_classes_logits_place_by_place() -> None:
     torch.testing.assert_close(soft, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_activation_maps_see_only_what_is_positive() -> None:
+def test_activation_maps_use_positive_features_only() -> None:
     features = torch.randn(2, 3, 4, 4, generator=rng())
     weight, targets = torch.randn(5, 3, generator=rng(1)), torch.eye(5)[[4, 2]]
     with torch.autocast("cpu", torch.bfloat16):
@@ -117,7 +117,7 @@ def test_activation_maps_see_only_what_is_positive() -> None:
     torch.testing.assert_close(percent_maps(maps, 8, 8).sum(dim=(1, 2)), torch.ones(2))
 
 
-def test_snapmix_looks_without_a_trace(student: Any) -> None:
+def test_extracting_maps_changes_nothing(student: Any) -> None:
     kept, modes = state_of(student), [module.training for module in student.modules()]
     images, targets = toys()
     features = make(SnapMix, student).extract_features(images, targets, student, None, None)
@@ -144,9 +144,9 @@ def test_permuting_the_weights_of_snapmix_changes_the_loss(student: Any) -> None
     images, targets = toy_images(5, size=16)[0], torch.eye(5)
     method, model = make(SnapMix, student), telling_network().eval()
     maps = torch.rand(5, 4, 4, generator=rng(6))
-    logits = model(method.mix(images, targets, snapmix_draw(), maps=maps).images)
+    logits = model(method.mix(images, targets, snapmix_params(), maps=maps).images)
     losses = [
-        method.cross_entropy(logits, method.mix(images, targets, snapmix_draw(), maps=m).targets)
+        method.cross_entropy(logits, method.mix(images, targets, snapmix_params(), maps=m).targets)
         for m in (maps, maps.flip(0))
     ]
     assert losses[0].item() != pytest.approx(losses[1].item(), abs=1e-4)

@@ -16,7 +16,7 @@ from adautomix.mixing.ops import Mixed, soft_targets
 
 
 class Pooling(TinyClassifier):
-    """Predictions that can be recomputed: the pooled features are means of the pixels."""
+    """A network that is easy to recompute: its pooled features are means of the pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ def normalized(values: list[float]) -> list[float]:
 def sumix_by_hand(
     model: Any, method: Any, images: Tensor, labels: list[int], mixed: Mixed, scale: float
 ) -> tuple[float, float, list[float]]:
-    """Cross-entropy, term of uncertainty, and λ' of the first sources; plain Python floats."""
+    """Cross-entropy, uncertainty term, and λ' of the first sources, in plain Python floats."""
 
     def predict(batch: Tensor) -> tuple[list[list[float]], list[list[float]]]:
         with torch.no_grad():
@@ -107,7 +107,7 @@ def test_sumix_sample_by_sample(scale: float | None) -> None:
     assert apart > 0.01, "λ is corrected"
 
 
-def test_lam_is_kept_where_the_network_sees_no_difference() -> None:
+def test_lam_is_unchanged_if_predictions_are_equal() -> None:
     labels = torch.eye(CLASSES)[torch.tensor([[0, 1], [2, 2], [4, 0]])]
     lam = torch.tensor([[0.3, 0.7], [1.0, 0.0], [0.5, 0.5]])
     torch.testing.assert_close(corrected_lam(lam, torch.zeros(3, 2, CLASSES), labels), lam)
@@ -115,17 +115,17 @@ def test_lam_is_kept_where_the_network_sees_no_difference() -> None:
     torch.testing.assert_close(corrected_lam(lam, everywhere, labels), lam)
 
 
-def test_lam_moves_to_the_source_that_the_mix_looks_like() -> None:
+def test_lam_moves_to_the_source_the_mix_resembles() -> None:
     mixed = torch.tensor([[0.9, 0.05, 0.02, 0.02, 0.01]])
     clean = torch.tensor([[[0.9, 0.05, 0.02, 0.02, 0.01], [0.05, 0.9, 0.02, 0.02, 0.01]]])
     labels = torch.eye(CLASSES)[torch.tensor([[0, 1]])]
     alpha = semantic_distance(mixed, clean, labels, 10.0)
     torch.testing.assert_close(alpha.norm(dim=2), torch.full((1, 2), 10.0))
     lam = corrected_lam(torch.tensor([[0.5, 0.5]]), alpha, labels)
-    # The mix is of class 0 as much as its first source is: nothing is far there; class 1 of the
-    # second source is missing from it, which brings its difference below zero.
+    # The mix is predicted as class 0 like its first source, so their distance is small. Class 1 of
+    # the second source is missing from it, which makes the difference negative.
     assert lam.sum().item() == pytest.approx(1)
-    assert lam[0, 1] > lam[0, 0], "as published: a lower share of the class counts as closer"
+    assert lam[0, 1] > lam[0, 0], "as published: a lower probability of the class counts as closer"
 
 
 def test_soft_labels_average_what_hard_ones_give() -> None:
@@ -140,8 +140,8 @@ def test_soft_labels_average_what_hard_ones_give() -> None:
     assert torch.isfinite(corrected_lam(lam, alpha, labels)).all()
 
 
-def test_sumix_gradients_go_where_they_should() -> None:
-    """α and λ' are held fixed; the doubts teach the second head and the network, not the first."""
+def test_sumix_gradients() -> None:
+    """α and λ' are constants; the uncertainty trains the second head and the network only."""
     images, labels = toy_images(7)
     gradients = {}
     for gamma in (0.0, 1.0):
@@ -165,7 +165,7 @@ def test_sumix_gradients_go_where_they_should() -> None:
 
 
 def test_sumix_in_parts_is_sumix_at_once() -> None:
-    """Without batch norm's statistics: the partners' doubts keep their gradient."""
+    """Without batch norm statistics; the uncertainty of partners keeps its gradient."""
     images, targets = toys(6)
     method, model = make(SUMix, tiny_classifier(), scale=2.0), tiny_classifier().eval()
     params = method.make_params(images.shape, rng(), 0)
@@ -201,7 +201,7 @@ def test_permuting_lam_changes_the_loss() -> None:
     assert one != pytest.approx(other, abs=1e-4)
 
 
-def test_sumix_wraps_the_method_asked_for() -> None:
+def test_sumix_wraps_the_named_method() -> None:
     images, targets = toys()
     method = make(SUMix, tiny_classifier(), mix="cutmix", options={"alpha": 0.3})
     plain = make(CutMix, alpha=0.3)

@@ -1,4 +1,4 @@
-"""Saliency maps: by hand, by finite differences, beside OpenCV."""
+"""Saliency maps, compared with numpy, finite differences and OpenCV."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_spectral_residual_by_hand() -> None:
         np.testing.assert_allclose(found.numpy(), by_hand, rtol=2e-3, atol=1e-5)
 
 
-def test_spectral_residual_shrinks_what_is_larger() -> None:
+def test_spectral_residual_resizes_larger_images() -> None:
     images = torch.rand(2, 3, 40, 70, generator=rng())
     maps = spectral_residual(images, size=32)
     assert maps.shape == (2, 32, 32)
@@ -52,7 +52,7 @@ def test_fine_grained_by_hand() -> None:
         np.testing.assert_allclose(found.numpy(), by_hand, rtol=1e-3, atol=1e-4)
 
 
-# What OpenCV 5.0's StaticSaliencyFineGrained gives for `opencvs_image`, every fourth pixel.
+# Output of OpenCV 5.0's StaticSaliencyFineGrained for `opencvs_image`, every fourth pixel.
 OPENCV = [
     [0.52, 0.52, 0.49, 0.46, 0.45, 0.42, 0.38, 0.36, 0.35, 0.31],
     [0.37, 0.35, 0.32, 0.29, 0.27, 0.25, 0.15, 0.18, 0.15, 0.16],
@@ -71,7 +71,7 @@ def opencvs_image() -> Tensor:
     return image.clamp(0, 255)[None]
 
 
-def test_fine_grained_is_opencvs_up_to_its_roundings() -> None:
+def test_fine_grained_equals_opencvs_up_to_rounding() -> None:
     maps = fine_grained(opencvs_image())
     torch.testing.assert_close(maps[0, 2::4, 2::4], torch.tensor(OPENCV), atol=0.025, rtol=0)
     assert peak_positions(maps).tolist() == [[10, 30]]
@@ -90,13 +90,13 @@ def test_maps_of_a_constant_image_are_finite() -> None:
     assert torch.isfinite(spectral_saliency(images)).all()
 
 
-def test_peaks_are_rows_and_columns() -> None:
+def test_peak_positions_are_rows_and_columns() -> None:
     maps = torch.zeros(3, 5, 9)
     maps[0, 4, 2] = maps[1, 0, 8] = maps[2, 3, 0] = 1
     assert peak_positions(maps).tolist() == [[4, 2], [0, 8], [3, 0]]
 
 
-def test_shares_sum_to_one_and_are_uniform_where_there_is_nothing() -> None:
+def test_normalized_maps_sum_to_one_and_are_uniform_without_saliency() -> None:
     maps = torch.rand(4, 3, 5, generator=rng())
     maps[1] = 0
     maps[2, 0, 0] = float("inf")
@@ -130,7 +130,7 @@ def test_maps_do_not_lose_precision_under_autocast() -> None:
 
 
 def test_gradient_saliency_by_finite_differences() -> None:
-    """Of a network in float64, pixel by pixel; batch norm in evaluation mode."""
+    """For a network in float64, pixel by pixel, with batch norm in evaluation mode."""
     model = tiny_classifier().double().eval()
     images, targets = toys(2)
     images = images[:, :, :8, :8].double()
@@ -151,7 +151,7 @@ def test_gradient_saliency_by_finite_differences() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_gradient_saliency_leaves_no_trace(training: bool) -> None:
+def test_gradient_saliency_changes_nothing(training: bool) -> None:
     model = tiny_classifier(dropout=0.5).train(training)
     model.bn2.eval()
     modes = [module.training for module in model.modules()]
@@ -170,14 +170,14 @@ def test_gradient_saliency_leaves_no_trace(training: bool) -> None:
         assert torch.equal(value, kept[name]), name
 
 
-def test_gradient_saliency_is_that_of_the_head_asked_for() -> None:
+def test_gradient_saliency_uses_the_given_head() -> None:
     model, (images, targets) = tiny_classifier(), toys()
     clean, mixed = (gradient_saliency(model, images, targets, head) for head in ("clean", "mixed"))
     assert torch.equal(clean, gradient_saliency(model, images, targets))
     assert not torch.allclose(clean, mixed)
 
 
-def test_gradient_saliency_of_an_image_alone_is_the_same() -> None:
+def test_gradient_saliency_does_not_depend_on_the_batch() -> None:
     model, (images, targets) = tiny_classifier().eval(), toys()
     together = gradient_saliency(model, images, targets)
     alone = [gradient_saliency(model, images[b : b + 1], targets[b : b + 1]) for b in range(7)]

@@ -1,4 +1,4 @@
-"""The solvers beside exact ones: minimum cuts, dynamic programmes, linear assignment."""
+"""The solvers compared with exact ones: minimum cuts, dynamic programming, assignment."""
 
 import itertools
 
@@ -70,7 +70,7 @@ def test_the_exact_labels_are_exact() -> None:
 
 
 def test_one_label_everywhere_where_it_is_cheapest() -> None:
-    """Whatever each cell would rather have, neighbors cost more."""
+    """The cost of differing neighbors outweighs what each cell prefers."""
     unary = torch.rand(8, 6, 16, generator=rng()) / 16
     distance = 1 - torch.eye(6).expand(8, 6, 6)
     labels = anneal_labels(unary, distance, chessboard(4, torch.device("cpu")), 10.0, 6)
@@ -85,7 +85,7 @@ def place_cost(cost: Tensor, places: Tensor) -> Tensor:
 @pytest.mark.parametrize("rounds", [1, 3, 8, 40])
 def test_places_are_a_permutation_and_never_cost_more(rounds: int, ties: bool) -> None:
     cost = torch.rand(30, 12, 12, generator=rng())
-    if ties:  # up to rounding: what one side of a pair gains, the other must gain too
+    if ties:  # both sides of a pair must see exactly the same gain despite rounding
         cost = (3 * cost).floor() / 10 + torch.rand(30, 12, 1, generator=rng(1))
     places, before = swap_places(cost, rounds), swap_places(cost, rounds - 1)
     assert torch.equal(places.sort(dim=1).values, torch.arange(12).expand(30, 12))
