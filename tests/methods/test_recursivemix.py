@@ -244,7 +244,7 @@ def test_processes_gather_each_others_history(monkeypatch: pytest.MonkeyPatch) -
         )
         return whole
 
-    monkeypatch.setattr(recursivemix_module, "all_rows", gather)
+    monkeypatch.setattr(recursivemix_module, "gather_rows", gather)
     mixed = Mixed(images[:3], targets[:3], torch.ones(3, 2), perm[:3])
     method.allocate(6, images.shape[1:])
     method.keep(6, mixed, logits[:3])
