@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from subjects import KINDS, images_of, linear, tried_on
+from targets import KINDS, linear_network, make_target, random_images, top1_accuracy
 from tiny import gradients_of, state_of
 from torch import Tensor, nn
 
@@ -35,9 +35,10 @@ from adautomix.evaluation.attack import (
     run_attack,
     signs_of_masking,
 )
-from adautomix.evaluation.evaluate import Evaluation, evaluate, suite_settings
+from adautomix.evaluation.evaluate import evaluate, validate_settings
+from adautomix.evaluation.record import Evaluation
 from adautomix.evaluation.suite import ResultCache
-from adautomix.evaluation.target import EvalTarget, PixelNetwork, accuracy
+from adautomix.evaluation.target import EvalTarget, PixelNetwork
 from adautomix.reporting.evaluations import write_evaluations
 from adautomix.reporting.section import Found
 from adautomix.reporting.sections.attack import UNMASKED, section
@@ -119,8 +120,8 @@ def change_of(found: Tensor, pixels: Tensor, norm: Norm) -> Tensor:
     return torch.linalg.vector_norm((found - pixels).flatten(1), ord=p, dim=1)  # type: ignore[no-any-return]
 
 
-def found_by(subject: EvalTarget, **settings: object) -> AttackResult:
-    result = evaluate(subject, ["attack"], {"attack": QUICK | settings}).result("attack")
+def found_by(target: EvalTarget, **settings: object) -> AttackResult:
+    result = evaluate(target, ["attack"], {"attack": QUICK | settings}).result("attack")
     assert isinstance(result, AttackResult)
     return result
 
@@ -176,7 +177,7 @@ def test_pgd_is_that_of_foolbox(
 def test_the_suite_gives_the_accuracy_of_foolbox(
     ordinary: PixelNetwork, images: tuple[Tensor, Tensor], split: InMemory, tmp_path: Path
 ) -> None:
-    result = found_by(tried_on(split, tmp_path, networks={"network": ordinary}))
+    result = found_by(make_target(split, tmp_path, networks={"network": ordinary}))
     sweep = sweep_of(result.networks["network"], "fgsm")
     attack = foolbox.attacks.LinfFastGradientAttack(random_start=False)
     for epsilon, share in zip(sweep.epsilons[1:], sweep.accuracy[1:], strict=True):
@@ -189,7 +190,9 @@ def test_the_suite_gives_the_accuracy_of_foolbox(
 
 
 def test_epsilon_is_a_size_in_pixels() -> None:
-    network = linear(4)  # deviations of 0.2 to 0.3: a step of ε in normalized images is ε / 5
+    network = linear_network(
+        4
+    )  # deviations of 0.2 to 0.3: a step of ε in normalized images is ε / 5
     weight = network.model[1].weight.view(4, 3, 4, 4)
     pixels = torch.full((4, 3, 4, 4), 0.5)
     labels = torch.arange(4)
@@ -344,13 +347,13 @@ def two(ordinary: PixelNetwork) -> dict[str, PixelNetwork]:
 def result(
     two: dict[str, PixelNetwork], split: InMemory, tmp_path_factory: pytest.TempPathFactory
 ) -> AttackResult:
-    return found_by(tried_on(split, tmp_path_factory.mktemp("attack"), networks=two))
+    return found_by(make_target(split, tmp_path_factory.mktemp("attack"), networks=two))
 
 
 def test_nothing_changed_is_plain_accuracy(
     result: AttackResult, two: dict[str, PixelNetwork], split: InMemory, tmp_path: Path
 ) -> None:
-    plain = accuracy(*tried_on(split, tmp_path, networks=two).logits())
+    plain = top1_accuracy(*make_target(split, tmp_path, networks=two).logits())
     for name, network in result.networks.items():
         assert network.accuracy == plain[name]
         assert all(s.epsilons[0] == 0 and s.accuracy[0] == plain[name] for s in network.sweeps)
@@ -398,8 +401,8 @@ def test_batches_do_not_matter(
     two: dict[str, PixelNetwork], split: InMemory, tmp_path: Path, result: AttackResult
 ) -> None:
     for batch in (7, 50):
-        subject = tried_on(split, tmp_path / str(batch), networks=two, batch_size=500)
-        assert found_by(subject, batch_size=batch) == result
+        target = make_target(split, tmp_path / str(batch), networks=two, batch_size=500)
+        assert found_by(target, batch_size=batch) == result
 
 
 def test_every_part_was_announced(
@@ -407,13 +410,13 @@ def test_every_part_was_announced(
 ) -> None:
     parts = ResultCache(tmp_path / "parts.jsonl", "attack", tmp_path / "pictures")
     settings = AttackSettings(epsilons=(4,), pgd_epsilons=(4, 8), l2_epsilons=(), steps=(1, 2))
-    run_attack(tried_on(split, tmp_path, networks=two), settings, parts)
+    run_attack(make_target(split, tmp_path, networks=two), settings, parts)
     # The plain row and the picture, the control at 2 sizes, FGSM at 1, PGD twice at 2.
-    assert parts.done == parts.expected == len(parts.kept) == 2 * (2 + 2 + 1 + 2 * 2)
+    assert parts.done == parts.total == len(parts.values) == 2 * (2 + 2 + 1 + 2 * 2)
 
 
 def tried(**settings: object) -> list[tuple[str, Norm, list[float]]]:
-    attacks = attacks_of(suite_settings("attack", settings))
+    attacks = attacks_of(validate_settings("attack", settings))
     scale = {"linf": 255, "l2": 1}
     return [(a.name, a.norm, [round(scale[a.norm] * e, 6) for e in a.epsilons]) for a in attacks]
 
@@ -433,7 +436,7 @@ def test_settings_say_what_is_tried() -> None:
 
 def test_defaults_may_be_written_as_they_are_listed() -> None:
     fields = AttackSettings.model_fields
-    assert suite_settings("attack", {n: str(f.default) for n, f in fields.items()}) == (
+    assert validate_settings("attack", {n: str(f.default) for n, f in fields.items()}) == (
         AttackSettings()
     )
 
@@ -443,7 +446,7 @@ def test_defaults_may_be_written_as_they_are_listed() -> None:
 )
 def test_a_wrong_setting_is_named(name: str, value: str) -> None:
     with pytest.raises(UsageError, match=rf"attack\.{name}"):
-        suite_settings("attack", {name: value})
+        validate_settings("attack", {name: value})
 
 
 # --- masked gradients ------------------------------------------------------------------------
@@ -481,8 +484,8 @@ def test_planted_masking_is_warned_of(
     masking: Callable[[nn.Module], nn.Module],
 ) -> None:
     network = PixelNetwork(masking(ordinary.model), (0.5,) * 3, (0.2,) * 3)
-    subject = tried_on(split, tmp_path, networks={"network": network})
-    record = evaluate(subject, ["attack"], {"attack": QUICK})
+    target = make_target(split, tmp_path, networks={"network": network})
+    record = evaluate(target, ["attack"], {"attack": QUICK})
     result: Any = record.result("attack")
     assert isinstance(result, AttackResult)
     warnings = result.networks["network"].warnings
@@ -554,14 +557,14 @@ def test_few_images_do_not_alarm() -> None:
 def evaluated(
     two: dict[str, PixelNetwork], split: InMemory, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Evaluation, EvalTarget]:
-    subject = tried_on(split, tmp_path_factory.mktemp("page"), networks=two)
-    return evaluate(subject, ["attack"], {"attack": QUICK | {"pictured": 3}}), subject
+    target = make_target(split, tmp_path_factory.mktemp("page"), networks=two)
+    return evaluate(target, ["attack"], {"attack": QUICK | {"examples": 3}}), target
 
 
 def shown_of(evaluated: tuple[Evaluation, EvalTarget], runs: int = 1) -> Any:
-    record, subject = evaluated
+    record, target = evaluated
     result: Any = record.result("attack")
-    return section([(Found(f"run {n}", record, subject.folder, n), result) for n in range(runs)])
+    return section([(Found(f"run {n}", record, target.folder, n), result) for n in range(runs)])
 
 
 def test_the_table_has_the_error_at_8_255(
@@ -598,11 +601,11 @@ def test_charts_of_one_run_and_of_several(
 
 
 def test_the_picture_shows_what_fgsm_did(evaluated: tuple[Evaluation, EvalTarget]) -> None:
-    record, subject = evaluated
+    record, target = evaluated
     result: Any = record.result("attack")
     assert isinstance(result, AttackResult)
-    network = subject.networks["teacher"]
-    picture = np.asarray(Image.open(subject.folder / "evaluation" / "attack" / "teacher.png"))
+    network = target.networks["teacher"]
+    picture = np.asarray(Image.open(target.folder / "evaluation" / "attack" / "teacher.png"))
     times = 112 // SIZE
     side = times * SIZE
     rows = [6 + n * (side + 6) + np.arange(0, side, times) for n in range(3)]
@@ -625,8 +628,8 @@ def test_the_picture_shows_what_fgsm_did(evaluated: tuple[Evaluation, EvalTarget
 
 
 def test_the_page_says_what_was_done(evaluated: tuple[Evaluation, EvalTarget]) -> None:
-    _, subject = evaluated
-    page = write_evaluations([subject.folder], subject.folder / "page.html").read_text()
+    _, target = evaluated
+    page = write_evaluations([target.folder], target.folder / "page.html").read_text()
     words = " ".join(page.split())
     assert "White-box and not adaptive" in words
     assert f"{AMPLIFIED} times amplified" in words
@@ -637,13 +640,13 @@ def test_the_page_says_what_was_done(evaluated: tuple[Evaluation, EvalTarget]) -
 def test_small_batches_leave_no_image_out_of_the_picture(
     ordinary: PixelNetwork, split: InMemory, tmp_path: Path
 ) -> None:
-    subject = tried_on(split, tmp_path, networks={"network": ordinary}, batch_size=1)
+    target = make_target(split, tmp_path, networks={"network": ordinary}, batch_size=1)
     parts = ResultCache(tmp_path / "parts.jsonl", "attack", tmp_path)
-    assert len(draw_examples(subject, "network", 3, parts)) == 3
+    assert len(draw_examples(target, "network", 3, parts)) == 3
 
 
 def test_without_pictures_none_is_drawn(split: InMemory, tmp_path: Path) -> None:
-    subject = tried_on(images_of(8, SIZE), tmp_path)
-    result = found_by(subject, pictured=0)
+    target = make_target(random_images(8, SIZE), tmp_path)
+    result = found_by(target, examples=0)
     assert [network.examples for network in result.networks.values()] == [[], []]
     assert not (tmp_path / "evaluation" / "attack").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from subjects import images_of, relabeled, tried_on
+from targets import make_target, random_images, relabeled, top1_accuracy
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -27,7 +27,7 @@ from adautomix.evaluation.calibration import (
 )
 from adautomix.evaluation.evaluate import evaluate
 from adautomix.evaluation.suite import NotApplicableError
-from adautomix.evaluation.target import EvalTarget, accuracy
+from adautomix.evaluation.target import EvalTarget
 from adautomix.reporting.evaluations import write_evaluations
 from adautomix.reporting.section import Found
 from adautomix.reporting.sections.calibration import section
@@ -46,8 +46,8 @@ def four_images() -> tuple[Tensor, Tensor]:
     return p.log(), torch.tensor([0, 0, 0, 1])
 
 
-def measured(subject: EvalTarget, **settings: object) -> CalibrationResult:
-    found = evaluate(subject, ["calibration"], {"calibration": settings}).result("calibration")
+def measured(target: EvalTarget, **settings: object) -> CalibrationResult:
+    found = evaluate(target, ["calibration"], {"calibration": settings}).result("calibration")
     assert isinstance(found, CalibrationResult)
     return found
 
@@ -174,7 +174,7 @@ def test_a_temperature_leaves_every_answer_as_it_is(temperature: float) -> None:
     logits, labels = random_logits()
     before, after = outcomes(logits, labels), outcomes(logits, labels, temperature)
     assert torch.equal(before.right, after.right)
-    assert float(before.right.mean()) == accuracy({"net": logits}, labels)["net"]
+    assert float(before.right.mean()) == top1_accuracy({"net": logits}, labels)["net"]
     assert not torch.allclose(before.confidence, after.confidence)
 
 
@@ -199,33 +199,33 @@ def temperatures(result: CalibrationResult) -> dict[str, float | None]:
 
 
 def test_what_is_fitted_is_not_scored(tmp_path: Path) -> None:
-    test = images_of(41, size=6)
-    subject = tried_on(test, tmp_path / "as it is")
-    fitted, loss_from_logits = halves(41, subject.generator("calibration/halves"))
-    reference = measured(subject)
+    test = random_images(41, size=6)
+    target = make_target(test, tmp_path / "as it is")
+    fitted, loss_from_logits = halves(41, target.generator("calibration/halves"))
+    reference = measured(target)
     assert (reference.fitted_on, reference.fitted_images) == ("half of test", 20)
     assert reference.scored_images == 21
 
     other = test.labels.clone()
     other[loss_from_logits] = (other[loss_from_logits] + 1) % 4
-    result = measured(tried_on(relabeled(test, other), tmp_path / "scored"))
+    result = measured(make_target(relabeled(test, other), tmp_path / "scored"))
     assert temperatures(result) == temperatures(reference), "the scored half was fitted on"
     assert before_of(result) != before_of(reference)
 
     other = test.labels.clone()
     other[fitted] = (other[fitted] + 1) % 4
-    result = measured(tried_on(relabeled(test, other), tmp_path / "fitted"))
+    result = measured(make_target(relabeled(test, other), tmp_path / "fitted"))
     assert before_of(result) == before_of(reference), "the fitted half was scored"
     assert temperatures(result) != temperatures(reference)
 
 
 def test_validation_images_are_fitted_on_where_there_are_some(tmp_path: Path) -> None:
-    test, val = images_of(30, size=6), images_of(25, size=6, seed=1)
-    subject = tried_on(test, tmp_path, val=val)
-    result = measured(subject, bins=10)
+    test, val = random_images(30, size=6), random_images(25, size=6, seed=1)
+    target = make_target(test, tmp_path, val=val)
+    result = measured(target, bins=10)
     assert (result.fitted_on, result.fitted_images, result.scored_images) == ("val", 25, 30)
-    val_logits, val_labels = subject.logits(val)
-    logits, labels = subject.logits()
+    val_logits, val_labels = target.logits(val)
+    logits, labels = target.logits()
     for name, network in result.networks.items():
         temperature = fit_temperature(val_logits[name], val_labels)
         expected = Calibration(
@@ -237,27 +237,27 @@ def test_validation_images_are_fitted_on_where_there_are_some(tmp_path: Path) ->
 
 
 def test_without_a_temperature_every_test_image_is_scored(tmp_path: Path) -> None:
-    subject = tried_on(images_of(30, size=6), tmp_path)
-    result = measured(subject, temperature=False)
+    target = make_target(random_images(30, size=6), tmp_path)
+    result = measured(target, temperature=False)
     assert (result.fitted_on, result.fitted_images, result.scored_images) == (None, 0, 30)
-    logits, labels = subject.logits()
+    logits, labels = target.logits()
     for name, network in result.networks.items():
         assert network == Calibration(before=figures(logits[name], labels, 15))
 
 
 def test_one_test_image_cannot_be_halved(tmp_path: Path) -> None:
-    subject = tried_on(images_of(1, size=6), tmp_path)
+    target = make_target(random_images(1, size=6), tmp_path)
     with pytest.raises(
         NotApplicableError, match="hold some out with val_fraction, or switch it off"
     ):
-        measured(subject)
-    assert measured(subject, temperature=False).scored_images == 1
+        measured(target)
+    assert measured(target, temperature=False).scored_images == 1
 
 
 @pytest.mark.parametrize("bins", [0, "many"])
 def test_a_wrong_setting_is_named(tmp_path: Path, bins: object) -> None:
     with pytest.raises(UsageError, match=r"calibration\.bins"):
-        measured(tried_on(images_of(4, size=6), tmp_path), bins=bins)
+        measured(make_target(random_images(4, size=6), tmp_path), bins=bins)
 
 
 # --- shown -----------------------------------------------------------------------------------
@@ -265,8 +265,8 @@ def test_a_wrong_setting_is_named(tmp_path: Path, bins: object) -> None:
 
 @pytest.mark.parametrize("temperature", [True, False])
 def test_the_section_has_every_figure(tmp_path: Path, temperature: bool) -> None:
-    subject = tried_on(images_of(40, size=6), tmp_path)
-    record = evaluate(subject, ["calibration"], {"calibration": {"temperature": temperature}})
+    target = make_target(random_images(40, size=6), tmp_path)
+    record = evaluate(target, ["calibration"], {"calibration": {"temperature": temperature}})
     result = record.result("calibration")
     assert isinstance(result, CalibrationResult)
     mask_source = section([(Found("mine", record, tmp_path, 0), result)])
@@ -287,8 +287,8 @@ def test_the_section_has_every_figure(tmp_path: Path, temperature: bool) -> None
 
 
 def test_the_numbers_of_a_chart_are_its_bins(tmp_path: Path) -> None:
-    subject = tried_on(images_of(40, size=6), tmp_path)
-    record = evaluate(subject, ["calibration"], {"calibration": {"bins": 4}})
+    target = make_target(random_images(40, size=6), tmp_path)
+    record = evaluate(target, ["calibration"], {"calibration": {"bins": 4}})
     result = record.result("calibration")
     assert isinstance(result, CalibrationResult)
     chart = section([(Found("mine", record, tmp_path, 0), result)]).charts[-1]
@@ -308,8 +308,8 @@ def test_the_numbers_of_a_chart_are_its_bins(tmp_path: Path) -> None:
 
 
 def test_the_page_and_the_record(tmp_path: Path) -> None:
-    subject = tried_on(images_of(40, size=6), tmp_path)
-    evaluate(subject, ["calibration"], {})
+    target = make_target(random_images(40, size=6), tmp_path)
+    evaluate(target, ["calibration"], {})
     record = json.loads((tmp_path / "evaluation.json").read_text())
     assert record["suites"]["calibration"]["fitted_on"] == "half of test"
     assert record["settings"]["calibration"] == {"bins": 15, "temperature": True}

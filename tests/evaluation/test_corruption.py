@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from subjects import KINDS as CLASSES
-from subjects import images_of, linear, tried_on
+from targets import KINDS as CLASSES
+from targets import linear_network, make_target, random_images
 from torch import Tensor
 
 from adautomix.data.corruptions import sources as corruption_sources
@@ -32,10 +32,9 @@ from adautomix.data.dataset import InMemory, Split
 from adautomix.errors import RunError, UsageError
 from adautomix.evaluation import corruption
 from adautomix.evaluation.corruption import CorruptionResult, mce_against, robustness
-from adautomix.evaluation.evaluate import evaluate, suite_settings
+from adautomix.evaluation.evaluate import evaluate, validate_settings
 from adautomix.evaluation.suite import NotApplicableError
-from adautomix.evaluation.target import EvalTarget
-from adautomix.evaluation.target import cut as cut_of
+from adautomix.evaluation.target import EvalTarget, take_sample
 from adautomix.pictures.tiles import write_tiles
 from adautomix.reporting.evaluations import write_evaluations
 from adautomix.reporting.section import Found
@@ -67,8 +66,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def measured(subject: EvalTarget, **settings: object) -> CorruptionResult:
-    found = evaluate(subject, ["corruption"], {"corruption": settings}).result("corruption")
+def measured(target: EvalTarget, **settings: object) -> CorruptionResult:
+    found = evaluate(target, ["corruption"], {"corruption": settings}).result("corruption")
     assert isinstance(found, CorruptionResult)
     return found
 
@@ -123,7 +122,7 @@ def test_names_and_kinds_are_the_librarys() -> None:
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_every_corruption_is_the_librarys(name: str, corrupters: Corrupters) -> None:
-    clean = images_of(2, SIDE)
+    clean = random_images(2, SIDE)
     for severity in SEVERITIES:
         made = read(corrupted(clean, corrupters, name, severity))
         for row, image in enumerate(clean.images):
@@ -135,7 +134,7 @@ def test_every_corruption_is_the_librarys(name: str, corrupters: Corrupters) -> 
 def test_neither_batches_nor_processes_nor_other_images_matter(
     name: str, corrupters: Corrupters, pair: Corrupters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clean = images_of(7, SIDE)
+    clean = random_images(7, SIDE)
     whole = read(corrupted(clean, corrupters, name))
     monkeypatch.setattr(
         "adautomix.data.corruptions.corrupted._REQUEST", 2 * SIDE**2
@@ -149,7 +148,7 @@ def test_neither_batches_nor_processes_nor_other_images_matter(
 
 
 def test_labels_go_with_the_images(corrupters: Corrupters) -> None:
-    clean = images_of(5, SIDE)
+    clean = random_images(5, SIDE)
     split = corrupted(clean, corrupters, "contrast").subset(torch.tensor([4, 0]))
     _, labels = next(split.read([torch.tensor([1, 0])]))
     assert labels.tolist() == clean.labels[[0, 4]].tolist()
@@ -160,12 +159,12 @@ def test_numpys_random_numbers_are_left_as_they_were() -> None:
     np.random.seed(3)
     expected = np.random.random(4)
     np.random.seed(3)
-    program.corrupt(images_of(1, SIDE).images[0].numpy(), "gaussian_noise", 1, seed=8)
+    program.corrupt(random_images(1, SIDE).images[0].numpy(), "gaussian_noise", 1, seed=8)
     assert np.array_equal(np.random.random(4), expected)
 
 
 def test_an_image_without_a_drop_stays_as_it_is() -> None:
-    image = images_of(1, SIDE).images[0]
+    image = random_images(1, SIDE).images[0]
     with np.errstate(invalid="ignore"):
         black = [seed for seed in range(200) if not by_the_library(image, "spatter", 1, seed).any()]
     assert black, "the library gives a black image where no drop falls"
@@ -173,7 +172,7 @@ def test_an_image_without_a_drop_stays_as_it_is() -> None:
 
 
 def test_larger_images_are_cut_to_what_the_network_sees(corrupters: Corrupters) -> None:
-    clean = images_of(2, 40)
+    clean = random_images(2, 40)
     center = clean.images[0, 4:36, 4:36]
     made = read(corrupted(clean, corrupters, "brightness", 2))
     expected = by_the_library(center, "brightness", 2, seed_of(0, "brightness", 2))
@@ -194,7 +193,7 @@ def test_a_process_that_dies_and_one_that_cannot_are_errors(
         (tmp_path / f"{number}.py").write_text(code)
         monkeypatch.setattr(program, "__file__", str(tmp_path / f"{number}.py"))
         with Corrupters(1) as pool, pytest.raises(RunError, match=message):
-            read(corrupted(images_of(1, SIDE), pool, "fog"))
+            read(corrupted(random_images(1, SIDE), pool, "fog"))
 
 
 # ---------------------------------------------------------------------- keeping them
@@ -203,14 +202,14 @@ def test_a_process_that_dies_and_one_that_cannot_are_errors(
 def test_two_makings_with_one_seed_give_the_same_bytes(
     tmp_path: Path, corrupters: Corrupters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clean = images_of(6, SIDE)
+    clean = random_images(6, SIDE)
     files = []
-    for run, (seed, asked) in enumerate(
+    for run, (seed, options) in enumerate(
         [(0, CORRUPTIONS), (0, ("snow", "elastic_transform")), (1, ("snow",))]
     ):
         monkeypatch.setenv("ADAUTOMIX_CACHE", str(tmp_path / str(run)))
         source = generated(clean, corrupters, seed=seed)
-        for name in asked:
+        for name in options:
             source.split(name, 4)
         files.append(kept_files(tmp_path / str(run)))
     every, some, other = files
@@ -222,7 +221,7 @@ def test_two_makings_with_one_seed_give_the_same_bytes(
 def test_kept_images_are_read_and_damaged_ones_made_again(
     cache: Path, corrupters: Corrupters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clean = images_of(4, SIDE)
+    clean = random_images(4, SIDE)
     first = read(generated(clean, corrupters).split("frost", 1))
     (kept,) = cache.rglob("pixels.npy")
     whole = kept.read_bytes()
@@ -245,34 +244,34 @@ def test_kept_images_are_read_and_damaged_ones_made_again(
 # ---------------------------------------------------------------------- figures
 
 
-def by_hand(subject: EvalTarget, images: Tensor, labels: Tensor) -> dict[str, float]:
+def by_hand(target: EvalTarget, images: Tensor, labels: Tensor) -> dict[str, float]:
     """Accuracies on images `[n, S, S, 3]`, image by image."""
-    right = dict.fromkeys(subject.networks, 0)
+    right = dict.fromkeys(target.networks, 0)
     for image, label in zip(images, labels, strict=True):
-        for name, network in subject.networks.items():
+        for name, network in target.networks.items():
             pixels = image.permute(2, 0, 1)[None].float() / 255
             right[name] += int(network(pixels).argmax()) == int(label)
     return {name: count / len(labels) for name, count in right.items()}
 
 
 def test_figures_by_hand_kept_or_not(cache: Path, corrupters: Corrupters, tmp_path: Path) -> None:
-    clean = images_of(30, SIDE)
-    subject = tried_on(clean, tmp_path / "a", batch_size=8)
-    found = measured(subject, **FEW)
+    clean = random_images(30, SIDE)
+    target = make_target(clean, tmp_path / "a", batch_size=8)
+    found = measured(target, **FEW)
     assert (found.source, found.severities) == ("generated", [2, 5])
     assert sorted(kept_files(cache)) == ["contrast-2", "contrast-5", "fog-2", "fog-5"]
-    of_clean = by_hand(subject, clean.images, clean.labels)
+    of_clean = by_hand(target, clean.images, clean.labels)
     for network, values in found.networks.items():
         assert values.clean == of_clean[network]
         accuracies = []
         for name in ("fog", "contrast"):
             for severity, accuracy in zip((2, 5), values.accuracy[name], strict=True):
                 images = read(corrupted(clean, corrupters, name, severity))
-                assert accuracy == by_hand(subject, images, clean.labels)[network]
+                assert accuracy == by_hand(target, images, clean.labels)[network]
                 accuracies.append(accuracy)
         assert values.mean_accuracy == pytest.approx(np.mean(accuracies))
         assert values.mce == pytest.approx(1 - np.mean(accuracies))
-    elsewhere = replace(subject, folder=tmp_path / "b")
+    elsewhere = replace(target, folder=tmp_path / "b")
     assert measured(elsewhere, **FEW, keep=0) == found
     assert len(kept_files(cache)) == 4
 
@@ -295,22 +294,22 @@ def test_a_stopped_suite_goes_on_where_it_was(
     stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C while a corruption is scored; the parts before it are not computed again."""
-    published = write_arrays(tmp_path / "set-C", images_of(12, SIDE), ("fog", "contrast"))
+    published = write_arrays(tmp_path / "set-C", random_images(12, SIDE), ("fog", "contrast"))
     settings = {"folder": published, "severities": "2,5"}
-    subject = tried_on(images_of(12, SIDE), tmp_path / "stopped")
-    whole = measured(replace(subject, folder=tmp_path / "whole"), **settings)
+    target = make_target(random_images(12, SIDE), tmp_path / "stopped")
+    whole = measured(replace(target, folder=tmp_path / "whole"), **settings)
     top1, features = corruption.top1, []
 
-    def stopped(subject: EvalTarget, split: Split) -> dict[str, float]:
+    def stopped(target: EvalTarget, split: Split) -> dict[str, float]:
         features.append(split)
         if len(features) == stop + 1:
             raise KeyboardInterrupt
-        return top1(subject, split)
+        return top1(target, split)
 
     monkeypatch.setattr(corruption, "top1", stopped)
     with pytest.raises(KeyboardInterrupt):
-        measured(subject, **settings)
-    assert measured(subject, **settings) == whole
+        measured(target, **settings)
+    assert measured(target, **settings) == whole
     assert len(features) == 1 + 2 * 2 + 1
 
 
@@ -318,7 +317,7 @@ def test_a_making_that_was_stopped_goes_on(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C while images are made: nothing half-made is kept, and the figures are the same."""
-    subject = tried_on(images_of(12, SIDE), tmp_path / "stopped")
+    target = make_target(random_images(12, SIDE), tmp_path / "stopped")
     make, made = Corrupters.corrupt, []
 
     def stopped(pool: Corrupters, images: Any, name: str, *rest: Any) -> Any:
@@ -329,11 +328,11 @@ def test_a_making_that_was_stopped_goes_on(
 
     monkeypatch.setattr(Corrupters, "corrupt", stopped)
     with pytest.raises(KeyboardInterrupt):
-        measured(subject, **FEW)
+        measured(target, **FEW)
     assert sorted(kept_files(cache)) == ["fog-2", "fog-5"]
-    found = measured(subject, **FEW)
+    found = measured(target, **FEW)
     monkeypatch.setenv("ADAUTOMIX_CACHE", str(tmp_path / "other"))
-    assert measured(replace(subject, folder=tmp_path / "whole"), **FEW) == found
+    assert measured(replace(target, folder=tmp_path / "whole"), **FEW) == found
     assert kept_files(cache) == kept_files(tmp_path / "other")
 
 
@@ -351,35 +350,35 @@ def write_arrays(folder: Path, clean: InMemory, names: tuple[str, ...]) -> Path:
 
 
 def test_published_arrays_by_hand(tmp_path: Path) -> None:
-    clean = images_of(30, SIDE)
+    clean = random_images(30, SIDE)
     folder = write_arrays(tmp_path / "noise-C", clean, ("gaussian_noise", "snow"))
-    subject = tried_on(clean, tmp_path / "found")
-    found = measured(subject, folder=str(folder), severities="1,4")
+    target = make_target(clean, tmp_path / "found")
+    found = measured(target, folder=str(folder), severities="1,4")
     assert found.source == "noise-C"
     for network, values in found.networks.items():
         assert values.accuracy == {
-            name: [by_hand(subject, clean.images // (s + n), clean.labels)[network] for s in (1, 4)]
+            name: [by_hand(target, clean.images // (s + n), clean.labels)[network] for s in (1, 4)]
             for n, name in enumerate(("gaussian_noise", "snow"))
         }, "of the 19 asked for, those that are there"
 
 
 def test_of_published_arrays_the_images_are_taken_that_are_tested_on(tmp_path: Path) -> None:
-    clean = images_of(30, SIDE)
+    clean = random_images(30, SIDE)
     folder = write_arrays(tmp_path / "noise-C", clean, ("fog",))
-    subject = tried_on(clean, tmp_path / "found")
-    fewer: Any = cut_of(clean, 9, subject.generator("images"))
-    cut = replace(subject, data=replace(subject.data, test=fewer))
-    found = measured(cut, folder=folder, severities=3)
-    expected = by_hand(subject, clean.images[fewer.rows] // 3, fewer.labels)
+    target = make_target(clean, tmp_path / "found")
+    fewer: Any = take_sample(clean, 9, target.generator("images"))
+    smaller = replace(target, data=replace(target.data, test=fewer))
+    found = measured(smaller, folder=folder, severities=3)
+    expected = by_hand(target, clean.images[fewer.rows] // 3, fewer.labels)
     assert {n: v.accuracy["fog"] for n, v in found.networks.items()} == {
         name: [value] for name, value in expected.items()
     }
 
 
 def test_arrays_that_are_not_right_are_named(tmp_path: Path) -> None:
-    clean = images_of(20, SIDE)
+    clean = random_images(20, SIDE)
     folder = write_arrays(tmp_path / "noise-C", clean, ("fog", "snow"))
-    subject = tried_on(clean, tmp_path / "found")
+    target = make_target(clean, tmp_path / "found")
 
     def refused(name: str, array: Any) -> str:
         path = folder / f"{name}.npy"
@@ -389,7 +388,7 @@ def test_arrays_that_are_not_right_are_named(tmp_path: Path) -> None:
         else:
             path.write_bytes(array) if isinstance(array, bytes) else np.save(path, array)
         with pytest.raises(UsageError) as caught:
-            measured(subject, folder=folder)
+            measured(target, folder=folder)
         path.write_bytes(whole)
         message = str(caught.value)
         assert "\n" not in message
@@ -416,27 +415,27 @@ def write_folders(root: Path, clean: InMemory, name: str) -> None:
 
 def test_published_folders_by_hand(tmp_path: Path) -> None:
     """Below a folder of the kind or not; labels go by the names of the classes."""
-    clean = images_of(12, SIDE)
+    clean = random_images(12, SIDE)
     keep = clean.labels != 1  # a class without images changes the numbers of those after it
     clean = clean.subset(torch.arange(12)[keep])
     write_folders(tmp_path / "set-C" / "weather", clean, "fog")
     write_folders(tmp_path / "set-C", clean, "gaussian_blur")
-    subject = tried_on(clean, tmp_path / "found")
+    target = make_target(clean, tmp_path / "found")
     mask_source = clean.images[clean.rows]
-    found = measured(subject, folder=tmp_path / "set-C", severities="1,3", workers=1)
+    found = measured(target, folder=tmp_path / "set-C", severities="1,3", workers=1)
     for network, values in found.networks.items():
-        expected = [by_hand(subject, mask_source // s, clean.labels)[network] for s in (1, 3)]
+        expected = [by_hand(target, mask_source // s, clean.labels)[network] for s in (1, 3)]
         assert values.accuracy == {"fog": expected, "gaussian_blur": expected}
 
 
 def test_folders_that_are_not_right_are_named(tmp_path: Path) -> None:
-    clean = images_of(8, SIDE)
+    clean = random_images(8, SIDE)
     root = tmp_path / "set-C"
-    subject = tried_on(clean, tmp_path / "found")
+    target = make_target(clean, tmp_path / "found")
 
     def refused(**settings: object) -> str:
         with pytest.raises(UsageError) as caught:
-            measured(subject, folder=root, workers=1, **settings)
+            measured(target, folder=root, workers=1, **settings)
         return str(caught.value)
 
     assert refused().startswith(f"no corrupted images in {root}: it should hold fog.npy")
@@ -456,21 +455,21 @@ def test_folders_that_are_not_right_are_named(tmp_path: Path) -> None:
 
 def test_settings_are_names_groups_and_numbers() -> None:
     def names(value: object) -> list[str]:
-        return list(suite_settings("corruption", {"corruptions": value}).names)
+        return list(validate_settings("corruption", {"corruptions": value}).names)
 
     assert names("all") == list(CORRUPTIONS)
     assert names("paper15") == list(PAPER)
     assert names("extra, fog") == ["fog", *KINDS["extra"]]
     assert names(["fog", "noise", "shot_noise"]) == [*KINDS["noise"], "fog"]
-    settings = suite_settings("corruption", {"severities": "5,1,5"})
+    settings = validate_settings("corruption", {"severities": "5,1,5"})
     assert settings.severities == (1, 5)
-    assert suite_settings("corruption", {"severities": 3}).severities == (3,)
-    assert suite_settings("corruption", {}).severities == SEVERITIES
+    assert validate_settings("corruption", {"severities": 3}).severities == (3,)
+    assert validate_settings("corruption", {}).severities == SEVERITIES
 
 
 def test_how_images_are_made_is_not_what_they_are() -> None:
     """Parts that were computed by one process are found again with eight."""
-    one, eight = (suite_settings("corruption", {"workers": n, "keep": n}) for n in (1, 8))
+    one, eight = (validate_settings("corruption", {"workers": n, "keep": n}) for n in (1, 8))
     assert one.model_dump_json() == eight.model_dump_json()
 
 
@@ -487,7 +486,7 @@ def test_how_images_are_made_is_not_what_they_are() -> None:
 )
 def test_wrong_settings_are_named(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        suite_settings("corruption", settings)
+        validate_settings("corruption", settings)
     assert str(caught.value).startswith(f"corruption.{next(iter(settings))}")
     assert message in str(caught.value)
 
@@ -495,12 +494,12 @@ def test_wrong_settings_are_named(settings: dict[str, object], message: str) -> 
 def test_what_cannot_be_made_is_said_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = tried_on(images_of(4, 31), tmp_path)
+    small = make_target(random_images(4, 31), tmp_path)
     with pytest.raises(NotApplicableError, match="at least 32 pixels a side and these have 31: "):
         measured(small)
     monkeypatch.setattr(corruption_sources, "find_spec", lambda _: None)
     with pytest.raises(NotApplicableError, match=r"pip install 'adautomix\[corruption\]', or name"):
-        measured(tried_on(images_of(4, SIDE), tmp_path))
+        measured(make_target(random_images(4, SIDE), tmp_path))
 
 
 # ---------------------------------------------------------------------- the page
@@ -508,16 +507,17 @@ def test_what_cannot_be_made_is_said_in_a_line(
 
 def two_runs(folder: Path) -> list[tuple[Found, CorruptionResult]]:
     """Two runs on the same published images, the second of them the baseline."""
-    clean = images_of(40, SIDE)
+    clean = random_images(40, SIDE)
     published = write_arrays(folder / "noise-C", clean, ("fog", "saturate"))
     pairs = []
     for number, method in enumerate(("adautomix", "vanilla")):
         networks = {
-            name: linear(SIDE, seed=2 * number + n) for n, name in enumerate(("student", "teacher"))
+            name: linear_network(SIDE, seed=2 * number + n)
+            for n, name in enumerate(("student", "teacher"))
         }
-        subject = tried_on(clean, folder / method, networks=networks)
-        subject = replace(subject, name=method, source={"method": method})
-        record = evaluate(subject, ["corruption"], {"corruption": {"folder": published}})
+        target = make_target(clean, folder / method, networks=networks)
+        target = replace(target, name=method, source={"method": method})
+        record = evaluate(target, ["corruption"], {"corruption": {"folder": published}})
         result = record.result("corruption")
         assert isinstance(result, CorruptionResult)
         pairs.append((Found(method, record, folder / method, number), result))
@@ -597,7 +597,7 @@ def test_the_page_shows_one_picture_of_what_both_saw(tmp_path: Path) -> None:
 def test_the_picture_is_small_whatever_is_on_it(tmp_path: Path) -> None:
     """Noise is what a PNG cannot make smaller."""
     for size in (32, 64, 224):
-        noise = images_of(20, size).images.permute(0, 3, 1, 2)
+        noise = random_images(20, size).images.permute(0, 3, 1, 2)
         write_tiles(
             {f"image {number}": image for number, image in enumerate(noise)}, tmp_path / "p.png"
         )

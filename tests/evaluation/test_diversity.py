@@ -8,12 +8,12 @@ import pytest
 import torch
 from conftest import SMALL_NET, Command
 from PIL import Image
-from subjects import images_of, tried_on
+from targets import make_target, random_images
 from torch import Tensor
 
 from adautomix.config import load_config
 from adautomix.evaluation.diversity import (
-    DIVERSITY,
+    SUITE,
     DiversityResult,
     DiversitySettings,
     draws_of,
@@ -23,9 +23,9 @@ from adautomix.evaluation.diversity import (
     of_masks,
     same_sources,
 )
-from adautomix.evaluation.evaluate import read
 from adautomix.evaluation.load_target import EvalOptions, load_target
 from adautomix.evaluation.mixing import own_mixer, plain_mixer, shuffled_batches, weights_of
+from adautomix.evaluation.record import read_evaluation
 from adautomix.evaluation.suite import NotApplicableError, ResultCache
 from adautomix.evaluation.target import EvalTarget
 from adautomix.mixing.ops import Mixed
@@ -53,13 +53,13 @@ def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     return {method: folder / method for method in ("adautomix", "mixup")}
 
 
-def subject_of(run: Path, out: Path) -> EvalTarget:
+def target_of(run: Path, out: Path) -> EvalTarget:
     return load_target(str(run), EvalOptions({}, device="cpu", out=out))
 
 
-def run_suite(subject: EvalTarget, settings: DiversitySettings = SETTINGS) -> DiversityResult:
-    parts = ResultCache(subject.folder / "parts.jsonl", "diversity/0", subject.folder / "pictures")
-    found = DIVERSITY.run(subject, settings, parts)
+def run_suite(target: EvalTarget, settings: DiversitySettings = SETTINGS) -> DiversityResult:
+    parts = ResultCache(target.folder / "parts.jsonl", "diversity/0", target.folder / "pictures")
+    found = SUITE.run(target, settings, parts)
     assert isinstance(found, DiversityResult)
     return found
 
@@ -107,9 +107,9 @@ def test_distances_of_images_are_means_over_pixels_and_channels() -> None:
 
 
 def test_all_draws_have_the_same_sources(runs: dict[str, Path], tmp_path: Path) -> None:
-    subject = subject_of(runs["adautomix"], tmp_path)
-    mixer, generator = own_mixer(subject), torch.Generator().manual_seed(0)
-    pixels, labels = next(subject.batches())
+    target = target_of(runs["adautomix"], tmp_path)
+    mixer, generator = own_mixer(target), torch.Generator().manual_seed(0)
+    pixels, labels = next(target.batches())
     mixes = [
         mixer.mix(pixels, labels, params) for params in draws_of(mixer, pixels, SETTINGS, generator)
     ]
@@ -129,12 +129,12 @@ def test_mixes_whose_sources_changed_are_left_out() -> None:
 
 
 def test_the_spread_of_mixup_is_that_of_its_lam(runs: dict[str, Path], tmp_path: Path) -> None:
-    subject = subject_of(runs["mixup"], tmp_path)
-    found = run_suite(subject)
-    generator = subject.generator("diversity/spread")
-    mixer = plain_mixer("mixup", subject)
+    target = target_of(runs["mixup"], tmp_path)
+    found = run_suite(target)
+    generator = target.generator("diversity/spread")
+    mixer = plain_mixer("mixup", target)
     masks, images = [], []
-    batches = shuffled_batches(subject, 16, subject.generator("diversity/images"))
+    batches = shuffled_batches(target, 16, target.generator("diversity/images"))
     for pixels, _ in batches:
         draws: list[Any] = [mixer.make_params(pixels, generator) for _ in range(3)]
         perm = draws[0].perm
@@ -151,7 +151,7 @@ def test_the_spread_of_mixup_is_that_of_its_lam(runs: dict[str, Path], tmp_path:
 def test_without_kept_checkpoints_it_is_told_how_to_get_some(
     runs: dict[str, Path], tmp_path: Path
 ) -> None:
-    found = run_suite(subject_of(runs["mixup"], tmp_path))
+    found = run_suite(target_of(runs["mixup"], tmp_path))
     assert found.training is None
     assert found.epochs == []
     assert found.note == (
@@ -164,8 +164,8 @@ def test_without_kept_checkpoints_it_is_told_how_to_get_some(
 
 
 def test_the_same_pairs_at_every_checkpoint(runs: dict[str, Path], tmp_path: Path) -> None:
-    subject = subject_of(runs["adautomix"], tmp_path)
-    at = {epoch: list(mixes_at(subject, SETTINGS, epoch)) for epoch in EPOCHS}
+    target = target_of(runs["adautomix"], tmp_path)
+    at = {epoch: list(mixes_at(target, SETTINGS, epoch)) for epoch in EPOCHS}
     for epoch in EPOCHS[1:]:
         for mixed, first in zip(at[epoch], at[1], strict=True):
             assert torch.equal(mixed.perm, first.perm)
@@ -178,10 +178,10 @@ def test_distances_over_training_are_those_of_each_checkpoints_generator(
 ) -> None:
     """Masks by hand: each checkpoint's own generator on its own teacher's features."""
     run = runs["adautomix"]
-    subject = subject_of(run, tmp_path)
-    found = run_suite(subject)
-    (reference,) = mixes_at(subject, SETTINGS, 1)
-    batches = shuffled_batches(subject, 16, subject.generator("diversity/images"))
+    target = target_of(run, tmp_path)
+    found = run_suite(target)
+    (reference,) = mixes_at(target, SETTINGS, 1)
+    batches = shuffled_batches(target, 16, target.generator("diversity/images"))
     ((pixels, _),) = list(batches)
     masks = []
     for epoch in EPOCHS:
@@ -190,7 +190,7 @@ def test_distances_over_training_are_those_of_each_checkpoints_generator(
         assert trained.step == 4 * epoch
         with torch.no_grad():
             features = trained.networks["teacher"].feature_map(
-                subject.networks["teacher"].normalize(pixels), method.tap
+                target.networks["teacher"].normalize(pixels), method.tap
             )
             drawn = method.generator(features, reference.perm, reference.lam, (16, 16))
         lam = reference.lam[:, :1, None, None]
@@ -209,12 +209,12 @@ def test_distances_over_training_are_those_of_each_checkpoints_generator(
     assert (found.epochs, found.note) == (EPOCHS, "")
     picture = Image.open(tmp_path / "pictures" / found.training.picture)
     assert picture.size == (12 + 6 * 140, 34 + 2 * (12 + 2 * 150))  # 3 sources, 3 checkpoints
-    assert run_suite(subject) == found
+    assert run_suite(target) == found
 
 
 def test_no_more_checkpoints_than_asked_for(runs: dict[str, Path], tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"checkpoints": 2})
-    found = run_suite(subject_of(runs["adautomix"], tmp_path), settings)
+    found = run_suite(target_of(runs["adautomix"], tmp_path), settings)
     assert found.epochs == [1, 3]
     assert found.training is not None
     assert found.training.pairwise == found.training.consecutive[0]
@@ -225,7 +225,7 @@ def test_no_more_checkpoints_than_asked_for(runs: dict[str, Path], tmp_path: Pat
 
 def test_a_network_that_is_no_run_does_not_apply(tmp_path: Path) -> None:
     with pytest.raises(NotApplicableError, match="diversity needs a run, and noise is none"):
-        run_suite(tried_on(images_of(8, 6), tmp_path))
+        run_suite(make_target(random_images(8, 6), tmp_path))
 
 
 def test_the_page_has_table_chart_picture_and_hint(
@@ -236,7 +236,7 @@ def test_the_page_has_table_chart_picture_and_hint(
     for color, (method, run) in enumerate(runs.items()):
         outcome = command("evaluate", run, *words, "--out", tmp_path / method)
         assert outcome.status == 0, outcome.err
-        record = read(tmp_path / method)
+        record = read_evaluation(tmp_path / method)
         assert record is not None
         found.append(Found(method, record, tmp_path / method, color))
     (section,) = sections_of(found)

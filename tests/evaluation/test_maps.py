@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from conftest import SMALL_NET, Command
 from PIL import Image
-from subjects import KINDS, MEAN, STD, images_of, tried_on
+from targets import KINDS, MEAN, STD, make_target, random_images
 from torch import Tensor, nn
 
 from adautomix.errors import UsageError
-from adautomix.evaluation.evaluate import Evaluation, evaluate, read
+from adautomix.evaluation.evaluate import evaluate
 from adautomix.evaluation.grad_cam import Layout, MappedLayer, find_layer, grad_cam, load_captum
 from adautomix.evaluation.load_target import EvalOptions, load_target
 from adautomix.evaluation.maps import (
-    MAPS,
+    SUITE,
     MappedNetwork,
     Maps,
     MapsResult,
@@ -32,6 +32,8 @@ from adautomix.evaluation.maps import (
     unit,
 )
 from adautomix.evaluation.mixing import own_mixer, plain_mixer
+from adautomix.evaluation.record import Evaluation, read_evaluation
+from adautomix.evaluation.registry import SUITES
 from adautomix.evaluation.suite import NotApplicableError, ResultCache
 from adautomix.evaluation.target import EvalTarget, PixelNetwork
 from adautomix.mixing.ops import Mixed
@@ -365,21 +367,21 @@ def test_a_mix_that_is_its_first_image_leaves_all_of_it() -> None:
 # --- the suite -------------------------------------------------------------------------------
 
 
-def convnext_subject(folder: Path) -> EvalTarget:
+def convnext_target(folder: Path) -> EvalTarget:
     networks = {"network": pixel_network(tiny("convnext_tiny", **CONVNEXT))}
-    return tried_on(images_of(40, 64), folder, networks=networks)
+    return make_target(random_images(40, 64), folder, networks=networks)
 
 
-def run_suite(subject: EvalTarget, **values: Any) -> MapsResult:
-    parts = ResultCache(subject.folder / "parts.jsonl", "maps/0", subject.folder / "pictures")
-    found = MAPS.run(subject, MapsSettings(**values), parts)
+def run_suite(target: EvalTarget, **values: Any) -> MapsResult:
+    parts = ResultCache(target.folder / "parts.jsonl", "maps/0", target.folder / "pictures")
+    found = SUITE.run(target, MapsSettings(**values), parts)
     assert isinstance(found, MapsResult)
     return found
 
 
 def test_a_network_from_elsewhere_is_tried_on_mixup_and_cutmix(tmp_path: Path) -> None:
-    subject = convnext_subject(tmp_path)
-    found = run_suite(subject, images=16, rows=2)
+    target = convnext_target(tmp_path)
+    found = run_suite(target, images=16, rows=2)
     network = found.networks["network"]
     assert (network.layer, network.side) == ("stages.3", 2)
     assert list(network.survival) == ["mixup", "cutmix"]
@@ -393,17 +395,17 @@ def test_a_network_from_elsewhere_is_tried_on_mixup_and_cutmix(tmp_path: Path) -
         path = tmp_path / "pictures" / file
         assert path.stat().st_size < MOST_BYTES
         assert Image.open(path).size == (12 + 4 * 140, 34 + 2 * (12 + 2 * 150))
-    assert run_suite(subject, images=16, rows=2) == found
-    assert run_suite(convnext_subject(tmp_path / "again"), images=16, rows=2) == found
+    assert run_suite(target, images=16, rows=2) == found
+    assert run_suite(convnext_target(tmp_path / "again"), images=16, rows=2) == found
 
 
 def test_the_means_are_over_all_batches_and_sources(tmp_path: Path) -> None:
     """40 images in two batches of 20; every mix once more, source by source."""
-    subject, settings = tried_on(images_of(40, 8), tmp_path), MapsSettings(images=64)
-    mapped, mixer = mapped_layers(8), plain_mixer("cutmix", subject)
-    found = measure_survival(mapped, subject, settings, mixer)
+    target, settings = make_target(random_images(40, 8), tmp_path), MapsSettings(images=64)
+    mapped, mixer = mapped_layers(8), plain_mixer("cutmix", target)
+    found = measure_survival(mapped, target, settings, mixer)
     similarities, inside, sizes = [], [], []
-    for pixels, labels, mixed in mixed_batches(subject, settings, mixer):
+    for pixels, labels, mixed in mixed_batches(target, settings, mixer):
         sizes.append(len(pixels))
         assert mixed.masks is not None
         for m in range(len(pixels)):
@@ -449,7 +451,7 @@ def test_a_run_is_tried_on_its_own_mixes(
     outcome = command("evaluate", run, *words)
     assert outcome.status == 0, outcome.err
     assert "What a mix leaves of the maps" in outcome.out
-    record = read(tmp_path)
+    record = read_evaluation(tmp_path)
     assert record is not None
     found = record.result("maps")
     assert isinstance(found, MapsResult)
@@ -473,11 +475,11 @@ def test_a_run_is_tried_on_its_own_mixes(
 def test_a_run_that_mixes_nothing_is_tried_on_plain_mixes(
     trained: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    asked = EvalOptions({}, device="cpu", out=tmp_path)
-    found = run_suite(load_target(str(trained("vanilla")), asked), images=16)
+    options = EvalOptions({}, device="cpu", out=tmp_path)
+    found = run_suite(load_target(str(trained("vanilla")), options), images=16)
     assert list(found.networks["teacher"].survival) == ["mixup", "cutmix"]
-    subject = load_target(str(trained("adautomix")), asked)
-    found = run_suite(subject, images=16, mixes="plain")
+    target = load_target(str(trained("adautomix")), options)
+    found = run_suite(target, images=16, mixes="plain")
     assert list(found.networks["teacher"].survival) == ["mixup", "cutmix"]
 
 
@@ -485,12 +487,12 @@ def test_the_mixes_of_a_run_are_those_of_its_generator(
     trained: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Mixed by hand, in pixels, with the teacher's features and a λ for each mix."""
-    subject = load_target(str(trained("adautomix")), EvalOptions({}, device="cpu", out=tmp_path))
-    mixer = own_mixer(subject)
+    target = load_target(str(trained("adautomix")), EvalOptions({}, device="cpu", out=tmp_path))
+    mixer = own_mixer(target)
     settings = MapsSettings(images=16)
-    pixels, labels, mixed = next(mixed_batches(subject, settings, mixer))
+    pixels, labels, mixed = next(mixed_batches(target, settings, mixer))
     assert len(mixed.lam.unique(dim=0)) == len(mixed.lam) == 16
-    normalized = subject.networks["teacher"].normalize(pixels)
+    normalized = target.networks["teacher"].normalize(pixels)
     method: Any = mixer.method
     with torch.no_grad():
         features = mixer.teacher.feature_map(normalized, method.tap)
@@ -511,17 +513,17 @@ def test_the_mixes_of_a_run_are_those_of_its_generator(
 def test_under_all_a_suite_that_does_not_apply_is_put_on_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adautomix.evaluation import evaluate as evaluating
-
-    some = {name: evaluating.SUITES[name] for name in ("accuracy", "maps")}
-    monkeypatch.setattr(evaluating, "SUITES", some)
-    subject = tried_on(images_of(8, 6), tmp_path)  # linear maps of the pixels: no layer to map
-    record = evaluate(subject, ["all"], {})
+    for name in SUITES.keys() - {"accuracy", "maps"}:
+        monkeypatch.delitem(SUITES, name)
+    target = make_target(
+        random_images(8, 6), tmp_path
+    )  # linear maps of the pixels: no layer to map
+    record = evaluate(target, ["all"], {})
     assert list(record.suites) == ["accuracy"]
     assert "maps.layer" in record.not_applicable["maps"]
-    assert read(tmp_path) == record
+    assert read_evaluation(tmp_path) == record
     with pytest.raises(NotApplicableError, match=r"maps\.layer"):
-        evaluate(subject, ["maps"], {})
+        evaluate(target, ["maps"], {})
     _, section = sections_of([Found("noise", record, tmp_path, 0)])
     assert section.slug == "not-applicable"
     assert section.tables[0].rows == [("noise: maps", record.not_applicable["maps"])]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from subjects import MEAN, STD, images_of, linear, tried_on
+from targets import MEAN, STD, linear_network, make_target, random_images, top1_accuracy
 from torch import Tensor
 
 from adautomix.errors import UsageError
@@ -26,15 +26,15 @@ from adautomix.evaluation.occlusion import (
     hide,
     suited_patch,
 )
-from adautomix.evaluation.target import EvalTarget, PixelNetwork, accuracy
+from adautomix.evaluation.target import EvalTarget, PixelNetwork
 from adautomix.reporting.evaluations import write_evaluations
 from adautomix.reporting.section import Found
 from adautomix.reporting.sections.occlusion import section
 from adautomix.rng import generator_at
 
 
-def measured(subject: EvalTarget, **settings: object) -> OcclusionResult:
-    found = evaluate(subject, ["occlusion"], {"occlusion": settings}).result("occlusion")
+def measured(target: EvalTarget, **settings: object) -> OcclusionResult:
+    found = evaluate(target, ["occlusion"], {"occlusion": settings}).result("occlusion")
     assert isinstance(found, OcclusionResult)
     return found
 
@@ -51,16 +51,16 @@ def paint(image: Tensor, patches: list[int], patch: int, color: Tensor) -> Tenso
     return painted
 
 
-def by_hand(subject: EvalTarget, share: float, patch: int) -> dict[str, float]:
+def by_hand(target: EvalTarget, share: float, patch: int) -> dict[str, float]:
     """Accuracies, image by image."""
-    size, test = subject.data.image_size, subject.data.test
+    size, test = target.data.image_size, target.data.test
     patches = (-(-size // patch)) ** 2
-    generator = subject.generator("occlusion")
-    right = dict.fromkeys(subject.networks, 0)
-    for pixels, label in zip(*next(subject.batches(batch_size=len(test))), strict=True):
+    generator = target.generator("occlusion")
+    right = dict.fromkeys(target.networks, 0)
+    for pixels, label in zip(*next(target.batches(batch_size=len(test))), strict=True):
         numbers = torch.rand(patches, dtype=torch.float64, generator=generator).tolist()
         order = sorted(range(patches), key=numbers.__getitem__)
-        for name, network in subject.networks.items():
+        for name, network in target.networks.items():
             mask_source = paint(
                 pixels, order[: round(share * patches)], patch, network.mean[:, 0, 0]
             )
@@ -73,12 +73,15 @@ def by_hand(subject: EvalTarget, share: float, patch: int) -> dict[str, float]:
 
 @pytest.mark.parametrize(("size", "patch"), [(8, 2), (10, 4), (9, None), (6, 5)])
 def test_the_curve_is_that_of_a_loop(tmp_path: Path, size: int, patch: int | None) -> None:
-    networks = {"student": linear(size), "teacher": linear(size, seed=1, mean=(0.1, 0.9, 0.3))}
-    subject = tried_on(images_of(37, size), tmp_path, networks=networks)
-    result = measured(subject, steps=4, patch=patch)
-    assert result.shares == [0, 0.25, 0.5, 0.75, 1]
-    for step, share in enumerate(result.shares):
-        expected = by_hand(subject, share, result.patch)
+    networks = {
+        "student": linear_network(size),
+        "teacher": linear_network(size, seed=1, mean=(0.1, 0.9, 0.3)),
+    }
+    target = make_target(random_images(37, size), tmp_path, networks=networks)
+    result = measured(target, steps=4, patch=patch)
+    assert result.fractions == [0, 0.25, 0.5, 0.75, 1]
+    for step, share in enumerate(result.fractions):
+        expected = by_hand(target, share, result.patch)
         assert {n: curve.accuracy[step] for n, curve in result.networks.items()} == expected
     curves = [curve.accuracy for curve in result.networks.values()]
     assert len({value for curve in curves for value in curve}) > 3, "nothing changes when hidden"
@@ -86,21 +89,21 @@ def test_the_curve_is_that_of_a_loop(tmp_path: Path, size: int, patch: int | Non
 
 @pytest.mark.parametrize(("size", "patch", "patches"), [(8, 2, 16), (10, 4, 9), (6, 50, 1)])
 def test_the_patches_cover_the_image(tmp_path: Path, size: int, patch: int, patches: int) -> None:
-    result = measured(tried_on(images_of(4, size), tmp_path), steps=1, patch=patch)
+    result = measured(make_target(random_images(4, size), tmp_path), steps=1, patch=patch)
     assert (result.patch, result.patches) == (min(patch, size), patches)
 
 
 def test_nothing_hidden_is_plain_accuracy(tmp_path: Path) -> None:
-    subject = tried_on(images_of(37, 8), tmp_path)
-    plain = accuracy(*subject.logits())
-    assert {n: c.accuracy[0] for n, c in measured(subject, steps=2).networks.items()} == plain
+    target = make_target(random_images(37, 8), tmp_path)
+    plain = top1_accuracy(*target.logits())
+    assert {n: c.accuracy[0] for n, c in measured(target, steps=2).networks.items()} == plain
 
 
 @pytest.mark.parametrize(("size", "patch"), [(8, 2), (10, 4), (7, 7)])
 def test_everything_hidden_is_every_pixel(tmp_path: Path, size: int, patch: int) -> None:
-    subject = tried_on(images_of(5, size), tmp_path)
-    network = subject.networks["student"]
-    for pixels, _, hidden in hidden_batches(subject, 1.0, patch):
+    target = make_target(random_images(5, size), tmp_path)
+    network = target.networks["student"]
+    for pixels, _, hidden in hidden_batches(target, 1.0, patch):
         assert hidden.shape == (len(pixels), 1, size, size)
         assert hidden.all()
         assert torch.equal(
@@ -114,7 +117,7 @@ def test_area_by_hand() -> None:
 
 
 def test_the_area_is_of_the_curve(tmp_path: Path) -> None:
-    result = measured(tried_on(images_of(30, 8), tmp_path), steps=4)
+    result = measured(make_target(random_images(30, 8), tmp_path), steps=4)
     for curve in result.networks.values():
         means = [(a + b) / 2 for a, b in pairwise(curve.accuracy)]
         assert curve.area == pytest.approx(sum(means) / 4)
@@ -152,11 +155,11 @@ def test_every_image_has_an_order_of_its_own() -> None:
 
 
 def test_masks_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
-    test = images_of(37, 8)
+    test = random_images(37, 8)
 
     def masks(batch_size: int) -> Tensor:
-        subject = tried_on(test, tmp_path, batch_size=batch_size)
-        return torch.cat([hidden for _, _, hidden in hidden_batches(subject, 0.4, 1)])
+        target = make_target(test, tmp_path, batch_size=batch_size)
+        return torch.cat([hidden for _, _, hidden in hidden_batches(target, 0.4, 1)])
 
     whole = masks(37)
     assert whole.any()
@@ -165,9 +168,9 @@ def test_masks_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
 
 
 def test_figures_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
-    test = images_of(37, 8)
-    small = measured(tried_on(test, tmp_path / "small", batch_size=5))
-    assert measured(tried_on(test, tmp_path / "large", batch_size=500)) == small
+    test = random_images(37, 8)
+    small = measured(make_target(test, tmp_path / "small", batch_size=5))
+    assert measured(make_target(test, tmp_path / "large", batch_size=500)) == small
 
 
 @pytest.mark.parametrize(
@@ -181,7 +184,7 @@ def test_the_patch_suits_the_image(size: int, patch: int) -> None:
 @pytest.mark.parametrize("name", ["steps", "patch"])
 def test_a_wrong_setting_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=rf"occlusion\.{name}"):
-        measured(tried_on(images_of(4, 6), tmp_path), **{name: 0})
+        measured(make_target(random_images(4, 6), tmp_path), **{name: 0})
 
 
 # --- stopped and continued -------------------------------------------------------------------
@@ -206,19 +209,19 @@ class Failing(PixelNetwork):
 
 
 def test_a_stopped_suite_goes_on(tmp_path: Path) -> None:
-    test = images_of(37, 8)  # three batches of at most 16 a share
+    test = random_images(37, 8)  # three batches of at most 16 a share
 
-    def subject(folder: str, fails_at: int | None = None) -> tuple[EvalTarget, Failing]:
-        network = Failing(linear(8), fails_at)
-        return tried_on(test, tmp_path / folder, networks={"network": network}), network
+    def target(folder: str, fails_at: int | None = None) -> tuple[EvalTarget, Failing]:
+        network = Failing(linear_network(8), fails_at)
+        return make_target(test, tmp_path / folder, networks={"network": network}), network
 
-    whole, counter = subject("whole")
+    whole, counter = target("whole")
     expected = measured(whole)
     assert counter.forwards == 3 * 11
-    stopped, _ = subject("stopped", fails_at=3 * 4 + 2)  # in the middle of the fifth share
+    stopped, _ = target("stopped", fails_at=3 * 4 + 2)  # in the middle of the fifth share
     with pytest.raises(StoppedError):
         measured(stopped)
-    again, counter = subject("stopped")
+    again, counter = target("stopped")
     assert measured(again) == expected
     assert counter.forwards == 3 * (11 - 4), "what was there was computed again"
 
@@ -227,8 +230,8 @@ def test_a_stopped_suite_goes_on(tmp_path: Path) -> None:
 
 
 def mask_source(folder: Path, **settings: object) -> tuple[OcclusionResult, Any]:
-    subject = tried_on(images_of(30, 8), folder)
-    record = evaluate(subject, ["occlusion"], {"occlusion": settings})
+    target = make_target(random_images(30, 8), folder)
+    record = evaluate(target, ["occlusion"], {"occlusion": settings})
     result = record.result("occlusion")
     assert isinstance(result, OcclusionResult)
     return result, (Found("mine", record, folder, 0), result)
@@ -267,7 +270,7 @@ def test_the_picture(tmp_path: Path) -> None:
         pixels[gap : gap + tile : 14, gap + n * (tile + gap) :][:, :tile:14].astype(int)
         for n in range(len(PICTURED_SHARES))
     ]
-    test = images_of(30, 8)
+    test = random_images(30, 8)
     assert np.array_equal(columns[0], test.images[0].numpy())
     mean = np.rint(255 * np.array(MEAN)).astype(int)
     assert np.abs(columns[-1] - mean).max() <= 1

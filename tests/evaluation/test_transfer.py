@@ -21,8 +21,9 @@ from adautomix.config import TrainConfig, architecture_of, make_config
 from adautomix.data import load_data
 from adautomix.data.partition import partition
 from adautomix.errors import UsageError
-from adautomix.evaluation.evaluate import evaluate, read
+from adautomix.evaluation.evaluate import evaluate
 from adautomix.evaluation.load_target import EvalOptions, load_target
+from adautomix.evaluation.record import read_evaluation
 from adautomix.evaluation.target import EvalTarget, PixelNetwork
 from adautomix.evaluation.transfer import GRID, Features, TransferResult, linear_probe
 from adautomix.models import Classifier
@@ -59,9 +60,9 @@ def opened(run: Path, out: Path, images: int | None = 150) -> EvalTarget:
     return load_target(str(run), EvalOptions({}, images=images, out=out, batch_size=64))
 
 
-def transferred(subject: EvalTarget, **settings: Any) -> TransferResult:
+def transferred(target: EvalTarget, **settings: Any) -> TransferResult:
     """What the suite finds with these settings."""
-    found = evaluate(subject, ["transfer"], {"transfer": settings}).result("transfer")
+    found = evaluate(target, ["transfer"], {"transfer": settings}).result("transfer")
     assert isinstance(found, TransferResult)
     return found
 
@@ -86,16 +87,16 @@ def standardized(train: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
 
 
 def test_the_probe_is_sklearns_on_the_same_features(run: Path, tmp_path: Path) -> None:
-    subject = opened(run, tmp_path)
-    result = transferred(subject, knn=0)
+    target = opened(run, tmp_path)
+    result = transferred(target, knn=0)
     assert (result.data, result.train_images, result.test_images) == ("digits", 30, 150)
     assert result.networks.keys() == {"student", "teacher"}
-    for name, network in subject.networks.items():
-        x, y = by_hand(network, subject.data.train)
-        test_x, test_y = by_hand(network, subject.data.test)
+    for name, network in target.networks.items():
+        x, y = by_hand(network, target.data.train)
+        test_x, test_y = by_hand(network, target.data.test)
         # A fifth of three images a class is one.
         rows = partition(
-            subject.data.train.labels,
+            target.data.train.labels,
             {"all": torch.arange(30)},
             per_class=None,
             test_fraction=1 / 3,
@@ -132,12 +133,12 @@ def test_of_equal_c_the_smallest_is_taken() -> None:
 
 @pytest.mark.parametrize("neighbors", [1, 4, 30, 500])
 def test_knn_is_sklearns_on_the_same_features(neighbors: int, run: Path, tmp_path: Path) -> None:
-    subject = opened(run, tmp_path)
-    result = transferred(subject, knn=neighbors, probe=False)
-    for name, network in subject.networks.items():
-        x, y = by_hand(network, subject.data.train)
+    target = opened(run, tmp_path)
+    result = transferred(target, knn=neighbors, probe=False)
+    for name, network in target.networks.items():
+        x, y = by_hand(network, target.data.train)
         model = KNeighborsClassifier(min(neighbors, 30), metric="cosine").fit(x, y)
-        expected = model.score(*by_hand(network, subject.data.test))
+        expected = model.score(*by_hand(network, target.data.test))
         assert result.networks[name].knn == expected
         assert result.networks[name].probe is None
 
@@ -145,11 +146,11 @@ def test_knn_is_sklearns_on_the_same_features(neighbors: int, run: Path, tmp_pat
 def test_another_set_is_seen_at_the_size_that_the_network_knows(run: Path, tmp_path: Path) -> None:
     """All digits, which are of 32 × 32, and a network of 16 × 16."""
     digits = load_data("digits", image_size=16)
-    subject = opened(run, tmp_path)
-    result = transferred(subject, data="digits", knn=1, probe=False)
+    target = opened(run, tmp_path)
+    result = transferred(target, data="digits", knn=1, probe=False)
     assert (result.data, result.train_images) == ("digits", len(digits.train))
     assert len(digits.train) + result.test_images == 1797
-    for name, network in subject.networks.items():
+    for name, network in target.networks.items():
         model = KNeighborsClassifier(1, metric="cosine").fit(*by_hand(network, digits.train))
         assert result.networks[name].knn == model.score(*by_hand(network, digits.test))
 
@@ -165,21 +166,21 @@ def test_at_most_so_many_training_images(run: Path, tmp_path: Path) -> None:
 
 
 def test_one_class_teaches_nothing(run: Path, tmp_path: Path) -> None:
-    subject = opened(run, tmp_path)
-    labels = subject.data.train.labels
+    target = opened(run, tmp_path)
+    labels = target.data.train.labels
     labels.fill_(3)
     with pytest.raises(UsageError, match="30 training images of digits are of one class: use more"):
-        transferred(subject)
+        transferred(target)
 
 
 def test_a_timm_network_on_a_folder(photos: Path, tmp_path: Path) -> None:
-    asked = EvalOptions({"data": str(photos), "workers": 1, "image_size": 32}, out=tmp_path)
-    subject = load_target("test_vit", asked)
-    result = transferred(subject, knn=3)
-    network = subject.networks["network"]
+    options = EvalOptions({"data": str(photos), "workers": 1, "image_size": 32}, out=tmp_path)
+    target = load_target("test_vit", options)
+    result = transferred(target, knn=3)
+    network = target.networks["network"]
     with torch.no_grad():
         (pixels, labels), (test, test_labels) = (
-            next(subject.batches(split)) for split in (subject.data.train, subject.data.test)
+            next(target.batches(split)) for split in (target.data.train, target.data.test)
         )
         x, test_x = (network.pooled(images).numpy() for images in (pixels, test))
     expected = KNeighborsClassifier(3, metric="cosine").fit(x, labels).score(test_x, test_labels)
@@ -367,7 +368,7 @@ def test_the_command_prints_and_keeps_what_it_found(
     outcome = command("evaluate", run, "--suites", "transfer", *flags, "--out", tmp_path)
     assert outcome.status == 0, outcome.err
     assert "Transfer to pets" in outcome.out
-    record = read(tmp_path)
+    record = read_evaluation(tmp_path)
     assert record is not None
     result = record.result("transfer")
     assert isinstance(result, TransferResult)

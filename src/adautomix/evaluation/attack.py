@@ -213,7 +213,7 @@ class AttackSettings(SuiteSettings):
     step_size: float = Field(2.5, gt=0, description="of PGD, in parts of ε / steps")
     restarts: int = Field(1, ge=1, le=100, description="random starts of PGD; the worst counts")
     batch_size: int = Field(100, ge=1, description="at most so many images a gradient")
-    pictured: int = Field(4, ge=0, le=16, description="images to draw of each network")
+    examples: int = Field(4, ge=0, le=16, description="images to draw of each network")
 
 
 class Sweep(BaseModel):
@@ -284,7 +284,7 @@ class AttackResult(SuiteResult):
         networks: by name.
     """
 
-    threat: str
+    threat_model: str
     images: int
     networks: dict[str, Attacked]
 
@@ -350,42 +350,40 @@ def iterated(settings: AttackSettings, steps: int, norm: Norm, epsilons: Sequenc
     return Attack(f"pgd-{steps}", norm, ascending(epsilons), perturb)
 
 
-def run_attack(subject: EvalTarget, settings: AttackSettings, parts: ResultCache) -> AttackResult:
+def run_attack(target: EvalTarget, settings: AttackSettings, cache: ResultCache) -> AttackResult:
     """Attack each network with its own gradients, and look for signs that these are masked."""
     attacks = attacks_of(settings)
     per_network = 2 + sum(len(attack.epsilons) for attack in attacks)
-    parts.expect(len(subject.networks) * per_network)
-    networks = {
-        name: attacked(subject, name, attacks, settings, parts) for name in subject.networks
-    }
-    return AttackResult(threat=THREAT, images=len(subject.data.test), networks=networks)
+    cache.set_total(len(target.networks) * per_network)
+    networks = {name: attacked(target, name, attacks, settings, cache) for name in target.networks}
+    return AttackResult(threat_model=THREAT, images=len(target.data.test), networks=networks)
 
 
 def attacked(
-    subject: EvalTarget,
+    target: EvalTarget,
     name: str,
     attacks: Sequence[Attack],
     settings: AttackSettings,
-    parts: ResultCache,
+    cache: ResultCache,
 ) -> Attacked:
     """One network under all attacks, one part an ε."""
 
     def accuracy(attack: Attack, epsilon: float) -> float:
         part = f"{name}, {attack.name} {attack.norm} {size_in_words(epsilon, attack.norm)}"
-        compute = partial(accuracy_under, subject, name, attack, epsilon, settings.batch_size)
-        return float(parts.get(part, compute))
+        compute = partial(accuracy_under, target, name, attack, epsilon, settings.batch_size)
+        return float(cache.get(part, compute))
 
     clean = accuracy(NO_ATTACK, 0.0)
     sweeps = [
         sweep(attack, [clean, *(accuracy(attack, epsilon) for epsilon in attack.epsilons)])
         for attack in attacks
     ]
-    draw = partial(draw_examples, subject, name, settings.pictured, parts)
+    draw = partial(draw_examples, target, name, settings.examples, cache)
     return Attacked(
         accuracy=clean,
         sweeps=sweeps,
-        warnings=signs_of_masking(sweeps, len(subject.data.test)),
-        examples=parts.get(f"{name}, picture", draw),
+        warnings=signs_of_masking(sweeps, len(target.data.test)),
+        examples=cache.get(f"{name}, picture", draw),
     )
 
 
@@ -401,17 +399,17 @@ def sweep(attack: Attack, accuracy: list[float]) -> Sweep:
 
 
 def accuracy_under(
-    subject: EvalTarget, name: str, attack: Attack, epsilon: float, batch_size: int
+    target: EvalTarget, name: str, attack: Attack, epsilon: float, batch_size: int
 ) -> float:
     """Top-1 of a network, 0 to 1, on test images that were attacked with its own gradients."""
-    network = subject.networks[name]
-    generator = subject.generator(f"attack/{attack.name}")
+    network = target.networks[name]
+    generator = target.generator(f"attack/{attack.name}")
     right = 0
     with evaluating(network):
-        for pixels, labels in subject.batches(batch_size=min(batch_size, subject.batch_size)):
+        for pixels, labels in target.batches(batch_size=min(batch_size, target.batch_size)):
             found = attack.perturb(network, pixels, labels, epsilon, generator)
             right += int((network(found).argmax(dim=1) == labels).sum())
-    return right / len(subject.data.test)
+    return right / len(target.data.test)
 
 
 def size_in_words(epsilon: float, norm: Norm) -> str:
@@ -495,29 +493,29 @@ def picture_name(network: str) -> str:
 
 
 def draw_examples(
-    subject: EvalTarget, name: str, count: int, parts: ResultCache
+    target: EvalTarget, name: str, count: int, cache: ResultCache
 ) -> list[dict[str, str]]:
     """Draw test images, the amplified change by FGSM at 8/255, and the sum, one image a row."""
     from torchvision.utils import save_image
 
-    network, test = subject.networks[name], subject.data.test
-    rows = torch.randperm(len(test), generator=subject.generator("attack/picture"))[:count]
+    network, test = target.networks[name], target.data.test
+    rows = torch.randperm(len(test), generator=target.generator("attack/picture"))[:count]
     if not len(rows):
         return []
-    pixels, labels = next(subject.batches(test.subset(rows), batch_size=count))
+    pixels, labels = next(target.batches(test.subset(rows), batch_size=count))
     found = fgsm(network, pixels, labels, MARKED)
     change = (0.5 + AMPLIFIED * (found - pixels)).clamp(0, 1)
     tiles = fit(torch.stack([pixels, change, found], dim=1).flatten(0, 1))
-    save_image(tiles, parts.picture(picture_name(name)), nrow=3, padding=6, pad_value=1)
+    save_image(tiles, cache.picture_path(picture_name(name)), nrow=3, padding=6, pad_value=1)
     with evaluating(network):
         on_progress = [labels, network(pixels).argmax(dim=1), network(found).argmax(dim=1)]
     return [
-        {key: subject.classes[k] for key, k in zip(("label", "before", "after"), row, strict=True)}
+        {key: target.classes[k] for key, k in zip(("label", "before", "after"), row, strict=True)}
         for row in torch.stack(on_progress, dim=1).tolist()
     ]
 
 
-ATTACK = Suite(
+SUITE = Suite(
     name="attack",
     summary="accuracy under FGSM and PGD on pixels, with controls and signs of masked gradients",
     run=run_attack,

@@ -199,22 +199,22 @@ class HeldOut(NamedTuple):
     scored: tuple[dict[str, Tensor], Tensor]
 
 
-def hold_out(subject: EvalTarget) -> HeldOut:
+def hold_out(target: EvalTarget) -> HeldOut:
     """The `val` split to fit on, or a half of the test images that is then not scored.
 
     Raises:
         NotApplicableError: there are neither held-out images nor enough test images to halve.
     """
-    if subject.data.val is not None:
-        return HeldOut("val", subject.logits(subject.data.val), subject.logits())
-    count = len(subject.data.test)
+    if target.data.val is not None:
+        return HeldOut("val", target.logits(target.data.val), target.logits())
+    count = len(target.data.test)
     if count < 2:
         raise NotApplicableError(
             "calibration.temperature needs images to fit on and one test image cannot be halved: "
             "hold some out with val_fraction, or switch it off"
         )
-    logits, labels = subject.logits()
-    fitted, scored = halves(count, subject.generator("calibration/halves"))
+    logits, labels = target.logits()
+    fitted, scored = halves(count, target.generator("calibration/halves"))
     return HeldOut("half of test", at(fitted, logits, labels), at(scored, logits, labels))
 
 
@@ -230,17 +230,17 @@ def at(rows: Tensor, logits: dict[str, Tensor], labels: Tensor) -> tuple[dict[st
 
 
 def run_calibration(
-    subject: EvalTarget, settings: CalibrationSettings, parts: ResultCache
+    target: EvalTarget, settings: CalibrationSettings, cache: ResultCache
 ) -> CalibrationResult:
     """Measure the calibration of each network on test images, and what a temperature mends."""
     compute = scaled if settings.temperature else plain
-    found = parts.get("figures", lambda: compute(subject, settings.bins).model_dump())
+    found = cache.get("figures", lambda: compute(target, settings.bins).model_dump())
     return CalibrationResult.model_validate(found)
 
 
-def plain(subject: EvalTarget, bins: int) -> CalibrationResult:
+def plain(target: EvalTarget, bins: int) -> CalibrationResult:
     """Every test image scored as it is."""
-    logits, labels = subject.logits()
+    logits, labels = target.logits()
     return CalibrationResult(
         networks={n: Calibration(before=figures(z, labels, bins)) for n, z in logits.items()},
         fitted_on=None,
@@ -249,9 +249,9 @@ def plain(subject: EvalTarget, bins: int) -> CalibrationResult:
     )
 
 
-def scaled(subject: EvalTarget, bins: int) -> CalibrationResult:
+def scaled(target: EvalTarget, bins: int) -> CalibrationResult:
     """The scored images before and after the temperature that held-out images ask for."""
-    source, (fitted, fitted_labels), (scored, labels) = hold_out(subject)
+    source, (fitted, fitted_labels), (scored, labels) = hold_out(target)
     networks = {}
     for name, logits in scored.items():
         temperature = fit_temperature(fitted[name], fitted_labels)
@@ -268,7 +268,7 @@ def scaled(subject: EvalTarget, bins: int) -> CalibrationResult:
     )
 
 
-CALIBRATION = Suite(
+SUITE = Suite(
     name="calibration",
     summary="ECE, NLL, Brier score, reliability; before and after a temperature",
     run=run_calibration,

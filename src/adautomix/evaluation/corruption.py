@@ -31,7 +31,7 @@ from adautomix.evaluation.suite import (
     SuiteResult,
     SuiteSettings,
 )
-from adautomix.evaluation.target import EvalTarget, cut
+from adautomix.evaluation.target import EvalTarget, take_sample
 from adautomix.models import evaluating
 
 PICTURE = "corruptions.png"
@@ -151,23 +151,23 @@ def mce_against(network: Robustness, baseline: Robustness) -> float | None:
 
 
 def run_corruption(
-    subject: EvalTarget, settings: CorruptionSettings, parts: ResultCache
+    target: EvalTarget, settings: CorruptionSettings, cache: ResultCache
 ) -> CorruptionResult:
     """Score each network on the clean images, then corruption by corruption."""
-    with open_source(subject, settings) as source:
+    with open_source(target, settings) as source:
         names = present(settings, source)
-        parts.expect(1 + len(names) * len(settings.severities))
-        clean = parts.get("clean", partial(top1, subject, subject.data.test))
+        cache.set_total(1 + len(names) * len(settings.severities))
+        clean = cache.get("clean", partial(top1, target, target.data.test))
         found = {
             name: [
-                parts.get(
-                    f"{name} {severity}", partial(corrupted_top1, subject, source, name, severity)
+                cache.get(
+                    f"{name} {severity}", partial(corrupted_top1, target, source, name, severity)
                 )
                 for severity in settings.severities
             ]
             for name in names
         }
-        draw_picture(subject, source, names, pictured(settings.severities), parts)
+        draw_picture(target, source, names, pictured(settings.severities), cache)
     return CorruptionResult(
         source=source.name,
         severities=list(settings.severities),
@@ -176,25 +176,25 @@ def run_corruption(
                 clean[network],
                 {name: [score[network] for score in scores] for name, scores in found.items()},
             )
-            for network in subject.networks
+            for network in target.networks
         },
     )
 
 
 @contextmanager
-def open_source(subject: EvalTarget, settings: CorruptionSettings) -> Iterator[Source]:
+def open_source(target: EvalTarget, settings: CorruptionSettings) -> Iterator[Source]:
     """The corrupted images, while the processes that make or decode them are there."""
-    size = subject.data.image_size
+    size = target.data.image_size
     if settings.folder is not None:
         with Decoders(settings.workers) as decoders:
-            yield published(settings.folder, subject.classes, image_size=size, decoders=decoders)
+            yield published(settings.folder, target.classes, image_size=size, decoders=decoders)
         return
     with Corrupters(settings.workers) as corrupters:
         try:
             source = Generated(
-                subject.data.test,
+                target.data.test,
                 image_size=size,
-                seed=subject.seed,
+                seed=target.seed,
                 corrupters=corrupters,
                 keep=settings.keep * 2**30,
             )
@@ -220,7 +220,7 @@ def present(settings: CorruptionSettings, source: Source) -> list[str]:
 
 
 def corrupted_top1(
-    subject: EvalTarget, source: Source, corruption: str, severity: int
+    target: EvalTarget, source: Source, corruption: str, severity: int
 ) -> dict[str, float]:
     """Top-1 of each network, 0 to 1, under one corruption.
 
@@ -228,15 +228,15 @@ def corrupted_top1(
     they are equally many in the same order.
     """
     split = source.split(corruption, severity)
-    return top1(subject, cut(split, len(subject.data.test), subject.generator("images")))
+    return top1(target, take_sample(split, len(target.data.test), target.generator("images")))
 
 
-def top1(subject: EvalTarget, split: Split) -> dict[str, float]:
+def top1(target: EvalTarget, split: Split) -> dict[str, float]:
     """Top-1 of each network on a split, 0 to 1."""
-    right = dict.fromkeys(subject.networks, 0)
-    with evaluating(*subject.networks.values()):
-        for pixels, labels in subject.batches(split):
-            for name, network in subject.networks.items():
+    right = dict.fromkeys(target.networks, 0)
+    with evaluating(*target.networks.values()):
+        for pixels, labels in target.batches(split):
+            for name, network in target.networks.items():
                 right[name] += int((network(pixels).argmax(dim=1) == labels).sum())
     return {name: count / len(split) for name, count in right.items()}
 
@@ -247,17 +247,17 @@ def pictured(severities: Sequence[int]) -> int:
 
 
 def draw_picture(
-    subject: EvalTarget, source: Source, names: Sequence[str], severity: int, parts: ResultCache
+    target: EvalTarget, source: Source, names: Sequence[str], severity: int, cache: ResultCache
 ) -> None:
     """The first test image as it is, then under every corruption."""
     from adautomix.pictures.tiles import write_tiles
 
-    tiles = {"clean": first_image(subject.data.test)}
+    tiles = {"clean": first_image(target.data.test)}
     tiles |= {name.replace("_", " "): source.first(name, severity) for name in names}
-    write_tiles(tiles, parts.picture(PICTURE))
+    write_tiles(tiles, cache.picture_path(PICTURE))
 
 
-CORRUPTION = Suite(
+SUITE = Suite(
     name="corruption",
     summary="accuracy under 19 corruptions at 5 severities, and the mean corruption error",
     run=run_corruption,

@@ -99,25 +99,25 @@ class DiversityResult(SuiteResult):
 
 
 def run_diversity(
-    subject: EvalTarget, settings: DiversitySettings, parts: ResultCache
+    target: EvalTarget, settings: DiversitySettings, cache: ResultCache
 ) -> DiversityResult:
     """The spread over draws and, where checkpoints were kept, the distances over training.
 
     Raises:
-        NotApplicableError: the subject is no run.
+        NotApplicableError: the target is not a run.
     """
-    if subject.run is None:
-        raise NotApplicableError(f"diversity needs a run, and {subject.name} is none")
-    mixer = own_mixer(subject)
-    epochs = thin(kept_epochs(subject.run), settings.checkpoints)
+    if target.run is None:
+        raise NotApplicableError(f"diversity needs a run, and {target.name} is none")
+    mixer = own_mixer(target)
+    epochs = thin(kept_epochs(target.run), settings.checkpoints)
     several = len(epochs) > 1
-    parts.expect(1 + several)
-    spread = parts.get("spread", lambda: spread_of(subject, settings, mixer))
+    cache.set_total(1 + several)
+    spread = cache.get("spread", lambda: spread_of(target, settings, mixer))
     training = None
     if several:
-        picture = parts.picture(f"{parts.name.rpartition('/')[2]}.webp")
+        picture = cache.picture_path(f"{cache.digest}.webp")
         over = f"epochs {', '.join(map(str, epochs))}"
-        training = parts.get(over, lambda: over_training(subject, settings, epochs, picture))
+        training = cache.get(over, lambda: over_training(target, settings, epochs, picture))
     return DiversityResult(
         method=mixer.method.name,
         draws=settings.draws,
@@ -129,21 +129,21 @@ def run_diversity(
     )
 
 
-def batches_of(subject: EvalTarget, settings: DiversitySettings) -> Iterator[tuple[Tensor, Tensor]]:
+def batches_of(target: EvalTarget, settings: DiversitySettings) -> Iterator[tuple[Tensor, Tensor]]:
     """The images that are mixed and their labels, always the same."""
-    return shuffled_batches(subject, settings.images, subject.generator("diversity/images"))
+    return shuffled_batches(target, settings.images, target.generator("diversity/images"))
 
 
 # ---------------------------------------------------------------------- over draws
 
 
 def spread_of(
-    subject: EvalTarget, settings: DiversitySettings, mixer: Mixer
+    target: EvalTarget, settings: DiversitySettings, mixer: Mixer
 ) -> dict[str, float | int | None]:
     """Mean distances over the pairs of draws, and of how many mixes."""
-    generator = subject.generator("diversity/spread")
+    generator = target.generator("diversity/spread")
     masks, images = [], []
-    for pixels, labels in batches_of(subject, settings):
+    for pixels, labels in batches_of(target, settings):
         mixes = same_sources(
             [
                 mixer.mix(pixels, labels, params)
@@ -182,12 +182,12 @@ def same_sources(mixes: Sequence[Mixed]) -> list[Mixed]:
 
 
 def over_training(
-    subject: EvalTarget, settings: DiversitySettings, epochs: Sequence[int], picture: Path
+    target: EvalTarget, settings: DiversitySettings, epochs: Sequence[int], picture: Path
 ) -> dict[str, float | list[float] | str]:
     """Mean distances over checkpoints, and a picture of them."""
-    at_checkpoints = [list(mixes_at(subject, settings, epoch)) for epoch in epochs]
+    at_checkpoints = [list(mixes_at(target, settings, epoch)) for epoch in epochs]
     masks = torch.stack([torch.cat([weights_of(m) for m in each]).cpu() for each in at_checkpoints])
-    draw_picture(subject, settings, epochs, [each[0] for each in at_checkpoints], picture)
+    draw_picture(target, settings, epochs, [each[0] for each in at_checkpoints], picture)
     following = [float(of_masks(masks[k : k + 2]).mean()) for k in range(len(masks) - 1)]
     return {
         "pairwise": float(of_masks(masks).mean()),
@@ -196,11 +196,11 @@ def over_training(
     }
 
 
-def mixes_at(subject: EvalTarget, settings: DiversitySettings, epoch: int) -> Iterator[Mixed]:
+def mixes_at(target: EvalTarget, settings: DiversitySettings, epoch: int) -> Iterator[Mixed]:
     """The mixes of each batch as the method made them after so many epochs: always one draw."""
-    mixer = own_mixer(subject, kept_name(epoch))
-    generator = subject.generator("diversity/training")
-    for pixels, labels in batches_of(subject, settings):
+    mixer = own_mixer(target, kept_name(epoch))
+    generator = target.generator("diversity/training")
+    for pixels, labels in batches_of(target, settings):
         yield mixer.mix(pixels, labels, mixer.make_params(pixels, generator))
 
 
@@ -230,20 +230,20 @@ def mean_distance(values: Tensor) -> Tensor:
 
 
 def draw_picture(
-    subject: EvalTarget,
+    target: EvalTarget,
     settings: DiversitySettings,
     epochs: Sequence[int],
     mixes: Sequence[Mixed],
     path: Path,
 ) -> None:
     """A block a mix: its sources, then the mix at each checkpoint with the first mask below."""
-    pixels, labels = next(batches_of(subject, settings))
+    pixels, labels = next(batches_of(target, settings))
     images, classes = pixels.float().cpu().numpy(), labels.tolist()
     blocks = []
     for m in range(min(settings.rows, len(mixes[0].perm))):
         sources = zip(mixes[0].perm[m].tolist(), mixes[0].lam[m].tolist(), strict=True)
         above: list[Tile | None] = [
-            image_tile(images[b], f"λ {share:.2f} {subject.classes[classes[b]]}")
+            image_tile(images[b], f"λ {share:.2f} {target.classes[classes[b]]}")
             for b, share in sources
         ]
         below: list[Tile | None] = [None] * len(above)
@@ -257,7 +257,7 @@ def draw_picture(
     write_sheet(blocks, path, titles)
 
 
-DIVERSITY = Suite(
+SUITE = Suite(
     name="diversity",
     summary="how far mixes of the same images differ: by draw, and over training",
     run=run_diversity,

@@ -127,26 +127,26 @@ class Scores(NamedTuple):
     area: Tensor
 
 
-def run_maps(subject: EvalTarget, settings: MapsSettings, parts: ResultCache) -> MapsResult:
+def run_maps(target: EvalTarget, settings: MapsSettings, cache: ResultCache) -> MapsResult:
     """Map each network on each kind of mix, and draw a few."""
     load_captum()
-    mixers = mixers_of(subject, settings)
-    pixels, _ = next(batches_of(subject, settings))
+    mixers = mixers_of(target, settings)
+    pixels, _ = next(batches_of(target, settings))
     layers = {
         name: find_layer(network, pixels[:2], settings.layer)
-        for name, network in subject.networks.items()
+        for name, network in target.networks.items()
     }
-    parts.expect(len(layers) * len(mixers))
+    cache.set_total(len(layers) * len(mixers))
     networks = {}
     for name, layer in layers.items():
         found = NetworkMaps(layer=layer.path, side=layer.side, survival={}, pictures={})
         for method, mixer in mixers.items():
-            mapped = MappedNetwork(name, subject.networks[name], layer)
-            measure = partial(measure_survival, mapped, subject, settings, mixer)
-            found.survival[method] = Survival(**parts.get(f"{name}, {method}", measure))
+            mapped = MappedNetwork(name, target.networks[name], layer)
+            measure = partial(measure_survival, mapped, target, settings, mixer)
+            found.survival[method] = Survival(**cache.get(f"{name}, {method}", measure))
             found.pictures[method] = f"{name}-{method}.webp"
-            path = parts.picture(found.pictures[method])
-            draw_picture(mapped, subject, settings, mixer, path)
+            path = cache.picture_path(found.pictures[method])
+            draw_picture(mapped, target, settings, mixer, path)
         networks[name] = found
     return MapsResult(networks=networks)
 
@@ -154,27 +154,27 @@ def run_maps(subject: EvalTarget, settings: MapsSettings, parts: ResultCache) ->
 # ---------------------------------------------------------------------- mixes
 
 
-def mixers_of(subject: EvalTarget, settings: MapsSettings) -> dict[str, Mixer]:
+def mixers_of(target: EvalTarget, settings: MapsSettings) -> dict[str, Mixer]:
     """What mixes the images, by name: the run's own method if it mixes, else plain ones."""
-    if subject.run is not None and settings.mixes == "own":
-        own = own_mixer(subject)
-        _, _, mixed = next(mixed_batches(subject, settings, own))
+    if target.run is not None and settings.mixes == "own":
+        own = own_mixer(target)
+        _, _, mixed = next(mixed_batches(target, settings, own))
         if mixed.perm.shape[1] > 1:
             return {own.method.name: own}
-    return {name: plain_mixer(name, subject) for name in PLAIN}
+    return {name: plain_mixer(name, target) for name in PLAIN}
 
 
-def batches_of(subject: EvalTarget, settings: MapsSettings) -> Iterator[tuple[Tensor, Tensor]]:
+def batches_of(target: EvalTarget, settings: MapsSettings) -> Iterator[tuple[Tensor, Tensor]]:
     """The images that are mixed and their labels, always the same."""
-    return shuffled_batches(subject, settings.images, subject.generator("maps/images"))
+    return shuffled_batches(target, settings.images, target.generator("maps/images"))
 
 
 def mixed_batches(
-    subject: EvalTarget, settings: MapsSettings, mixer: Mixer
+    target: EvalTarget, settings: MapsSettings, mixer: Mixer
 ) -> Iterator[tuple[Tensor, Tensor, Mixed]]:
     """The images, their labels, and always the same mixes of them."""
-    generator = subject.generator("maps/mixes")
-    for pixels, labels in batches_of(subject, settings):
+    generator = target.generator("maps/mixes")
+    for pixels, labels in batches_of(target, settings):
         yield pixels, labels, mixer.mix(pixels, labels, mixer.make_params(pixels, generator))
 
 
@@ -227,12 +227,12 @@ def unit(maps: Tensor) -> Tensor:
 
 
 def measure_survival(
-    mapped: MappedNetwork, subject: EvalTarget, settings: MapsSettings, mixer: Mixer
+    mapped: MappedNetwork, target: EvalTarget, settings: MapsSettings, mixer: Mixer
 ) -> dict[str, float | int | None]:
     """The means over all sources that count, as plain data."""
     found = [
         survival_of(maps_of(mapped, pixels, labels, mixed), mixed)
-        for pixels, labels, mixed in mixed_batches(subject, settings, mixer)
+        for pixels, labels, mixed in mixed_batches(target, settings, mixer)
     ]
     means = {
         name: float(torch.cat([getattr(scores, name) for scores in found]).nanmean())
@@ -248,10 +248,10 @@ def measure_survival(
 
 
 def draw_picture(
-    mapped: MappedNetwork, subject: EvalTarget, settings: MapsSettings, mixer: Mixer, path: Path
+    mapped: MappedNetwork, target: EvalTarget, settings: MapsSettings, mixer: Mixer, path: Path
 ) -> None:
     """The first mixes, those of different classes before others: sources, mix, and all maps."""
-    pixels, labels, mixed = next(mixed_batches(subject, settings, mixer))
+    pixels, labels, mixed = next(mixed_batches(target, settings, mixer))
     some = some_mixes(mixed, labels[mixed.perm], settings.rows)
     maps = maps_of(mapped, pixels, labels, some)
     clean, on_mix = (unit(each).cpu().numpy() for each in (maps.clean, maps.mixed))
@@ -259,7 +259,7 @@ def draw_picture(
     perm, classes = some.perm.tolist(), maps.classes.tolist()
     blocks = []
     for m, sources in enumerate(perm):
-        names = [subject.classes[k] for k in classes[m]]
+        names = [target.classes[k] for k in classes[m]]
         lam = "λ " + ", ".join(f"{share:.2f}" for share in some.lam[m].tolist())
         originals = [image_tile(images[b], names[n]) for n, b in enumerate(sources)]
         features = [heat_tile(clean[m, n], over=images[b]) for n, b in enumerate(sources)]
@@ -276,7 +276,7 @@ def some_mixes(mixed: Mixed, classes: Tensor, count: int) -> Mixed:
     return mixed.rows(rows)
 
 
-MAPS = Suite(
+SUITE = Suite(
     name="maps",
     summary="Grad-CAM of clean and mixed images, and how much of the maps a mix leaves",
     run=run_maps,

@@ -50,35 +50,35 @@ class Mixer:
         return dataclasses.replace(mixed, images=mixed.images.detach() * self.std + self.mean)
 
 
-def own_mixer(subject: EvalTarget, which: str | None = None) -> Mixer:
-    """The method of the subject's run with what it had learned.
+def own_mixer(target: EvalTarget, which: str | None = None) -> Mixer:
+    """The method of the target's run with what it had learned.
 
     Args:
-        subject: its `run` is given.
+        target: its `run` is given.
         which: name of a checkpoint; None: the one under evaluation.
 
     Raises:
         UsageError: the run has no such checkpoint.
         RunError: it is damaged.
     """
-    if subject.run is None:
-        raise UsageError(f"{subject.name} is no run: name a run folder")
-    which = which or str(subject.source["checkpoint"])
-    trained = load_trained(subject.run, which=which, device=str(subject.device))
+    if target.run is None:
+        raise UsageError(f"{target.name} is no run: name a run folder")
+    which = which or str(target.source["checkpoint"])
+    trained = load_trained(target.run, which=which, device=str(target.device))
     mean, std = (torch.tensor(trained.card[name])[:, None, None] for name in ("mean", "std"))
     return Mixer(
         lively(trained.method),
-        mean.to(subject.device),
-        std.to(subject.device),
+        mean.to(target.device),
+        std.to(target.device),
         trained.networks["student"],
         trained.networks["teacher"],
     )
 
 
-def plain_mixer(name: str, subject: EvalTarget) -> Mixer:
+def plain_mixer(name: str, target: EvalTarget) -> Mixer:
     """A method that mixes nothing but its input, with its default settings."""
-    method = build_method(name, num_classes=len(subject.classes))
-    zero = torch.zeros(3, 1, 1, device=subject.device)
+    method = build_method(name, num_classes=len(target.classes))
+    zero = torch.zeros(3, 1, 1, device=target.device)
     return Mixer(lively(method), zero, zero + 1)
 
 
@@ -90,7 +90,7 @@ def lively(method: Method) -> Method:
 
 
 def shuffled_batches(
-    subject: EvalTarget, count: int, generator: torch.Generator
+    target: EvalTarget, count: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Test images in random order, as pixels `[B, 3, H, W]`, and their labels `[B]`.
 
@@ -98,11 +98,11 @@ def shuffled_batches(
     `FEWEST`: a smaller set is repeated. Batches are about equal and not larger than
     `LARGEST_BATCH`.
     """
-    have = len(subject.data.test)
+    have = len(target.data.test)
     count = max(FEWEST, min(count, have))
     rows = torch.randperm(have, generator=generator)[torch.arange(count) % have]
     for some in rows.chunk(-(-count // LARGEST_BATCH)):
-        yield from subject.batches(subject.data.test.subset(some), len(some))
+        yield from target.batches(target.data.test.subset(some), len(some))
 
 
 def weights_of(mixed: Mixed) -> Tensor:

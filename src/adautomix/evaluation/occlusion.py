@@ -58,7 +58,7 @@ class OcclusionResult(SuiteResult):
 
     patch: int
     patches: int
-    shares: list[float]
+    fractions: list[float]
     networks: dict[str, Curve]
 
 
@@ -109,23 +109,23 @@ def hide(pixels: Tensor, hidden: Tensor, mean: Tensor) -> Tensor:
 
 
 def run_occlusion(
-    subject: EvalTarget, settings: OcclusionSettings, parts: ResultCache
+    target: EvalTarget, settings: OcclusionSettings, cache: ResultCache
 ) -> OcclusionResult:
     """Score each network at every share, and draw what it was shown."""
-    size = subject.data.image_size
+    size = target.data.image_size
     patch = min(size, settings.patch or suited_patch(size))
     shares = [step / settings.steps for step in range(settings.steps + 1)]
-    parts.expect(len(shares))
+    cache.set_total(len(shares))
     scores = [
-        parts.get(f"{share:.1%} hidden", partial(accuracy_at, subject, share, patch))
+        cache.get(f"{share:.1%} hidden", partial(accuracy_at, target, share, patch))
         for share in shares
     ]
-    draw_picture(subject, patch, parts)
-    accuracy = {name: [score[name] for score in scores] for name in subject.networks}
+    draw_picture(target, patch, cache)
+    accuracy = {name: [score[name] for score in scores] for name in target.networks}
     return OcclusionResult(
         patch=patch,
         patches=patches_a_side(size, patch) ** 2,
-        shares=shares,
+        fractions=shares,
         networks={
             name: Curve(accuracy=values, area=area(shares, values))
             for name, values in accuracy.items()
@@ -133,25 +133,25 @@ def run_occlusion(
     )
 
 
-def accuracy_at(subject: EvalTarget, share: float, patch: int) -> dict[str, float]:
+def accuracy_at(target: EvalTarget, share: float, patch: int) -> dict[str, float]:
     """Top-1 of each network, 0 to 1, with a share of every test image's patches hidden."""
-    right = dict.fromkeys(subject.networks, 0)
-    with evaluating(*subject.networks.values()):
-        for pixels, labels, hidden in hidden_batches(subject, share, patch):
-            for name, network in subject.networks.items():
+    right = dict.fromkeys(target.networks, 0)
+    with evaluating(*target.networks.values()):
+        for pixels, labels, hidden in hidden_batches(target, share, patch):
+            for name, network in target.networks.items():
                 logits = network(hide(pixels, hidden, network.mean))
                 right[name] += int((logits.argmax(dim=1) == labels).sum())
-    return {name: count / len(subject.data.test) for name, count in right.items()}
+    return {name: count / len(target.data.test) for name, count in right.items()}
 
 
 def hidden_batches(
-    subject: EvalTarget, share: float, patch: int
+    target: EvalTarget, share: float, patch: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Pixels and labels of the test images, and which pixels are hidden; always the same orders."""
-    generator = subject.generator("occlusion")
-    size = subject.data.image_size
+    generator = target.generator("occlusion")
+    size = target.data.image_size
     patches = patches_a_side(size, patch) ** 2
-    for pixels, labels in subject.batches():
+    for pixels, labels in target.batches():
         order = draw_order(len(pixels), patches, generator).to(pixels.device)
         yield pixels, labels, hidden_pixels(order, share, size, patch)
 
@@ -161,21 +161,21 @@ def area(shares: list[float], accuracy: list[float]) -> float:
     return float(torch.trapezoid(torch.tensor(accuracy).double(), torch.tensor(shares).double()))
 
 
-def draw_picture(subject: EvalTarget, patch: int, parts: ResultCache) -> None:
+def draw_picture(target: EvalTarget, patch: int, cache: ResultCache) -> None:
     """A few test images, one a row, as they look at the `PICTURED_SHARES`, from left to right."""
     from torchvision.utils import save_image
 
-    size, count = subject.data.image_size, len(subject.data.test)
+    size, count = target.data.image_size, len(target.data.test)
     rows = torch.linspace(0, count - 1, min(PICTURED_IMAGES, count)).round().long()
-    pixels, _ = next(subject.batches(subject.data.test.subset(rows)))
-    generator = subject.generator("occlusion/picture")
+    pixels, _ = next(target.batches(target.data.test.subset(rows)))
+    generator = target.generator("occlusion/picture")
     order = draw_order(len(pixels), patches_a_side(size, patch) ** 2, generator).to(pixels.device)
-    mean = next(iter(subject.networks.values())).mean
-    mask_source = [
-        hide(pixels, hidden_pixels(order, s, size, patch), mean) for s in PICTURED_SHARES
-    ]
-    tiles = fit(torch.stack(mask_source, dim=1).flatten(0, 1))
-    save_image(tiles, parts.picture(PICTURE), nrow=len(PICTURED_SHARES), padding=6, pad_value=1)
+    mean = next(iter(target.networks.values())).mean
+    covered = [hide(pixels, hidden_pixels(order, s, size, patch), mean) for s in PICTURED_SHARES]
+    tiles = fit(torch.stack(covered, dim=1).flatten(0, 1))
+    save_image(
+        tiles, cache.picture_path(PICTURE), nrow=len(PICTURED_SHARES), padding=6, pad_value=1
+    )
 
 
 def fit(images: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ def fit(images: Tensor) -> Tensor:
     return F.interpolate(images, scale_factor=_SIDE // size, mode="nearest")
 
 
-OCCLUSION = Suite(
+SUITE = Suite(
     name="occlusion",
     summary="accuracy as more and more of each image is hidden, and the area under the curve",
     run=run_occlusion,

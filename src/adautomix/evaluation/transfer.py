@@ -29,7 +29,7 @@ from adautomix.data import ImageData, Split
 from adautomix.data.partition import partition
 from adautomix.errors import UsageError
 from adautomix.evaluation.suite import ResultCache, Suite, SuiteResult, SuiteSettings
-from adautomix.evaluation.target import EvalTarget, PixelNetwork, cut
+from adautomix.evaluation.target import EvalTarget, PixelNetwork, take_sample
 from adautomix.methods import find_method
 from adautomix.models import evaluating
 from adautomix.runs.build import load_images
@@ -122,23 +122,23 @@ class Features(NamedTuple):
 class Tried:
     """One network on one data set; its features are computed once, when first needed."""
 
-    subject: EvalTarget
+    target: EvalTarget
     network: PixelNetwork
     data: ImageData
 
     @cached_property
     def train(self) -> Features:
         """Of the training images."""
-        return features(self.subject, self.network, self.data.train)
+        return features(self.target, self.network, self.data.train)
 
     @cached_property
     def test(self) -> Features:
         """Of the test images."""
-        return features(self.subject, self.network, self.data.test)
+        return features(self.target, self.network, self.data.test)
 
     def probe(self) -> dict[str, float]:
         """The linear probe, as `Probe`."""
-        return linear_probe(self.train, self.test, self.subject.seed).model_dump()
+        return linear_probe(self.train, self.test, self.target.seed).model_dump()
 
     def knn(self, neighbors: int) -> float:
         """Top-1 of the nearest neighbors, 0 to 1."""
@@ -146,74 +146,72 @@ class Tried:
 
 
 def run_transfer(
-    subject: EvalTarget, settings: TransferSettings, parts: ResultCache
+    target: EvalTarget, settings: TransferSettings, cache: ResultCache
 ) -> TransferResult:
     """Try each network on the data set."""
-    data = images_of(subject, settings)
+    data = images_of(target, settings)
     readings = (settings.probe, settings.knn > 0, settings.finetune > 0)
-    parts.expect(sum(readings) * len(subject.networks))
+    cache.set_total(sum(readings) * len(target.networks))
     return TransferResult(
         data=data.name,
         train_images=len(data.train),
         test_images=len(data.test),
-        networks={
-            name: transfer(subject, name, data, settings, parts) for name in subject.networks
-        },
+        networks={name: transfer(target, name, data, settings, cache) for name in target.networks},
     )
 
 
-def images_of(subject: EvalTarget, settings: TransferSettings) -> ImageData:
+def images_of(target: EvalTarget, settings: TransferSettings) -> ImageData:
     """The data set to try the networks on, its training images cut to those asked for.
 
     Raises:
         UsageError: there is no such set, or one class is left to learn.
     """
-    data = subject.data
+    data = target.data
     if settings.data is not None:
-        size = subject.data.image_size
-        data = load_images(run_settings(subject, settings, image_size=size), progress=False)
-    train = cut(data.train, settings.images, subject.generator("transfer/images"))
+        size = target.data.image_size
+        data = load_images(run_settings(target, settings, image_size=size), progress=False)
+    train = take_sample(data.train, settings.images, target.generator("transfer/images"))
     if len(train.labels.unique()) < 2:
         raise UsageError(f"{len(train)} training images of {data.name} are of one class: use more")
     return replace(data, train=train)
 
 
-def run_settings(subject: EvalTarget, settings: TransferSettings, **more: Any) -> TrainConfig:
+def run_settings(target: EvalTarget, settings: TransferSettings, **more: Any) -> TrainConfig:
     """The settings of a run on the data set, with the method of fine-tuning."""
     return make_config(
         {
             "method": settings.method,
             "data": settings.data,
             "data_root": settings.data_root,
-            "seed": subject.seed,
+            "seed": target.seed,
             **more,
         }
     )
 
 
 def transfer(
-    subject: EvalTarget, name: str, data: ImageData, settings: TransferSettings, parts: ResultCache
+    target: EvalTarget, name: str, data: ImageData, settings: TransferSettings, cache: ResultCache
 ) -> Transferred:
     """What one network gives, each reading a part."""
-    tried = Tried(subject, subject.networks[name], data)
+    tried = Tried(target, target.networks[name], data)
 
     def part(wanted: bool, what: str, compute: Callable[[], Any]) -> Any:
-        return parts.get(f"{what} of {name}", compute) if wanted else None
+        return cache.get(f"{what} of {name}", compute) if wanted else None
 
     return Transferred(
         probe=part(settings.probe, "probe", tried.probe),
         knn=part(settings.knn > 0, "k-NN", lambda: tried.knn(settings.knn)),
         finetuned=part(
-            settings.finetune > 0, "fine-tuning", lambda: finetune(subject, name, settings, parts)
+            settings.finetune > 0, "fine-tuning", lambda: finetune(target, name, settings, cache)
         ),
     )
 
 
-def features(subject: EvalTarget, network: PixelNetwork, split: Split) -> Features:
+def features(target: EvalTarget, network: PixelNetwork, split: Split) -> Features:
     """The pooled features of a split, of any data set, at the size that the network knows."""
     pooled, labels = [], []
     with evaluating(network):
-        for pixels, batch_labels in subject.batches(split):
+        for pixels, batch_labels in target.batches(split):
             pooled.append(network.pooled(pixels).cpu())
             labels.append(batch_labels.cpu())
     return Features(torch.cat(pooled).double(), torch.cat(labels))
@@ -259,7 +257,7 @@ def scored(model: Any, train: Features, test: Features) -> float:
 
 
 def finetune(
-    subject: EvalTarget, name: str, settings: TransferSettings, parts: ResultCache
+    target: EvalTarget, name: str, settings: TransferSettings, cache: ResultCache
 ) -> dict[str, dict[str, float]]:
     """Train on from a network's backbone; the run folder stays, and a stopped run goes on.
 
@@ -267,20 +265,20 @@ def finetune(
         `Scores` of the run's "student" and "teacher" after the last epoch.
     """
     # The folder is that of these weights and settings: others begin another run.
-    folder = parts.picture(f"{name}-{parts.name.rpartition('/')[2]}")
+    folder = cache.picture_path(f"{name}-{cache.digest}")
     start = folder.with_suffix(".safetensors")
-    state = subject.networks[name].backbone.state_dict()
+    state = target.networks[name].backbone.state_dict()
     save_file({key: value.cpu().contiguous() for key, value in state.items()}, start)
     config = run_settings(
-        subject,
+        target,
         settings,
-        **subject.architecture,
+        **target.architecture,
         init=start,
         epochs=settings.finetune,
         lr=settings.lr,
         batch_size=settings.batch_size,
-        eval_batch_size=subject.batch_size,
-        device=str(subject.device),
+        eval_batch_size=target.batch_size,
+        device=str(target.device),
         out=folder,
     )
     run_once(config, quiet=True, command="")
@@ -291,7 +289,7 @@ def finetune(
     return final
 
 
-TRANSFER = Suite(
+SUITE = Suite(
     name="transfer",
     summary="linear probe, k-NN and fine-tuning on another data set, or on its own",
     run=run_transfer,

@@ -3,19 +3,22 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from adautomix.evaluation.evaluate import Evaluation, read
+from adautomix.evaluation.record import Evaluation, read_evaluation
+from adautomix.evaluation.registry import SUITES
 from adautomix.reporting.figures import groups
 from adautomix.reporting.html import render, write_html
 from adautomix.reporting.section import Found, Section, Table
-from adautomix.reporting.sections import SECTIONS
+from adautomix.reporting.sections import section_of
 from adautomix.runs.records import Run
 
 
 def write_evaluations(folders: Sequence[Path], out: Path) -> Path:
     """One page of the evaluations in some folders, whatever was evaluated there."""
-    records = {folder: record for folder in folders if (record := read(folder)) is not None}
+    records = {
+        folder: record for folder in folders if (record := read_evaluation(folder)) is not None
+    }
     found = [
-        Found(record.subject, record, folder, color)
+        Found(record.target, record, folder, color)
         for color, (folder, record) in enumerate(records.items())
     ]
     html = render(
@@ -32,7 +35,7 @@ def of_runs(runs: Sequence[Run]) -> list[Section]:
     found = []
     for color, group in enumerate(groups(runs)):
         for run in group.runs:
-            if (record := read(run.folder)) is not None:
+            if (record := read_evaluation(run.folder)) is not None:
                 found.append(Found(run.name, record, run.folder, color))
     return sections_of(found)
 
@@ -40,10 +43,10 @@ def of_runs(runs: Sequence[Run]) -> list[Section]:
 def sections_of(found: Sequence[Found]) -> list[Section]:
     """A section for every suite that at least one of them has."""
     sections = []
-    for name, section in SECTIONS.items():
+    for name in SUITES:
         having = [(one, result) for one in found if (result := one.evaluation.result(name))]
         if having:
-            sections.append(section(having))
+            sections.append(section_of(name)(having))
     return sections + not_applicable(found)
 
 

@@ -90,11 +90,11 @@ def write_page(runs: Sequence[Path], out: Path, *, baseline: str | None = None) 
     return write_html(html, out)
 
 
-def write_evaluation_page(subject: EvalTarget) -> Path:
-    """The report of the run anew, or a page of its own for a network from elsewhere."""
-    if subject.run is not None and subject.folder == subject.run:
-        return write_page([subject.run], subject.run / "report.html")
-    return write_evaluations([subject.folder], subject.folder / "report.html")
+def write_evaluation_page(target: EvalTarget) -> Path:
+    """Rewrite the report of a run, or write a page for a target that is not a run."""
+    if target.run is not None and target.folder == target.run:
+        return write_page([target.run], target.run / "report.html")
+    return write_evaluations([target.folder], target.folder / "report.html")
 
 
 def _drawn(charts: Sequence[Chart]) -> list[tuple[Chart, Any]]:

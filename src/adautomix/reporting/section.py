@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adautomix.evaluation.evaluate import Evaluation
+from adautomix.evaluation.record import Evaluation
 from adautomix.reporting.drawing import NETWORK_STYLES, SOLID, Chart, LineStyle
 
 _QUALITY = 50  # of WebP, 0 to 100

@@ -23,7 +23,7 @@ _TABLE_SHARES, _CHART_SHARES = 5, 11
 
 def section(found: Sequence[tuple[Found, OcclusionResult]]) -> Section:
     """The area under each network's curve, the curves, and a picture of each run."""
-    shares = sorted({share for _, result in found for share in result.shares})
+    shares = sorted({share for _, result in found for share in result.fractions})
     few, many = thin(shares, _TABLE_SHARES), thin(shares, _CHART_SHARES)
     rows = [
         (
@@ -60,7 +60,7 @@ def lines(found: Sequence[tuple[Found, OcclusionResult]]) -> list[Series]:
     return [
         Series(
             f"{one.label}, {name}",
-            [100 * share for share in result.shares],
+            [100 * share for share in result.fractions],
             [100 * accuracy for accuracy in curve.accuracy],
             one.color,
             line_style(name),
@@ -77,7 +77,7 @@ def hidden(share: float) -> str:
 
 def accuracies(result: OcclusionResult, network: str, shares: Sequence[float]) -> list[str]:
     """Accuracy of a network at some shares, where they were asked for."""
-    known = dict(zip(result.shares, result.networks[network].accuracy, strict=True))
+    known = dict(zip(result.fractions, result.networks[network].accuracy, strict=True))
     return [percent(known.get(share)) for share in shares]
 
 
