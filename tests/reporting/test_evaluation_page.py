@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import CLASSES
-from pages import CHROMIUM, Page, assert_accessible, assert_asks_nothing, assert_fits
+from pages import CHROMIUM, Page, assert_accessible, assert_fits, assert_self_contained
 
 from adautomix.cli import main
 from adautomix.evaluation.registry import SUITES
@@ -41,7 +41,7 @@ def test_every_suite_says_something(folder: Path) -> None:
 
 def test_the_page_shows_it(folder: Path) -> None:
     page = Page(folder / "report.html")
-    assert_asks_nothing(page)
+    assert_self_contained(page)
     assert_accessible(page)
     assert len(page.all("svg")) >= 4
     assert CLASSES[0] in page.text or CLASSES[0] in str(page.all("img"))
