@@ -1,4 +1,4 @@
-"""Accuracy, likelihood and calibration of networks on a labeled set."""
+"""The accuracy suite: accuracy, likelihood and calibration error on the test images."""
 
 from adautomix.evaluation.suite import ResultCache, Suite, SuiteResult, SuiteSettings
 from adautomix.evaluation.target import EvalTarget
@@ -6,7 +6,7 @@ from adautomix.metrics import score
 
 
 class AccuracyResult(SuiteResult):
-    """`Scores` of each network, by name."""
+    """The `Scores` of each network, by network name."""
 
     networks: dict[str, dict[str, float]]
 

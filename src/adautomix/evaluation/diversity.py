@@ -115,7 +115,7 @@ def run_diversity(
     spread = cache.get("spread", lambda: spread_of(target, settings, mixer))
     training = None
     if several:
-        picture = cache.picture_path(f"{cache.digest}.webp")
+        picture = cache.output_path(f"{cache.digest}.webp")
         over = f"epochs {', '.join(map(str, epochs))}"
         training = cache.get(over, lambda: over_training(target, settings, epochs, picture))
     return DiversityResult(

@@ -145,7 +145,7 @@ def run_maps(target: EvalTarget, settings: MapsSettings, cache: ResultCache) -> 
             measure = partial(measure_survival, mapped, target, settings, mixer)
             found.survival[method] = Survival(**cache.get(f"{name}, {method}", measure))
             found.pictures[method] = f"{name}-{method}.webp"
-            path = cache.picture_path(found.pictures[method])
+            path = cache.output_path(found.pictures[method])
             draw_picture(mapped, target, settings, mixer, path)
         networks[name] = found
     return MapsResult(networks=networks)

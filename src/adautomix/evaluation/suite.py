@@ -35,6 +35,18 @@ class SuiteResult(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def split_list(value: Any) -> Any:
+    """Return a setting as a list: comma-separated text, one value, or None for an empty list.
+
+    For use as a pydantic `BeforeValidator`.
+    """
+    if isinstance(value, str):
+        return [item.strip() for item in value.strip("()[] ").split(",") if item.strip()]
+    if value is None:
+        return []
+    return value if isinstance(value, list | tuple) else [value]
+
+
 _OLD_KEYS = {"of": "key", "part": "task"}
 
 SuiteProgress = Callable[[str, int, int], None]
@@ -56,14 +68,14 @@ class ResultCache:
         path: JSON Lines file with one result per line, shared by all suites.
         key: identifies the suite, its settings and its target (see `cache_key`); results stored
             under other keys are ignored.
-        picture_folder: folder for the suite's pictures, created on first use.
+        folder: folder for pictures and other files of the suite, created on first use.
         on_progress: called before each task.
         total: number of tasks, for the progress display.
     """
 
     path: Path
     key: str
-    picture_folder: Path
+    folder: Path
     on_progress: SuiteProgress = no_progress
     total: int = 1
     values: dict[str, Any] = field(default_factory=dict)
@@ -97,10 +109,10 @@ class ResultCache:
         self.done += 1
         return self.values[task]
 
-    def picture_path(self, name: str) -> Path:
-        """Return the path of a picture file, and create its folder."""
-        self.picture_folder.mkdir(parents=True, exist_ok=True)
-        return self.picture_folder / name
+    def output_path(self, name: str) -> Path:
+        """Return the path for a file of the suite, and create its folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / name
 
     @property
     def digest(self) -> str:

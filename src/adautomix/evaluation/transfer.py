@@ -265,7 +265,7 @@ def finetune(
         `Scores` of the run's "student" and "teacher" after the last epoch.
     """
     # The folder is that of these weights and settings: others begin another run.
-    folder = cache.picture_path(f"{name}-{cache.digest}")
+    folder = cache.output_path(f"{name}-{cache.digest}")
     start = folder.with_suffix(".safetensors")
     state = target.networks[name].backbone.state_dict()
     save_file({key: value.cpu().contiguous() for key, value in state.items()}, start)

@@ -10,7 +10,7 @@ from adautomix.errors import UsageError
 from adautomix.evaluation.target import EvalTarget
 from adautomix.pictures.thin import thin
 from adautomix.reporting.drawing import Chart
-from adautomix.reporting.evaluations import of_runs, write_evaluations
+from adautomix.reporting.evaluations import run_sections, write_evaluations
 from adautomix.reporting.figures import (
     MEMORY,
     METRICS,
@@ -83,7 +83,7 @@ def write_page(runs: Sequence[Path], out: Path, *, baseline: str | None = None) 
         time_chart=_drawn([*time_chart(read), *efficiency_chart(read)]),
         charts=_drawn(curves(read)),
         pictures=_pictures(read),
-        evaluations=of_runs(read),
+        evaluations=run_sections(read),
         settings=_settings(read),
         making=[(run, run.fact("command"), _making(run)) for run in read],
     )
