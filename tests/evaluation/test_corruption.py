@@ -252,9 +252,7 @@ def by_hand(target: EvalTarget, images: Tensor, labels: Tensor) -> dict[str, flo
     return {name: count / len(labels) for name, count in right.items()}
 
 
-def test_accuracies_by_hand(
-    cache: Path, corrupters: Corrupters, tmp_path: Path
-) -> None:
+def test_accuracies_by_hand(cache: Path, corrupters: Corrupters, tmp_path: Path) -> None:
     clean = random_images(30, SIDE)
     target = make_target(clean, tmp_path / "a", batch_size=8)
     result = run_suite(target, **FEW)
