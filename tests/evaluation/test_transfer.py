@@ -56,6 +56,10 @@ def exported(run: Path) -> Path:
     return export_model(trained.networks["teacher"], run.parent / "exported", **card, source={})
 
 
+def percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
 def load_run(run: Path, out: Path, images: int | None = 150) -> EvalTarget:
     return load_target(str(run), EvalOptions({}, images=images, out=out, batch_size=64))
 
@@ -71,7 +75,7 @@ def run_suite(target: EvalTarget, **settings: Any) -> TransferResult:
 
 
 def by_hand(network: PixelNetwork, split: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return pooled features `[n, D]` and labels `[n]`, with normalization and forward written out."""
+    """Return pooled features `[n, D]` and labels `[n]`, computed step by step."""
     model: Classifier = network.model
     pixels = split.images[split.rows].permute(0, 3, 1, 2).double() / 255
     mean, std = network.mean.double(), network.std.double()
@@ -113,13 +117,13 @@ def test_the_probe_equals_sklearn_on_the_same_features(run: Path, tmp_path: Path
         ]
         c = C_GRID[int(np.argmax(scores))]
         model = LogisticRegression(C=c, max_iter=1000).fit(standardized(x, x), y)
-        result = result.networks[name]
-        assert result.probe is not None
-        assert result.probe.c == c
-        assert result.probe.top1 == model.score(standardized(x, test_x), test_y)
-        assert result.probe.top1 > 0.15, "no better than chance"
-        assert result.knn is None
-        assert result.finetuned is None
+        transfer = result.networks[name]
+        assert transfer.probe is not None
+        assert transfer.probe.c == c
+        assert transfer.probe.top1 == model.score(standardized(x, test_x), test_y)
+        assert transfer.probe.top1 > 0.15, "no better than chance"
+        assert transfer.knn is None
+        assert transfer.finetuned is None
 
 
 def test_the_smallest_of_equally_good_c_is_chosen() -> None:
@@ -169,9 +173,7 @@ def test_training_images_of_one_class_are_refused(run: Path, tmp_path: Path) -> 
     target = load_run(run, tmp_path)
     labels = target.data.train.labels
     labels.fill_(3)
-    with pytest.raises(
-        UsageError, match="the 30 training images of digits are all of one class: raise"
-    ):
+    with pytest.raises(UsageError, match="30 training images of digits are all of one class"):
         run_suite(target)
 
 
@@ -229,10 +231,9 @@ def test_the_backbone_is_loaded_and_the_head_is_new(source: str, run: Path, expo
 
 def test_weights_of_timm_with_a_classifier(tmp_path: Path) -> None:
     source: Any = timm.create_model("test_vit", num_classes=7, img_size=32)
-    save_file(source.state_dict(), tmp_path / "vit.safetensors")
-    _, student, _ = initial_networks(
-        init=tmp_path / "vit.safetensors", model="test_vit", image_size=32
-    )
+    path = tmp_path / "vit.safetensors"
+    save_file(source.state_dict(), path)
+    _, student, _ = initial_networks(init=path, model="test_vit", image_size=32)
     weights = {n: w for n, w in source.state_dict().items() if not n.startswith("head.")}
     assert_equal(student.backbone.state_dict(), weights)
 
@@ -320,13 +321,13 @@ def test_fine_tuning_is_a_run_from_each_backbone(
     run: Path, exported: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"data": str(photos), "finetune": 1, "batch_size": 6, "lr": 0.02, "knn": 0}
-    result = run_suite(load_run(run, tmp_path / "found"), **settings)
+    result = run_suite(load_run(run, tmp_path / "results"), **settings)
     same = {"data": str(photos), "epochs": 1, "batch_size": 6, "lr": 0.02, "method": "vanilla"}
     reference = train(make_config({**same, "init": exported, "out": tmp_path / "run"}), quiet=True)
     assert result.networks["teacher"].finetuned == reference.summary["final"]
     assert result.networks["student"].finetuned != reference.summary["final"]
 
-    pictures = tmp_path / "found" / "evaluation" / "transfer"
+    pictures = tmp_path / "results" / "evaluation" / "transfer"
     folders = {path.name.partition("-")[0]: path for path in pictures.iterdir()}
     assert folders.keys() == {"student", "teacher"}, "the initial weights were not deleted"
     assert_equal(tensors(folders["teacher"]), tensors(tmp_path / "run"))
@@ -334,9 +335,9 @@ def test_fine_tuning_is_a_run_from_each_backbone(
 
     # A second evaluation reuses the cached results, or else the run folders.
     monkeypatch.setattr(Trainer, "fit", None)
-    assert run_suite(load_run(run, tmp_path / "found"), **settings) == result
-    (tmp_path / "found" / "evaluation" / "parts.jsonl").unlink()
-    assert run_suite(load_run(run, tmp_path / "found"), **settings) == result
+    assert run_suite(load_run(run, tmp_path / "results"), **settings) == result
+    (tmp_path / "results" / "evaluation" / "parts.jsonl").unlink()
+    assert run_suite(load_run(run, tmp_path / "results"), **settings) == result
 
 
 def test_an_exported_and_a_timm_network_are_fine_tuned(
@@ -357,7 +358,7 @@ def test_an_exported_and_a_timm_network_are_fine_tuned(
 
 def test_fine_tuning_needs_another_data_set(run: Path, command: Command) -> None:
     for flags, line in {
-        ("--transfer.finetune", 3): "transfer.finetune needs another data set: --transfer.data",
+        ("--transfer.finetune", 3): "transfer.finetune needs another data set: pass --transfer.data",
         ("--transfer.method", "cutmx"): "unknown method 'cutmx': did you mean 'cutmix'?",
         ("--transfer.data", "digts"): "unknown data set 'digts': did you mean 'digits'?",
     }.items():
@@ -378,10 +379,10 @@ def test_the_command_prints_and_stores_the_result(
     result = record.result("transfer")
     assert isinstance(result, TransferResult)
     (table,) = evaluation_tables({"mine": record})
-    result = result.networks["teacher"]
-    assert result.probe is not None
-    assert result.knn is not None
-    cells = (f"{100 * found.probe.top1:.2f}", f"{found.probe.c:g}", f"{100 * found.knn:.2f}")
+    network = result.networks["teacher"]
+    assert network.probe is not None
+    assert network.knn is not None
+    cells = (percent(network.probe.top1), f"{network.probe.c:g}", percent(network.knn))
     assert table.rows[1] == ("mine", "teacher", *cells, "–", "–")
     assert "24 training and 9 test images" in table.note
     assert "Transfer to pets" in (tmp_path / "report.html").read_text()
