@@ -278,7 +278,7 @@ def test_restarts_need_a_generator(ordinary: PixelNetwork, images: tuple[Tensor,
         pgd(ordinary, *images, EPSILON, 1, EPSILON, restarts=2)
 
 
-# --- random numbers -----------------------------------------------------------------------------
+# --- random numbers --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm", NORM_SYMBOLS)
@@ -315,7 +315,7 @@ def test_the_random_step_ignores_the_gradient(norm: Norm, length: float) -> None
     assert float(change.sign().mean()) == pytest.approx(0, abs=0.04)
 
 
-# --- the network is not modified --------------------------------------------------------------
+# --- the network is not modified -------------------------------------------------------------
 
 
 def test_parameters_get_no_gradient_and_statistics_stay(images: tuple[Tensor, Tensor]) -> None:
@@ -558,7 +558,7 @@ def test_differences_within_the_standard_error_give_no_warning() -> None:
     )
 
 
-# --- the report ----------------------------------------------------------------------------------
+# --- the report ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

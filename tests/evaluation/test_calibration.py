@@ -180,7 +180,7 @@ def test_a_temperature_changes_no_prediction(temperature: float) -> None:
     assert not torch.allclose(before.confidence, after.confidence)
 
 
-# --- fitted and scored images -------------------------------------------------------
+# --- fitted and scored images ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [2, 7, 100])
@@ -262,7 +262,7 @@ def test_a_wrong_setting_is_named(tmp_path: Path, bins: object) -> None:
         run_suite(make_target(random_images(4, size=6), tmp_path), bins=bins)
 
 
-# --- the report -----------------------------------------------------------------------------------
+# --- the report ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [True, False])

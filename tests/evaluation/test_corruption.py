@@ -107,7 +107,7 @@ def generated(clean: InMemory, corrupters: Corrupters, *, seed: int = 0) -> Gene
     return Generated(clean, image_size=SIDE, seed=seed, corrupters=corrupters, keep=2**30)
 
 
-# --- corrupting images
+# --- corrupting images -----------------------------------------------------------------------
 
 
 def test_names_and_kinds_equal_the_librarys() -> None:
@@ -194,7 +194,7 @@ def test_failing_processes_raise_errors(tmp_path: Path, monkeypatch: pytest.Monk
             read_split(corrupt_split(random_images(1, SIDE), pool, "fog"))
 
 
-# --- the cache
+# --- the cache -------------------------------------------------------------------------------
 
 
 def test_equal_seeds_give_equal_files(
@@ -239,7 +239,7 @@ def test_cached_images_are_read_and_damaged_ones_replaced(
     assert len(list(cache.rglob("*.npy"))) == 1, "an interruption leaves files behind"
 
 
-# --- accuracies
+# --- accuracies ------------------------------------------------------------------------------
 
 
 def by_hand(target: EvalTarget, images: Tensor, labels: Tensor) -> dict[str, float]:
@@ -334,7 +334,7 @@ def test_interrupted_corrupting_continues(
     assert kept_files(cache) == kept_files(tmp_path / "other")
 
 
-# --- published images
+# --- published images ------------------------------------------------------------------------
 
 
 def write_arrays(folder: Path, clean: InMemory, names: tuple[str, ...]) -> Path:
@@ -450,7 +450,7 @@ def test_wrong_folders_are_named(tmp_path: Path) -> None:
     assert error_message(severities="2") == message
 
 
-# --- settings
+# --- settings --------------------------------------------------------------------------------
 
 
 def test_settings_are_names_groups_and_numbers() -> None:
@@ -500,7 +500,7 @@ def test_images_that_cannot_be_corrupted(tmp_path: Path, monkeypatch: pytest.Mon
         run_suite(make_target(random_images(4, SIDE), tmp_path))
 
 
-# --- the report
+# --- the report ------------------------------------------------------------------------------
 
 
 def two_runs(folder: Path) -> list[tuple[Evaluated, CorruptionResult]]:
@@ -570,8 +570,8 @@ def test_the_heat_map_shows_its_numbers(tmp_path: Path) -> None:
     drawn = re.findall(r"<text[^>]*>(\d+)</text>", chart.svg)
     for value in {f"{100 * cell:.0f}" for cell in cells}:
         assert drawn.count(value) >= sum(f"{100 * cell:.0f}" == value for cell in cells)
-    cells = {row[:2]: row[2:] for row in chart.rows}
-    assert cells["saturate", "teacher"] == tuple(
+    rows = {row[:2]: row[2:] for row in chart.rows}
+    assert rows["saturate", "teacher"] == tuple(
         f"{100 * a:.2f}" for a in result.networks["teacher"].accuracy["saturate"]
     )
     assert len(chart.rows) == 4

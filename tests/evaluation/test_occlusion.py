@@ -123,7 +123,7 @@ def test_the_area_is_that_under_the_curve(tmp_path: Path) -> None:
         assert curve.area == pytest.approx(sum(means) / 4)
 
 
-# --- random orders -----------------------------------------------------------------------------
+# --- random orders ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("size", "patch", "patches"), [(32, 4, 64), (10, 2, 25), (9, 4, 9)])
@@ -187,7 +187,7 @@ def test_a_wrong_setting_is_named(tmp_path: Path, name: str) -> None:
         run_suite(make_target(random_images(4, 6), tmp_path), **{name: 0})
 
 
-# --- interrupted and continued ----------------------------------------------------------------
+# --- interrupted and continued ---------------------------------------------------------------
 
 
 class StoppedError(Exception):
@@ -226,7 +226,7 @@ def test_an_interrupted_suite_continues(tmp_path: Path) -> None:
     assert counter.forwards == 3 * (11 - 4), "stored results were computed again"
 
 
-# --- the report --------------------------------------------------------------------------------
+# --- the report ------------------------------------------------------------------------------
 
 
 def evaluate_into(folder: Path, **settings: object) -> tuple[OcclusionResult, Any]:

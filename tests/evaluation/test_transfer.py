@@ -358,7 +358,10 @@ def test_an_exported_and_a_timm_network_are_fine_tuned(
 
 def test_fine_tuning_needs_another_data_set(run: Path, command: Command) -> None:
     for flags, line in {
-        ("--transfer.finetune", 3): "transfer.finetune needs another data set: pass --transfer.data",
+        (
+            "--transfer.finetune",
+            3,
+        ): "transfer.finetune needs another data set: pass",
         ("--transfer.method", "cutmx"): "unknown method 'cutmx': did you mean 'cutmix'?",
         ("--transfer.data", "digts"): "unknown data set 'digts': did you mean 'digits'?",
     }.items():
