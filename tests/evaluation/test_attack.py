@@ -194,9 +194,8 @@ def test_the_suite_gives_the_accuracy_of_foolbox(
 
 
 def test_epsilon_is_a_size_in_pixels() -> None:
-    network = linear_network(
-        4
-    )  # deviations of 0.2 to 0.3: a step of ε in normalized images is ε / 5
+    # With deviations of 0.2 to 0.3, a step of ε in normalized images would be ε / 5 to ε / 3 here.
+    network = linear_network(4)
     weight = network.model[1].weight.view(4, 3, 4, 4)
     pixels = torch.full((4, 3, 4, 4), 0.5)
     labels = torch.arange(4)

@@ -173,8 +173,8 @@ def expected_calibration_error(
 ) -> float:
     """Return the ECE of torchmetrics over bins of equal width, 0 to 1.
 
-    torchmetrics counts a confidence that lies exactly on an edge to the upper bin, and gives
-    confidences that round to 1 in float32 a bin of their own.
+    torchmetrics assigns a confidence that lies exactly on an edge to the upper bin, and puts
+    confidences that round to 1 in float32 into a separate bin.
     """
     from torchmetrics.classification import MulticlassCalibrationError
 

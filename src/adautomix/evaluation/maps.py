@@ -208,16 +208,16 @@ def score_sources(maps: SourceMaps, mixed: Mixed) -> SourceScores:
     if masks is None:
         undefined = torch.full_like(similarity, torch.nan)
         return SourceScores(similarity, undefined, undefined)
-    own = largest(masks)[counted].double()
-    inside = (on_mix * own).sum(dim=(1, 2)) / on_mix.sum(dim=(1, 2))
-    area = own.mean(dim=(1, 2)).where(inside.isfinite(), torch.nan)
+    region = largest(masks)[counted].double()
+    inside = (on_mix * region).sum(dim=(1, 2)) / on_mix.sum(dim=(1, 2))
+    area = region.mean(dim=(1, 2)).where(inside.isfinite(), torch.nan)
     return SourceScores(similarity, inside, area)
 
 
 def counted_sources(maps: SourceMaps, mixed: Mixed) -> Tensor:
-    """Return which sources count, bool `[M, N]`: own class, weight above 0, map not empty."""
-    own_class = (maps.classes[:, :, None] == maps.classes[:, None, :]).sum(dim=2) == 1
-    return own_class & (mixed.lam > 0) & (maps.clean.amax(dim=(2, 3)) > 0)
+    """Return which sources count, bool `[M, N]`: unique class, weight above 0, map not empty."""
+    unique = (maps.classes[:, :, None] == maps.classes[:, None, :]).sum(dim=2) == 1
+    return unique & (mixed.lam > 0) & (maps.clean.amax(dim=(2, 3)) > 0)
 
 
 def largest(masks: Tensor) -> Tensor:

@@ -6,7 +6,12 @@ from adautomix.evaluation.accuracy import AccuracyResult
 from adautomix.reporting.figures import METRICS
 from adautomix.reporting.section import Evaluated, Section, Table
 
-NOTE = "Every network is scored on the same test images, in float32."
+NOTE = (
+    "Every network is scored on the same test images, in float32. In a run, the student is the "
+    "trained network and the teacher is the moving average of its weights. NLL is the mean "
+    "negative log-likelihood of the true class. ECE, the expected calibration error, is the mean "
+    "distance between confidence and accuracy."
+)
 
 
 def section(results: Sequence[tuple[Evaluated, AccuracyResult]]) -> Section:
