@@ -397,23 +397,26 @@ def evaluate(
     data set. Stopped, the same command goes on where it was.
     """
     from adautomix.config import nest
-    from adautomix.evaluation import evaluate as evaluating
+    from adautomix.evaluation.evaluate import evaluate as run_suites
     from adautomix.evaluation.load_target import EvalOptions, load_target
+    from adautomix.evaluation.registry import SUITES
     from adautomix.reporting.evaluations import evaluation_tables
     from adautomix.reporting.page import write_evaluation_page
     from adautomix.training.progress import suite_progress
 
     loose = take_loose(subjects)  # typer takes the flags it does not know for subjects
     flags = nest(read_flags([*subjects, *context.args]))
-    groups, data = split_groups(flags, evaluating.SUITES)
-    asked = EvalOptions(data, weights, pretrained, which, images, batch_size, seed, folder, device)
+    groups, data = split_groups(flags, SUITES)
+    options = EvalOptions(
+        data, weights, pretrained, which, images, batch_size, seed, folder, device
+    )
     names = names_in(suites)
     found = {}
     for name in loose:
-        subject = load_target(name, asked)
+        target = load_target(name, options)
         with suite_progress(name, quiet=as_json) as progress:
-            found[name] = evaluating.evaluate(subject, names, groups, progress)
-        write_evaluation_page(subject)
+            found[name] = run_suites(target, names, groups, progress)
+        write_evaluation_page(target)
     if as_json:
         print_json({name: record.model_dump(mode="json") for name, record in found.items()})
         return
@@ -617,7 +620,7 @@ def datasets(as_json: Json = False) -> None:
 def suites(as_json: Json = False) -> None:
     """The suites of `adautomix evaluate`, and their settings."""
     from adautomix.config import field_rows
-    from adautomix.evaluation.evaluate import SUITES
+    from adautomix.evaluation.registry import SUITES
 
     rows = [(name, "", suite.summary) for name, suite in SUITES.items()]
     for name, suite in SUITES.items():

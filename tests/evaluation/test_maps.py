@@ -1,4 +1,4 @@
-"""Grad-CAM by formula, the layer that is chosen, and what a mix leaves of the maps."""
+"""Grad-CAM by its formula, the choice of the layer, and how much of the maps is left in mixes."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,34 +11,36 @@ import torch
 import torch.nn.functional as F
 from conftest import SMALL_NET, Command
 from PIL import Image
-from subjects import KINDS, MEAN, STD, images_of, tried_on
+from targets import KINDS, MEAN, STD, make_target, random_images
 from torch import Tensor, nn
 
 from adautomix.errors import UsageError
-from adautomix.evaluation.evaluate import Evaluation, evaluate, read
+from adautomix.evaluation.evaluate import evaluate
 from adautomix.evaluation.grad_cam import Layout, MappedLayer, find_layer, grad_cam, load_captum
 from adautomix.evaluation.load_target import EvalOptions, load_target
 from adautomix.evaluation.maps import (
-    MAPS,
+    SUITE,
     MappedNetwork,
-    Maps,
     MapsResult,
     MapsSettings,
+    SourceMaps,
     largest,
-    maps_of,
     measure_survival,
     mixed_batches,
-    survival_of,
-    unit,
+    scale_to_one,
+    score_sources,
+    source_maps,
 )
-from adautomix.evaluation.mixing import own_mixer, plain_mixer
+from adautomix.evaluation.mixing import plain_mixer, run_mixer
+from adautomix.evaluation.record import Evaluation, read_evaluation
+from adautomix.evaluation.registry import SUITES
 from adautomix.evaluation.suite import NotApplicableError, ResultCache
 from adautomix.evaluation.target import EvalTarget, PixelNetwork
 from adautomix.mixing.ops import Mixed
 from adautomix.models import build_model
 from adautomix.pictures.sheet import MOST_BYTES, image_tile, write_sheet
-from adautomix.reporting.evaluations import sections_of
-from adautomix.reporting.section import Found
+from adautomix.reporting.evaluations import evaluation_sections
+from adautomix.reporting.section import Evaluated
 
 CLASSES = len(KINDS)
 
@@ -84,7 +86,7 @@ class TwoLayers(nn.Module):
 
 
 def by_formula(model: TwoLayers, pixels: Tensor, classes: Tensor) -> Tensor:
-    """Image by image: the logit's gradient at every position is W_kc / hw."""
+    """Return the maps image by image; the gradient of logit k at every position is W_kc / hw."""
     maps = []
     for image, k in zip(pixels, classes.tolist(), strict=True):
         normalized = (image - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
@@ -98,7 +100,7 @@ LAYOUTS = [Layout("first"), Layout("last"), Layout("tokens"), Layout("tokens", 2
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_maps_of_two_layers_are_those_of_the_formula(layout: Layout) -> None:
+def test_maps_equal_the_formula(layout: Layout) -> None:
     model, pixels, classes = TwoLayers(layout), pixels_of(4, 6), torch.tensor([0, 3, 1, 1])
     found = grad_cam(pixel_network(model), model.layer(6), pixels, classes)
     torch.testing.assert_close(found, by_formula(model, pixels, classes))
@@ -114,10 +116,10 @@ def test_a_smaller_map_is_enlarged_to_the_image() -> None:
     torch.testing.assert_close(found, large)
 
 
-def test_images_of_a_batch_do_not_see_each_other_and_nothing_is_left_behind() -> None:
+def test_images_are_independent_and_the_network_is_unchanged() -> None:
     torch.manual_seed(0)
     network = pixel_network(timm.create_model("resnet18", num_classes=CLASSES))
-    network.train()  # maps are taken in evaluation mode all the same
+    network.train()  # grad_cam switches to evaluation mode itself
     before = {name: value.clone() for name, value in network.state_dict().items()}
     pixels, classes = pixels_of(3, 32), torch.tensor([2, 0, 1])
     layer = find_layer(network, pixels[:2])
@@ -132,7 +134,7 @@ def test_images_of_a_batch_do_not_see_each_other_and_nothing_is_left_behind() ->
 
 
 def from_gradient(leaf: Tensor, logits: Tensor, classes: Tensor, size: int) -> Tensor:
-    """The maps of a feature map `[B, C, h, w]` that the logits were computed from."""
+    """Return the maps for a feature map `[B, C, h, w]` that the logits were computed from."""
     chosen = logits.gather(1, classes[:, None]).sum()
     (gradient,) = torch.autograd.grad(chosen, leaf)
     maps = (gradient.mean(dim=(2, 3), keepdim=True) * leaf).sum(dim=1, keepdim=True).relu()
@@ -152,8 +154,8 @@ def tiny(name: str, **options: Any) -> Any:
         return timm.create_model(name, num_classes=CLASSES, **options).eval()
 
 
-def test_the_patches_of_a_vision_transformer() -> None:
-    """Entered by hand at the norm before the last attention."""
+def test_maps_of_a_vision_transformer() -> None:
+    """The gradient is taken at the norm before the last attention."""
     model, pixels, classes = tiny("vit_tiny_patch16_224", **VIT), pixels_of(2, 32), torch.arange(2)
     network = pixel_network(model)
     found = grad_cam(network, find_layer(network, pixels), pixels, classes)
@@ -170,7 +172,7 @@ def test_the_patches_of_a_vision_transformer() -> None:
     assert (found > 0).any()
 
 
-def test_the_last_stage_of_a_swin_with_its_channels_last() -> None:
+def test_maps_of_a_swin_with_channels_last() -> None:
     name = "swin_tiny_patch4_window7_224"
     model, pixels, classes = tiny(name, **SWIN), pixels_of(2, 64), torch.tensor([3, 1])
     network = pixel_network(model)
@@ -188,7 +190,7 @@ def test_the_last_stage_of_a_swin_with_its_channels_last() -> None:
     ("name", "options", "size", "path", "layout", "side"),
     [
         ("resnet18", {}, 64, "layer4", Layout("first"), 2),
-        ("resnet18", {}, 32, "layer3", Layout("first"), 2),  # its last map is a single pixel
+        ("resnet18", {}, 32, "layer3", Layout("first"), 2),  # the map of layer4 is a single pixel
         ("convnext_tiny", CONVNEXT, 64, "stages.3", Layout("first"), 2),
         ("swin_tiny_patch4_window7_224", SWIN, 64, "layers.3", Layout("last"), 2),
         ("vit_tiny_patch16_224", VIT, 32, "blocks.1.norm1", Layout("tokens", 1), 4),
@@ -203,7 +205,7 @@ def test_the_last_stage_of_a_swin_with_its_channels_last() -> None:
         ("mobilenetv3_small_050", {}, 64, "blocks.5", Layout("first"), 2),
     ],
 )
-def test_the_layer_that_is_chosen(
+def test_the_chosen_layer(
     name: str, options: dict[str, Any], size: int, path: str, layout: Layout, side: int
 ) -> None:
     network, pixels = pixel_network(tiny(name, **options)), pixels_of(2, size)
@@ -216,7 +218,7 @@ def test_the_layer_that_is_chosen(
     assert (maps >= 0).all()
 
 
-def test_a_network_of_a_run_is_looked_into_by_the_head_that_is_asked() -> None:
+def test_maps_of_a_run_use_the_requested_head() -> None:
     model = build_model("resnet18", CLASSES, stem="cifar", width=0.125, image_size=16)
     pixels, classes = pixels_of(2, 16), torch.tensor([0, 1])
     maps = {}
@@ -231,7 +233,7 @@ def test_a_network_of_a_run_is_looked_into_by_the_head_that_is_asked() -> None:
     assert not torch.equal(maps["clean"], maps["mixed"])
 
 
-def test_a_layer_that_the_user_named() -> None:
+def test_a_layer_named_by_the_user() -> None:
     network, pixels = pixel_network(tiny("resnet18")), pixels_of(2, 64)
     layer = find_layer(network, pixels, "layer2.0")
     assert (layer.path, layer.layout, layer.side) == ("layer2.0", Layout("first"), 8)
@@ -241,12 +243,12 @@ def test_a_layer_that_the_user_named() -> None:
     ("path", "message"),
     [
         ("layer9", r"maps\.layer = 'layer9': no such module; the network has patch_embed, .*head"),
-        ("head", r"maps\.layer = 'head': its output is no map over the image"),
+        ("head", r"maps\.layer = 'head': its output is not a feature map"),
         ("blocks.1", r"no logit depends on the map of blocks\.1: .*maps\.layer"),
     ],
 )
 def test_a_layer_that_cannot_be_mapped(path: str, message: str) -> None:
-    """Of the last block's output the class token alone is read."""
+    """The logits only depend on the class token of the last block's output."""
     network = pixel_network(tiny("vit_tiny_patch16_224", **VIT))
     with pytest.raises(UsageError, match=message) as failure:
         find_layer(network, pixels_of(2, 32), path)
@@ -254,7 +256,7 @@ def test_a_layer_that_cannot_be_mapped(path: str, message: str) -> None:
 
 
 class Misnamed(TwoLayers):
-    """What timm says of its only stage is not so."""
+    """A model whose description of its only stage in timm is wrong."""
 
     def __init__(self, stage: str) -> None:
         super().__init__(Layout("first"))
@@ -267,7 +269,7 @@ class Misnamed(TwoLayers):
 @pytest.mark.parametrize(
     "model", [TwoLayers(Layout("first")), Misnamed("stage"), Misnamed("features")]
 )
-def test_where_nothing_is_known_to_be_a_map_the_setting_is_named(model: TwoLayers) -> None:
+def test_the_error_names_the_setting_if_no_layer_is_found(model: TwoLayers) -> None:
     network, pixels = pixel_network(model), pixels_of(2, 6)
     with pytest.raises(NotApplicableError, match=r"maps finds no layer of .*maps\.layer"):
         find_layer(network, pixels)
@@ -277,13 +279,13 @@ def test_where_nothing_is_known_to_be_a_map_the_setting_is_named(model: TwoLayer
         assert find_layer(network, pixels).path == "conv"
 
 
-def test_without_captum_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_captum_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "captum.attr", None)
     with pytest.raises(NotApplicableError, match=r"pip install 'adautomix\[maps\]'"):
         load_captum()
 
 
-# --- what a mix leaves -----------------------------------------------------------------------
+# --- scores ----------------------------------------------------------------------------------
 
 LEFT = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
 TOP = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
@@ -292,19 +294,19 @@ NOTHING = torch.zeros(2, 2)
 
 def planted(
     classes: list[int], clean: list[Tensor], mixed: list[Tensor], lam: list[float], masks: Any
-) -> tuple[Maps, Mixed]:
+) -> tuple[SourceMaps, Mixed]:
     """One mix of two sources on 2 × 2 pixels."""
-    maps = Maps(torch.tensor([classes]), torch.stack(clean)[None], torch.stack(mixed)[None])
+    maps = SourceMaps(torch.tensor([classes]), torch.stack(clean)[None], torch.stack(mixed)[None])
     stacked = None if masks is None else torch.stack(masks)[None]
     images, targets = torch.zeros(1, 3, 2, 2), torch.zeros(1, CLASSES)
     return maps, Mixed(images, targets, torch.tensor([lam]), torch.tensor([[0, 1]]), stacked)
 
 
-def test_survival_by_hand() -> None:
-    """Similarity: half of LEFT is in TOP, 1 / (√2 √2). Scales do not count."""
+def test_scores_by_hand() -> None:
+    """Half of LEFT is in TOP, so the cosine is 1 / (√2 √2). Scales have no effect."""
     masks = [LEFT, 1 - LEFT]
     weak = torch.tensor([[1e-12, 0.0], [0.0, 3e-12]])
-    found = survival_of(*planted([0, 1], [1e-9 * LEFT, TOP], [5 * TOP, weak], [0.5, 0.5], masks))
+    found = score_sources(*planted([0, 1], [1e-9 * LEFT, TOP], [5 * TOP, weak], [0.5, 0.5], masks))
     torch.testing.assert_close(
         found.similarity, torch.tensor([0.5, 1 / (2 * 10) ** 0.5], dtype=torch.float64)
     )
@@ -312,12 +314,12 @@ def test_survival_by_hand() -> None:
     assert found.area.tolist() == [0.5, 0.5]
 
 
-def test_a_map_that_did_not_survive_is_0_similar_and_nowhere() -> None:
+def test_scores_of_an_empty_map() -> None:
     maps, mixed = planted([0, 1], [LEFT, TOP], [NOTHING, TOP], [0.5, 0.5], [LEFT, 1 - LEFT])
-    found = survival_of(maps, mixed)
+    found = score_sources(maps, mixed)
     assert found.similarity.tolist() == pytest.approx([0, 1])
     assert found.inside.isnan().tolist() == found.area.isnan().tolist() == [True, False]
-    without = survival_of(maps, replace(mixed, mask_source=None))
+    without = score_sources(maps, replace(mixed, mask_source=None))
     assert without.similarity.tolist() == pytest.approx([0, 1])
     assert without.inside.isnan().all()
 
@@ -326,60 +328,62 @@ def test_a_map_that_did_not_survive_is_0_similar_and_nowhere() -> None:
     ("classes", "clean", "lam", "count"),
     [
         ([0, 1], [LEFT, TOP], [0.5, 0.5], 2),
-        ([1, 1], [LEFT, TOP], [0.5, 0.5], 0),  # one map for both
-        ([0, 1], [LEFT, TOP], [1.0, 0.0], 1),  # the label knows of one
-        ([0, 1], [LEFT, NOTHING], [0.5, 0.5], 1),  # there was nothing to survive
+        ([1, 1], [LEFT, TOP], [0.5, 0.5], 0),  # the same map for both
+        ([0, 1], [LEFT, TOP], [1.0, 0.0], 1),  # one source has weight 0
+        ([0, 1], [LEFT, NOTHING], [0.5, 0.5], 1),  # the clean map is empty
     ],
 )
 def test_which_sources_count(
     classes: list[int], clean: list[Tensor], lam: list[float], count: int
 ) -> None:
-    found = survival_of(*planted(classes, clean, [LEFT, TOP], lam, None))
+    found = score_sources(*planted(classes, clean, [LEFT, TOP], lam, None))
     assert found.similarity.tolist() == pytest.approx([1.0] * count)
 
 
 def test_where_a_mask_is_the_largest() -> None:
     masks = torch.tensor([[0.5, 0.2], [0.5, 0.3], [0.0, 0.5]])[None, :, :, None]
     expected = torch.tensor([[False, False], [False, False], [False, True]])
-    assert torch.equal(largest(masks)[0, :, :, 0], expected)  # a tie is nobody's
+    assert torch.equal(largest(masks)[0, :, :, 0], expected)  # a tie counts for none
     assert largest(torch.zeros(1, 1, 2, 2)).all()
-    torch.testing.assert_close(unit(torch.stack([3 * LEFT, NOTHING])), torch.stack([LEFT, NOTHING]))
+    torch.testing.assert_close(
+        scale_to_one(torch.stack([3 * LEFT, NOTHING])), torch.stack([LEFT, NOTHING])
+    )
 
 
-def mapped_layers(size: int) -> MappedNetwork:
+def mapped_network(size: int) -> MappedNetwork:
     model = TwoLayers(Layout("first"), seed=2)
     return MappedNetwork("network", pixel_network(model), model.layer(size))
 
 
-def test_a_mix_that_is_its_first_image_leaves_all_of_it() -> None:
-    mapped, pixels, labels = mapped_layers(8), pixels_of(2, 8), torch.tensor([2, 0])
+def test_a_mix_equal_to_its_first_source_keeps_its_map() -> None:
+    mapped, pixels, labels = mapped_network(8), pixels_of(2, 8), torch.tensor([2, 0])
     whole = torch.stack([torch.ones(8, 8), torch.zeros(8, 8)])
     perm, lam = torch.tensor([[0, 1], [1, 0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     mixed = Mixed(pixels, torch.eye(CLASSES)[labels], lam, perm, whole.expand(2, 2, 8, 8))
-    maps = maps_of(mapped, pixels, labels, mixed)
-    for values in survival_of(maps, mixed):
+    maps = source_maps(mapped, pixels, labels, mixed)
+    for values in score_sources(maps, mixed):
         assert values.tolist() == pytest.approx([1, 1])
-    torch.testing.assert_close(maps.clean[:, 1], mapped.see(pixels, labels).flip(0))
+    torch.testing.assert_close(maps.clean[:, 1], mapped.maps(pixels, labels).flip(0))
 
 
 # --- the suite -------------------------------------------------------------------------------
 
 
-def convnext_subject(folder: Path) -> EvalTarget:
+def convnext_target(folder: Path) -> EvalTarget:
     networks = {"network": pixel_network(tiny("convnext_tiny", **CONVNEXT))}
-    return tried_on(images_of(40, 64), folder, networks=networks)
+    return make_target(random_images(40, 64), folder, networks=networks)
 
 
-def run_suite(subject: EvalTarget, **values: Any) -> MapsResult:
-    parts = ResultCache(subject.folder / "parts.jsonl", "maps/0", subject.folder / "pictures")
-    found = MAPS.run(subject, MapsSettings(**values), parts)
+def run_suite(target: EvalTarget, **values: Any) -> MapsResult:
+    cache = ResultCache(target.folder / "parts.jsonl", "maps/0", target.folder / "pictures")
+    found = SUITE.run(target, MapsSettings(**values), cache)
     assert isinstance(found, MapsResult)
     return found
 
 
-def test_a_network_from_elsewhere_is_tried_on_mixup_and_cutmix(tmp_path: Path) -> None:
-    subject = convnext_subject(tmp_path)
-    found = run_suite(subject, images=16, rows=2)
+def test_other_networks_are_mapped_on_mixup_and_cutmix(tmp_path: Path) -> None:
+    target = convnext_target(tmp_path)
+    found = run_suite(target, images=16, rows=2)
     network = found.networks["network"]
     assert (network.layer, network.side) == ("stages.3", 2)
     assert list(network.survival) == ["mixup", "cutmix"]
@@ -393,17 +397,17 @@ def test_a_network_from_elsewhere_is_tried_on_mixup_and_cutmix(tmp_path: Path) -
         path = tmp_path / "pictures" / file
         assert path.stat().st_size < MOST_BYTES
         assert Image.open(path).size == (12 + 4 * 140, 34 + 2 * (12 + 2 * 150))
-    assert run_suite(subject, images=16, rows=2) == found
-    assert run_suite(convnext_subject(tmp_path / "again"), images=16, rows=2) == found
+    assert run_suite(target, images=16, rows=2) == found
+    assert run_suite(convnext_target(tmp_path / "again"), images=16, rows=2) == found
 
 
 def test_the_means_are_over_all_batches_and_sources(tmp_path: Path) -> None:
-    """40 images in two batches of 20; every mix once more, source by source."""
-    subject, settings = tried_on(images_of(40, 8), tmp_path), MapsSettings(images=64)
-    mapped, mixer = mapped_layers(8), plain_mixer("cutmix", subject)
-    found = measure_survival(mapped, subject, settings, mixer)
+    """40 images in two batches of 20, computed again source by source."""
+    target, settings = make_target(random_images(40, 8), tmp_path), MapsSettings(images=64)
+    mapped, mixer = mapped_network(8), plain_mixer("cutmix", target)
+    found = measure_survival(mapped, target, settings, mixer)
     similarities, inside, sizes = [], [], []
-    for pixels, labels, mixed in mixed_batches(subject, settings, mixer):
+    for pixels, labels, mixed in mixed_batches(target, settings, mixer):
         sizes.append(len(pixels))
         assert mixed.masks is not None
         for m in range(len(pixels)):
@@ -411,14 +415,14 @@ def test_the_means_are_over_all_batches_and_sources(tmp_path: Path) -> None:
                 own, other = (labels[mixed.perm[m, k], None] for k in (n, 1 - n))
                 if own == other or mixed.lam[m, n] == 0:
                     continue
-                clean = mapped.see(pixels[mixed.perm[m, n], None], own)[0]
-                features = mapped.see(mixed.images[m, None], own)[0]
+                clean = mapped.maps(pixels[mixed.perm[m, n], None], own)[0]
+                on_mix = mapped.maps(mixed.images[m, None], own)[0]
                 if clean.max() == 0:
                     continue
-                scale = (clean.square().sum() * features.square().sum()).sqrt()
-                similarities.append(float((clean * features).sum() / scale) if scale > 0 else 0.0)
-                if features.sum() > 0:
-                    inside.append(float((features * mixed.masks[m, n]).sum() / features.sum()))
+                scale = (clean.square().sum() * on_mix.square().sum()).sqrt()
+                similarities.append(float((clean * on_mix).sum() / scale) if scale > 0 else 0.0)
+                if on_mix.sum() > 0:
+                    inside.append(float((on_mix * mixed.masks[m, n]).sum() / on_mix.sum()))
     assert sizes == [20, 20]
     assert found["sources"] == len(similarities)
     assert found["similarity"] == pytest.approx(sum(similarities) / len(similarities), rel=1e-3)
@@ -441,15 +445,15 @@ def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     return run_of
 
 
-def test_a_run_is_tried_on_its_own_mixes(
+def test_a_run_is_mapped_on_its_own_mixes(
     trained: Callable[[str], Path], command: Command, tmp_path: Path
 ) -> None:
     run = trained("adautomix")
     words = ("--suites", "maps", "--maps.images", 16, "--maps.rows", 2, "--out", tmp_path)
     outcome = command("evaluate", run, *words)
     assert outcome.status == 0, outcome.err
-    assert "What a mix leaves of the maps" in outcome.out
-    record = read(tmp_path)
+    assert "How much of the maps is left in a mix" in outcome.out
+    record = read_evaluation(tmp_path)
     assert record is not None
     found = record.result("maps")
     assert isinstance(found, MapsResult)
@@ -457,7 +461,7 @@ def test_a_run_is_tried_on_its_own_mixes(
     for network in found.networks.values():
         assert network.layer == "layer4"
         assert list(network.survival) == ["adautomix"]
-    (section,) = sections_of([Found("one", record, tmp_path, 0)])
+    (section,) = evaluation_sections([Evaluated("one", record, tmp_path, 0)])
     assert [row[:2] for row in section.tables[0].rows] == [
         ("one", "student, adautomix"),
         ("one", "teacher, adautomix"),
@@ -470,27 +474,25 @@ def test_a_run_is_tried_on_its_own_mixes(
     assert (tmp_path / "report.html").read_text().count("data:image/webp") == 2
 
 
-def test_a_run_that_mixes_nothing_is_tried_on_plain_mixes(
+def test_a_run_without_mixing_is_mapped_on_plain_mixes(
     trained: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    asked = EvalOptions({}, device="cpu", out=tmp_path)
-    found = run_suite(load_target(str(trained("vanilla")), asked), images=16)
+    options = EvalOptions({}, device="cpu", out=tmp_path)
+    found = run_suite(load_target(str(trained("vanilla")), options), images=16)
     assert list(found.networks["teacher"].survival) == ["mixup", "cutmix"]
-    subject = load_target(str(trained("adautomix")), asked)
-    found = run_suite(subject, images=16, mixes="plain")
+    target = load_target(str(trained("adautomix")), options)
+    found = run_suite(target, images=16, mixes="plain")
     assert list(found.networks["teacher"].survival) == ["mixup", "cutmix"]
 
 
-def test_the_mixes_of_a_run_are_those_of_its_generator(
-    trained: Callable[[str], Path], tmp_path: Path
-) -> None:
-    """Mixed by hand, in pixels, with the teacher's features and a λ for each mix."""
-    subject = load_target(str(trained("adautomix")), EvalOptions({}, device="cpu", out=tmp_path))
-    mixer = own_mixer(subject)
+def test_the_mixes_of_a_run_by_hand(trained: Callable[[str], Path], tmp_path: Path) -> None:
+    """Mixed by hand in pixels, with the teacher's features and one λ per mix."""
+    target = load_target(str(trained("adautomix")), EvalOptions({}, device="cpu", out=tmp_path))
+    mixer = run_mixer(target)
     settings = MapsSettings(images=16)
-    pixels, labels, mixed = next(mixed_batches(subject, settings, mixer))
+    pixels, labels, mixed = next(mixed_batches(target, settings, mixer))
     assert len(mixed.lam.unique(dim=0)) == len(mixed.lam) == 16
-    normalized = subject.networks["teacher"].normalize(pixels)
+    normalized = target.networks["teacher"].normalize(pixels)
     method: Any = mixer.method
     with torch.no_grad():
         features = mixer.teacher.feature_map(normalized, method.tap)
@@ -505,24 +507,22 @@ def test_the_mixes_of_a_run_are_those_of_its_generator(
     assert not mixed.images.requires_grad
 
 
-# --- what does not apply ---------------------------------------------------------------------
+# --- skipped suites --------------------------------------------------------------------------
 
 
-def test_under_all_a_suite_that_does_not_apply_is_put_on_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from adautomix.evaluation import evaluate as evaluating
-
-    some = {name: evaluating.SUITES[name] for name in ("accuracy", "maps")}
-    monkeypatch.setattr(evaluating, "SUITES", some)
-    subject = tried_on(images_of(8, 6), tmp_path)  # linear maps of the pixels: no layer to map
-    record = evaluate(subject, ["all"], {})
+def test_skipped_suites_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SUITES.keys() - {"accuracy", "maps"}:
+        monkeypatch.delitem(SUITES, name)
+    target = make_target(
+        random_images(8, 6), tmp_path
+    )  # linear maps of the pixels: no layer to map
+    record = evaluate(target, ["all"], {})
     assert list(record.suites) == ["accuracy"]
     assert "maps.layer" in record.not_applicable["maps"]
-    assert read(tmp_path) == record
+    assert read_evaluation(tmp_path) == record
     with pytest.raises(NotApplicableError, match=r"maps\.layer"):
-        evaluate(subject, ["maps"], {})
-    _, section = sections_of([Found("noise", record, tmp_path, 0)])
+        evaluate(target, ["maps"], {})
+    _, section = evaluation_sections([Evaluated("noise", record, tmp_path, 0)])
     assert section.slug == "not-applicable"
     assert section.tables[0].rows == [("noise: maps", record.not_applicable["maps"])]
     older = record.model_dump(mode="json", exclude={"not_applicable"})
@@ -532,12 +532,12 @@ def test_under_all_a_suite_that_does_not_apply_is_put_on_record(
 # --- sheets ----------------------------------------------------------------------------------
 
 
-def test_a_sheet_of_noise_is_small_enough_and_its_tiles_are_in_place(tmp_path: Path) -> None:
+def test_a_sheet_is_small_and_its_tiles_are_in_place(tmp_path: Path) -> None:
     noise = pixels_of(10, 128).numpy()
     rows = [[image_tile(image, "noise") for image in noise]] * 4
     path = write_sheet([rows], tmp_path / "noise.webp")
     assert 0 < path.stat().st_size <= MOST_BYTES
-    assert Image.open(path).size == (706, 323)  # half of it: no quality was low enough
+    assert Image.open(path).size == (706, 323)  # half of the size, as no quality was low enough
     red = image_tile(torch.tensor([1.0, 0, 0])[:, None, None].expand(3, 8, 8).numpy())
     written = Image.open(write_sheet([[[None, red]]], tmp_path / "red.webp")).convert("RGB")
     color: Any = written.getpixel((12 + 140 + 64, 34 + 12 + 64))

@@ -1,4 +1,4 @@
-"""Occlusion: against a loop over images and patches, and what no batch size may change."""
+"""The occlusion suite against a loop over images and patches, and with any batch size."""
 
 import base64
 import io
@@ -11,36 +11,36 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from subjects import MEAN, STD, images_of, linear, tried_on
+from targets import MEAN, STD, linear_network, make_target, random_images, top1_accuracy
 from torch import Tensor
 
 from adautomix.errors import UsageError
 from adautomix.evaluation.evaluate import evaluate
 from adautomix.evaluation.occlusion import (
-    PICTURED_SHARES,
+    PICTURE_FRACTIONS,
     OcclusionResult,
-    area,
-    draw_order,
+    area_under,
+    default_patch,
     hidden_batches,
     hidden_pixels,
     hide,
-    suited_patch,
+    random_order,
 )
-from adautomix.evaluation.target import EvalTarget, PixelNetwork, accuracy
+from adautomix.evaluation.target import EvalTarget, PixelNetwork
 from adautomix.reporting.evaluations import write_evaluations
-from adautomix.reporting.section import Found
+from adautomix.reporting.section import Evaluated
 from adautomix.reporting.sections.occlusion import section
 from adautomix.rng import generator_at
 
 
-def measured(subject: EvalTarget, **settings: object) -> OcclusionResult:
-    found = evaluate(subject, ["occlusion"], {"occlusion": settings}).result("occlusion")
-    assert isinstance(found, OcclusionResult)
-    return found
+def run_suite(target: EvalTarget, **settings: object) -> OcclusionResult:
+    result = evaluate(target, ["occlusion"], {"occlusion": settings}).result("occlusion")
+    assert isinstance(result, OcclusionResult)
+    return result
 
 
 def paint(image: Tensor, patches: list[int], patch: int, color: Tensor) -> Tensor:
-    """Patch by patch and pixel by pixel; patches are numbered row by row."""
+    """Paint patch by patch and pixel by pixel; patches are numbered row by row."""
     painted, size = image.clone(), image.shape[-1]
     side = -(-size // patch)
     for number in patches:
@@ -51,20 +51,20 @@ def paint(image: Tensor, patches: list[int], patch: int, color: Tensor) -> Tenso
     return painted
 
 
-def by_hand(subject: EvalTarget, share: float, patch: int) -> dict[str, float]:
-    """Accuracies, image by image."""
-    size, test = subject.data.image_size, subject.data.test
+def by_hand(target: EvalTarget, fraction: float, patch: int) -> dict[str, float]:
+    """Return the accuracies, computed image by image."""
+    size, test = target.data.image_size, target.data.test
     patches = (-(-size // patch)) ** 2
-    generator = subject.generator("occlusion")
-    right = dict.fromkeys(subject.networks, 0)
-    for pixels, label in zip(*next(subject.batches(batch_size=len(test))), strict=True):
+    generator = target.generator("occlusion")
+    right = dict.fromkeys(target.networks, 0)
+    for pixels, label in zip(*next(target.batches(batch_size=len(test))), strict=True):
         numbers = torch.rand(patches, dtype=torch.float64, generator=generator).tolist()
         order = sorted(range(patches), key=numbers.__getitem__)
-        for name, network in subject.networks.items():
-            mask_source = paint(
-                pixels, order[: round(share * patches)], patch, network.mean[:, 0, 0]
+        for name, network in target.networks.items():
+            painted = paint(
+                pixels, order[: round(fraction * patches)], patch, network.mean[:, 0, 0]
             )
-            right[name] += int(network(mask_source[None]).argmax() == label)
+            right[name] += int(network(painted[None]).argmax() == label)
     return {name: count / len(test) for name, count in right.items()}
 
 
@@ -72,91 +72,94 @@ def by_hand(subject: EvalTarget, share: float, patch: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(("size", "patch"), [(8, 2), (10, 4), (9, None), (6, 5)])
-def test_the_curve_is_that_of_a_loop(tmp_path: Path, size: int, patch: int | None) -> None:
-    networks = {"student": linear(size), "teacher": linear(size, seed=1, mean=(0.1, 0.9, 0.3))}
-    subject = tried_on(images_of(37, size), tmp_path, networks=networks)
-    result = measured(subject, steps=4, patch=patch)
-    assert result.shares == [0, 0.25, 0.5, 0.75, 1]
-    for step, share in enumerate(result.shares):
-        expected = by_hand(subject, share, result.patch)
+def test_the_curve_equals_a_loop_over_images(tmp_path: Path, size: int, patch: int | None) -> None:
+    networks = {
+        "student": linear_network(size),
+        "teacher": linear_network(size, seed=1, mean=(0.1, 0.9, 0.3)),
+    }
+    target = make_target(random_images(37, size), tmp_path, networks=networks)
+    result = run_suite(target, steps=4, patch=patch)
+    assert result.fractions == [0, 0.25, 0.5, 0.75, 1]
+    for step, fraction in enumerate(result.fractions):
+        expected = by_hand(target, fraction, result.patch)
         assert {n: curve.accuracy[step] for n, curve in result.networks.items()} == expected
     curves = [curve.accuracy for curve in result.networks.values()]
-    assert len({value for curve in curves for value in curve}) > 3, "nothing changes when hidden"
+    assert len({value for curve in curves for value in curve}) > 3, "hiding patches changes nothing"
 
 
 @pytest.mark.parametrize(("size", "patch", "patches"), [(8, 2, 16), (10, 4, 9), (6, 50, 1)])
 def test_the_patches_cover_the_image(tmp_path: Path, size: int, patch: int, patches: int) -> None:
-    result = measured(tried_on(images_of(4, size), tmp_path), steps=1, patch=patch)
+    result = run_suite(make_target(random_images(4, size), tmp_path), steps=1, patch=patch)
     assert (result.patch, result.patches) == (min(patch, size), patches)
 
 
-def test_nothing_hidden_is_plain_accuracy(tmp_path: Path) -> None:
-    subject = tried_on(images_of(37, 8), tmp_path)
-    plain = accuracy(*subject.logits())
-    assert {n: c.accuracy[0] for n, c in measured(subject, steps=2).networks.items()} == plain
+def test_nothing_hidden_gives_the_clean_accuracy(tmp_path: Path) -> None:
+    target = make_target(random_images(37, 8), tmp_path)
+    plain = top1_accuracy(*target.logits())
+    assert {n: c.accuracy[0] for n, c in run_suite(target, steps=2).networks.items()} == plain
 
 
 @pytest.mark.parametrize(("size", "patch"), [(8, 2), (10, 4), (7, 7)])
-def test_everything_hidden_is_every_pixel(tmp_path: Path, size: int, patch: int) -> None:
-    subject = tried_on(images_of(5, size), tmp_path)
-    network = subject.networks["student"]
-    for pixels, _, hidden in hidden_batches(subject, 1.0, patch):
+def test_everything_hidden_covers_every_pixel(tmp_path: Path, size: int, patch: int) -> None:
+    target = make_target(random_images(5, size), tmp_path)
+    network = target.networks["student"]
+    for pixels, _, hidden in hidden_batches(target, 1.0, patch):
         assert hidden.shape == (len(pixels), 1, size, size)
         assert hidden.all()
         assert torch.equal(
             network.normalize(hide(pixels, hidden, network.mean)), torch.zeros_like(pixels)
-        ), "the color is not the one that normalizes to zero"
+        ), "the mean color does not normalize to zero"
 
 
 def test_area_by_hand() -> None:
-    assert area([0, 0.5, 1], [0.8, 0.6, 0.1]) == pytest.approx(0.5 * 0.7 + 0.5 * 0.35)
-    assert area([0, 0.25, 1], [1, 1, 1]) == 1
+    assert area_under([0, 0.5, 1], [0.8, 0.6, 0.1]) == pytest.approx(0.5 * 0.7 + 0.5 * 0.35)
+    assert area_under([0, 0.25, 1], [1, 1, 1]) == 1
 
 
-def test_the_area_is_of_the_curve(tmp_path: Path) -> None:
-    result = measured(tried_on(images_of(30, 8), tmp_path), steps=4)
+def test_the_area_is_that_under_the_curve(tmp_path: Path) -> None:
+    result = run_suite(make_target(random_images(30, 8), tmp_path), steps=4)
     for curve in result.networks.values():
         means = [(a + b) / 2 for a, b in pairwise(curve.accuracy)]
         assert curve.area == pytest.approx(sum(means) / 4)
 
 
-# --- the draw --------------------------------------------------------------------------------
+# --- random orders ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("size", "patch", "patches"), [(32, 4, 64), (10, 2, 25), (9, 4, 9)])
-@pytest.mark.parametrize("share", [0, 0.1, 0.3, 0.5, 0.77, 1])
-def test_the_number_of_hidden_patches(size: int, patch: int, patches: int, share: float) -> None:
-    order = draw_order(20, patches, generator_at(0, 0, "test"))
-    hidden = hidden_pixels(order, share, size, patch)[:, 0]
+@pytest.mark.parametrize("fraction", [0, 0.1, 0.3, 0.5, 0.77, 1])
+def test_the_number_of_hidden_patches(size: int, patch: int, patches: int, fraction: float) -> None:
+    order = random_order(20, patches, generator_at(0, 0, "test"))
+    hidden = hidden_pixels(order, fraction, size, patch)[:, 0]
     corners = hidden[:, ::patch, ::patch]
-    assert corners.sum(dim=(1, 2)).tolist() == [round(share * patches)] * 20
+    assert corners.sum(dim=(1, 2)).tolist() == [round(fraction * patches)] * 20
     for y, x in ((y, x) for y in range(size) for x in range(size)):
         assert torch.equal(hidden[:, y, x], corners[:, y // patch, x // patch])
 
 
-def test_a_patch_that_is_hidden_stays_hidden() -> None:
-    order = draw_order(20, 64, generator_at(0, 0, "test"))
+def test_a_hidden_patch_stays_hidden_at_larger_fractions() -> None:
+    order = random_order(20, 64, generator_at(0, 0, "test"))
     masks = [hidden_pixels(order, step / 10, 32, 4) for step in range(11)]
     for fewer, more in pairwise(masks):
         assert not (fewer & ~more).any()
         assert (more & ~fewer).flatten(1).any(dim=1).all()
 
 
-def test_every_image_has_an_order_of_its_own() -> None:
-    order = draw_order(50, 16, generator_at(0, 0, "test"))
+def test_every_image_has_its_own_order() -> None:
+    order = random_order(50, 16, generator_at(0, 0, "test"))
     assert order.sort(dim=1).values.tolist() == [list(range(16))] * 50
     assert len({tuple(row) for row in order.tolist()}) == 50
-    first = draw_order(4000, 16, generator_at(0, 0, "test"))[:, 0].bincount(minlength=16)
+    first = random_order(4000, 16, generator_at(0, 0, "test"))[:, 0].bincount(minlength=16)
     assert first.min() > 180, "some patches are hidden first more often than 4000 / 16 by chance"
     assert first.max() < 320
 
 
 def test_masks_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
-    test = images_of(37, 8)
+    test = random_images(37, 8)
 
     def masks(batch_size: int) -> Tensor:
-        subject = tried_on(test, tmp_path, batch_size=batch_size)
-        return torch.cat([hidden for _, _, hidden in hidden_batches(subject, 0.4, 1)])
+        target = make_target(test, tmp_path, batch_size=batch_size)
+        return torch.cat([hidden for _, _, hidden in hidden_batches(target, 0.4, 1)])
 
     whole = masks(37)
     assert whole.any()
@@ -164,35 +167,35 @@ def test_masks_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
         assert torch.equal(masks(batch_size), whole), batch_size
 
 
-def test_figures_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
-    test = images_of(37, 8)
-    small = measured(tried_on(test, tmp_path / "small", batch_size=5))
-    assert measured(tried_on(test, tmp_path / "large", batch_size=500)) == small
+def test_results_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
+    test = random_images(37, 8)
+    small = run_suite(make_target(test, tmp_path / "small", batch_size=5))
+    assert run_suite(make_target(test, tmp_path / "large", batch_size=500)) == small
 
 
 @pytest.mark.parametrize(
     ("size", "patch"),
     [(4, 1), (8, 1), (16, 2), (28, 3), (32, 4), (48, 4), (64, 5), (96, 7), (224, 16), (384, 27)],
 )
-def test_the_patch_suits_the_image(size: int, patch: int) -> None:
-    assert suited_patch(size) == patch
+def test_the_default_patch(size: int, patch: int) -> None:
+    assert default_patch(size) == patch
 
 
 @pytest.mark.parametrize("name", ["steps", "patch"])
 def test_a_wrong_setting_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=rf"occlusion\.{name}"):
-        measured(tried_on(images_of(4, 6), tmp_path), **{name: 0})
+        run_suite(make_target(random_images(4, 6), tmp_path), **{name: 0})
 
 
-# --- stopped and continued -------------------------------------------------------------------
+# --- interrupted and continued ---------------------------------------------------------------
 
 
 class StoppedError(Exception):
-    """What stops the suite in the test."""
+    """Interrupts the suite in the test."""
 
 
 class Failing(PixelNetwork):
-    """Counts its forwards, and stops at one of them."""
+    """Counts its forward passes, and raises an error at one of them."""
 
     def __init__(self, network: PixelNetwork, fails_at: int | None) -> None:
         super().__init__(network.model, MEAN, STD)
@@ -205,38 +208,38 @@ class Failing(PixelNetwork):
         return super().forward(pixels)
 
 
-def test_a_stopped_suite_goes_on(tmp_path: Path) -> None:
-    test = images_of(37, 8)  # three batches of at most 16 a share
+def test_an_interrupted_suite_continues(tmp_path: Path) -> None:
+    test = random_images(37, 8)  # three batches of at most 16 images per fraction
 
-    def subject(folder: str, fails_at: int | None = None) -> tuple[EvalTarget, Failing]:
-        network = Failing(linear(8), fails_at)
-        return tried_on(test, tmp_path / folder, networks={"network": network}), network
+    def target(folder: str, fails_at: int | None = None) -> tuple[EvalTarget, Failing]:
+        network = Failing(linear_network(8), fails_at)
+        return make_target(test, tmp_path / folder, networks={"network": network}), network
 
-    whole, counter = subject("whole")
-    expected = measured(whole)
+    whole, counter = target("whole")
+    expected = run_suite(whole)
     assert counter.forwards == 3 * 11
-    stopped, _ = subject("stopped", fails_at=3 * 4 + 2)  # in the middle of the fifth share
+    stopped, _ = target("stopped", fails_at=3 * 4 + 2)  # in the middle of the fifth fraction
     with pytest.raises(StoppedError):
-        measured(stopped)
-    again, counter = subject("stopped")
-    assert measured(again) == expected
-    assert counter.forwards == 3 * (11 - 4), "what was there was computed again"
+        run_suite(stopped)
+    again, counter = target("stopped")
+    assert run_suite(again) == expected
+    assert counter.forwards == 3 * (11 - 4), "stored results were computed again"
 
 
-# --- shown -----------------------------------------------------------------------------------
+# --- the report ------------------------------------------------------------------------------
 
 
-def mask_source(folder: Path, **settings: object) -> tuple[OcclusionResult, Any]:
-    subject = tried_on(images_of(30, 8), folder)
-    record = evaluate(subject, ["occlusion"], {"occlusion": settings})
+def evaluate_into(folder: Path, **settings: object) -> tuple[OcclusionResult, Any]:
+    target = make_target(random_images(30, 8), folder)
+    record = evaluate(target, ["occlusion"], {"occlusion": settings})
     result = record.result("occlusion")
     assert isinstance(result, OcclusionResult)
-    return result, (Found("mine", record, folder, 0), result)
+    return result, (Evaluated("mine", record, folder, 0), result)
 
 
-def test_the_section_has_every_figure(tmp_path: Path) -> None:
-    result, found = mask_source(tmp_path)
-    part = section([found])
+def test_the_section_shows_every_number(tmp_path: Path) -> None:
+    result, evaluated = evaluate_into(tmp_path)
+    part = section([evaluated])
     (table,), (chart,) = part.tables, part.charts
     assert table.columns[4:] == ("0 %", "20 %", "50 %", "80 %", "100 %")
     for row, line, (name, curve) in zip(
@@ -247,9 +250,9 @@ def test_the_section_has_every_figure(tmp_path: Path) -> None:
         assert line == (f"mine, {name}", *(f"{100 * value:.2f}" for value in curve.accuracy))
 
 
-def test_runs_with_other_shares_stand_side_by_side(tmp_path: Path) -> None:
-    first, one = mask_source(tmp_path / "one", steps=2)
-    _, other = mask_source(tmp_path / "other", steps=4)
+def test_runs_with_different_fractions_share_a_table(tmp_path: Path) -> None:
+    first, one = evaluate_into(tmp_path / "one", steps=2)
+    _, other = evaluate_into(tmp_path / "other", steps=4)
     rows = section([one, other]).charts[0].rows
     accuracies = [f"{100 * value:.2f}" for value in first.networks["student"].accuracy]
     assert rows[0][1:] == (accuracies[0], "–", accuracies[1], "–", accuracies[2])
@@ -257,27 +260,27 @@ def test_runs_with_other_shares_stand_side_by_side(tmp_path: Path) -> None:
 
 
 def test_the_picture(tmp_path: Path) -> None:
-    _, found = mask_source(tmp_path, patch=2)
-    (picture,) = section([found]).pictures
+    _, evaluated = evaluate_into(tmp_path, patch=2)
+    (picture,) = section([evaluated]).pictures
     data = base64.b64decode(picture.source.partition(",")[2])
     pixels = np.asarray(Image.open(io.BytesIO(data)))
     tile, gap = 112, 6  # 8 pixels enlarged 14 times
     assert pixels.shape == (3 * (tile + gap) + gap, 6 * (tile + gap) + gap, 3)
     columns = [
         pixels[gap : gap + tile : 14, gap + n * (tile + gap) :][:, :tile:14].astype(int)
-        for n in range(len(PICTURED_SHARES))
+        for n in range(len(PICTURE_FRACTIONS))
     ]
-    test = images_of(30, 8)
+    test = random_images(30, 8)
     assert np.array_equal(columns[0], test.images[0].numpy())
     mean = np.rint(255 * np.array(MEAN)).astype(int)
     assert np.abs(columns[-1] - mean).max() <= 1
-    for column, share in zip(columns, PICTURED_SHARES, strict=True):
+    for column, fraction in zip(columns, PICTURE_FRACTIONS, strict=True):
         covered = (np.abs(column - mean) <= 1).all(axis=2)[::2, ::2]
-        assert covered.sum() == round(share * 16)
+        assert covered.sum() == round(fraction * 16)
 
 
 def test_the_page(tmp_path: Path) -> None:
-    mask_source(tmp_path)
+    evaluate_into(tmp_path)
     page = write_evaluations([tmp_path], tmp_path / "page.html").read_text()
     assert 'id="occlusion-curve-title"' in page
     assert re.search(r'<img src="data:image/png;base64,[^"]+" alt="Test images of noise', page)

@@ -1,4 +1,4 @@
-"""A report page as its tags and text, and as a browser shows it."""
+"""Helpers that read a report page: its tags and text, and how a browser displays it."""
 
 import re
 import shutil
@@ -20,7 +20,7 @@ FRAMES = """<iframe src="open.html" width="390" height="800" frameborder="0"></i
 
 
 class Page(HTMLParser):
-    """Every tag of a page with its attributes, and its visible text."""
+    """Every tag of a page with its attributes, and the text of the page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -36,23 +36,24 @@ class Page(HTMLParser):
         self.text += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
+        """Return the attributes of every tag of that name."""
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def assert_asks_nothing(page: Page) -> None:
-    """No script runs in the page and nothing that it names lies outside of it."""
-    bare = re.sub(r"xmlns(:\w+)?=([\"'])http://www\.w3\.org/[\w/]+\2", "", page.html)
-    assert not re.search(r"https?:|//[a-z]+\.|@import", bare)
-    places = ("src", "href", "xlink:href", "srcset", "action", "poster", "data")
-    addresses = [of.get(name) for _, of in page.tags for name in places if name in of]
+def assert_self_contained(page: Page) -> None:
+    """Check that the page runs no script and loads or links nothing from outside."""
+    html = re.sub(r"xmlns(:\w+)?=([\"'])http://www\.w3\.org/[\w/]+\2", "", page.html)
+    assert not re.search(r"https?:|//[a-z]+\.|@import", html)
+    names = ("src", "href", "xlink:href", "srcset", "action", "poster", "data")
+    addresses = [tag.get(name) for _, tag in page.tags for name in names if name in tag]
     assert addresses
     assert all(value and value.startswith(("data:", "#")) for value in addresses)
-    assert all(address.startswith("#") for address in re.findall(r"url\(['\"]?([^)]+)", bare))
+    assert all(address.startswith("#") for address in re.findall(r"url\(['\"]?([^)]+)", html))
     assert page.all("script") == page.all("iframe") == []
 
 
 def assert_accessible(page: Page) -> None:
-    """Language, scopes, alternative texts, unique ids, links that lead somewhere."""
+    """Check the language, table scopes, alternative texts, unique ids and link targets."""
     assert page.html.lstrip().startswith("<!doctype html>")
     assert page.all("html") == [{"lang": "en"}]
     assert any(meta.get("name") == "viewport" for meta in page.all("meta"))
@@ -63,41 +64,43 @@ def assert_accessible(page: Page) -> None:
     for svg in page.all("svg"):
         assert svg["role"] == "img"
         assert svg["aria-labelledby"] in titles
+    for section in page.all("section"):
+        assert section["aria-labelledby"] in ids
     assert all(cell.get("scope") for cell in page.all("th"))
     targets = [link["href"] for link in page.all("a")]
     assert all(target is not None and target[1:] in ids for target in targets)
 
 
 def assert_fits(page: Path, folder: Path) -> None:
-    """On a phone and on a desk, light and dark, nothing scrolls sideways or complains."""
+    """Check that the page does not scroll sideways on a phone or a desktop, in light and dark."""
     html = page.read_text(encoding="utf-8")
     (folder / "open.html").write_text(html.replace("<details", "<details open"), encoding="utf-8")
-    # A window has a least width of its own; a frame may be as narrow as a phone.
+    # Browser windows have a minimum width; a frame can be as narrow as a phone.
     (folder / "frames.html").write_text(FRAMES)
     for dark in (False, True):
-        phone, desk = mask_source(folder / "frames.html", folder, dark=dark)
+        phone, desktop = measure_frames(folder / "frames.html", folder, dark=dark)
         assert phone[0] == phone[1]
         assert 370 <= phone[1] <= 390
-        assert desk[0] == desk[1]
-        assert 1260 <= desk[1] <= 1280
-        assert (phone[2] < 60) == dark, "the page follows the reader's colors"
+        assert desktop[0] == desktop[1]
+        assert 1260 <= desktop[1] <= 1280
+        assert (phone[2] < 60) == dark, "the page does not follow the reader's color scheme"
 
 
-def mask_source(page: Path, folder: Path, *, dark: bool) -> list[list[int]]:
-    """Scroll width, window width and lightness of the paper in each frame."""
+def measure_frames(page: Path, folder: Path, *, dark: bool) -> list[list[int]]:
+    """Return the scroll width, window width and background lightness (0 to 255) of each frame."""
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
-    more = "--disable-background-networking --disable-component-update --dump-dom"
+    network = "--disable-background-networking --disable-component-update --dump-dom"
     colors = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
-    words = [colors, "--allow-file-access-from-files", "--enable-logging=stderr"]
+    options = [colors, "--allow-file-access-from-files", "--enable-logging=stderr"]
     profile = f"--user-data-dir={folder / 'profile'}"
-    done = subprocess.run(
-        [str(CHROMIUM), *flags.split(), *more.split(), *words, profile, page.as_uri()],
+    completed = subprocess.run(
+        [str(CHROMIUM), *flags.split(), *network.split(), *options, profile, page.as_uri()],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     )
-    assert ":CONSOLE" not in done.stderr, done.stderr
-    title = re.search(r"<title>([\d/ ]+)</title>", done.stdout)
-    assert title is not None, done.stdout[:500]
+    assert ":CONSOLE" not in completed.stderr, completed.stderr
+    title = re.search(r"<title>([\d/ ]+)</title>", completed.stdout)
+    assert title is not None, completed.stdout[:500]
     return [[int(number) for number in frame.split("/")] for frame in title[1].split()]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from pages import CHROMIUM, Page, assert_accessible, assert_asks_nothing, assert_fits
+from pages import CHROMIUM, Page, assert_accessible, assert_fits, assert_self_contained
 from PIL import Image
 from rich.console import Console
 
@@ -436,7 +436,7 @@ def test_page_escapes_what_runs_bring(tmp_path: Path) -> None:
 
 
 def test_page_asks_nothing_of_the_network(compared: list[Path], tmp_path: Path) -> None:
-    assert_asks_nothing(Page(write_page(compared, tmp_path / "page.html")))
+    assert_self_contained(Page(write_page(compared, tmp_path / "page.html")))
 
 
 def test_page_is_accessible(compared: list[Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Accuracy, likelihood and calibration of networks on a labeled set."""
+"""The accuracy suite: accuracy, likelihood and calibration error on the test images."""
 
 from adautomix.evaluation.suite import ResultCache, Suite, SuiteResult, SuiteSettings
 from adautomix.evaluation.target import EvalTarget
@@ -6,24 +6,22 @@ from adautomix.metrics import score
 
 
 class AccuracyResult(SuiteResult):
-    """`Scores` of each network, by name."""
+    """The `Scores` of each network, by network name."""
 
     networks: dict[str, dict[str, float]]
 
 
-def run_accuracy(
-    subject: EvalTarget, settings: SuiteSettings, parts: ResultCache
-) -> AccuracyResult:
+def run_accuracy(target: EvalTarget, settings: SuiteSettings, cache: ResultCache) -> AccuracyResult:
     """Score each network on the test images."""
 
     def compute() -> dict[str, dict[str, float]]:
-        logits, labels = subject.logits()
+        logits, labels = target.logits()
         return {name: score(values, labels)._asdict() for name, values in logits.items()}
 
-    return AccuracyResult(networks=parts.get("scores", compute))
+    return AccuracyResult(networks=cache.get("scores", compute))
 
 
-ACCURACY = Suite(
+SUITE = Suite(
     name="accuracy",
     summary="top-1, top-5, negative log-likelihood and ECE on the test images",
     run=run_accuracy,

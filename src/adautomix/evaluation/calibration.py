@@ -1,13 +1,15 @@
-"""Whether a network is right as often as it is sure: calibration, before and after a temperature.
+"""The calibration suite: does confidence match accuracy, before and after temperature scaling?
 
-Confidence is the probability of the most likely class. The expected calibration error (ECE) is
-that of Guo, Pleiss, Sun and Weinberger, *On Calibration of Modern Neural Networks*, ICML 2017,
-equation 3, with bins of equal width; its adaptive form has bins of equal mass (Mukhoti et al.,
-*Calibrating Deep Neural Networks using Focal Loss*, NeurIPS 2020). Temperature scaling is that of
-Guo et al., section 4.2: one number T that divides all logits.
+Confidence is the probability of the most likely class. The expected calibration error (ECE) is the
+mean distance between accuracy and confidence over bins of confidence: with bins of equal width as
+in Guo, Pleiss, Sun and Weinberger, *On Calibration of Modern Neural Networks*, ICML 2017,
+equation 3, as computed by torchmetrics; the adaptive ECE has bins of equally many images (Mukhoti
+et al., *Calibrating Deep Neural Networks using Focal Loss*, NeurIPS 2020). Temperature scaling
+(Guo et al., section 4.2) divides all logits by one number T.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -24,18 +26,18 @@ from adautomix.evaluation.suite import (
 )
 from adautomix.evaluation.target import EvalTarget
 
-TEMPERATURES = (0.01, 100.0)
-"""Between these T is sought. Where all fitted images are right, NLL falls down to the lower one."""
+TEMPERATURE_BOUNDS = (0.01, 100.0)
+"""Range in which T is searched. If every fitted image is right, the NLL falls with T to the end."""
 
-_CHUNK = 4096  # rows in float64 at a time: the logits of a large set are held only once
+_CHUNK = 4096  # rows converted to float64 at a time, so that logits are held only once in memory
 
 
 class CalibrationSettings(SuiteSettings):
     """How calibration is measured."""
 
-    bins: int = Field(15, ge=1, le=1000, description="of confidence, equal in width or in images")
+    bins: int = Field(15, ge=1, le=1000, description="number of bins of confidence")
     temperature: bool = Field(
-        True, description="also after a temperature fitted on held-out images"
+        True, description="also measure after scaling with a temperature fitted on held-out images"
     )
 
 
@@ -43,9 +45,9 @@ class Bin(BaseModel):
     """The images whose confidence falls into one bin.
 
     Attributes:
-        images: how many.
-        confidence: their mean confidence, 0 to 1; None without images.
-        accuracy: the share that is right; None without images.
+        images: number of images.
+        confidence: their mean confidence, 0 to 1; None for an empty bin.
+        accuracy: their accuracy, 0 to 1; None for an empty bin.
     """
 
     images: int
@@ -53,15 +55,16 @@ class Bin(BaseModel):
     accuracy: float | None
 
 
-class Figures(BaseModel):
-    """How one network is calibrated on the scored images.
+class CalibrationMetrics(BaseModel):
+    """Calibration of one network on the scored images.
 
     Attributes:
         ece: expected calibration error over bins of equal width, 0 to 1.
-        adaptive_ece: over bins of equally many images, 0 to 1.
-        nll: mean negative log-likelihood of the right class, in nats.
-        brier: mean squared distance between probabilities and the one-hot label, 0 to 2.
-        bins: of equal width, from confidence 0 to 1.
+        adaptive_ece: the same over bins of equally many images, 0 to 1.
+        nll: mean negative log-likelihood of the true class, in nats.
+        brier: Brier score: mean squared distance of the probabilities from the one-hot label,
+            0 to 2.
+        bins: bins of equal width, from confidence 0 to 1.
     """
 
     ece: float
@@ -72,21 +75,21 @@ class Figures(BaseModel):
 
 
 class Calibration(BaseModel):
-    """One network before and after temperature scaling; without it `before` is all there is."""
+    """Calibration of one network before and, if requested, after temperature scaling."""
 
-    before: Figures
+    before: CalibrationMetrics
     temperature: float | None = None
-    after: Figures | None = None
+    after: CalibrationMetrics | None = None
 
 
 class CalibrationResult(SuiteResult):
-    """`Calibration` of each network, by name.
+    """Calibration of each network.
 
     Attributes:
-        networks: what was found.
-        fitted_on: where the images for the temperature come from; no fitted image is scored.
-        fitted_images: how many.
-        scored_images: how many test images all figures are of.
+        networks: results by network name.
+        fitted_on: the images that the temperature was fitted on; these images are not scored.
+        fitted_images: number of those images.
+        scored_images: number of test images that all metrics are computed on.
     """
 
     networks: dict[str, Calibration]
@@ -96,62 +99,67 @@ class CalibrationResult(SuiteResult):
 
 
 class Outcomes(NamedTuple):
-    """What became of each image, float64 `[n]` on the CPU: see `Figures` for the means."""
+    """Per-image values, float64 `[n]` on the CPU; see `CalibrationMetrics` for their means."""
 
     confidence: Tensor
-    right: Tensor
+    correct: Tensor
     nll: Tensor
     brier: Tensor
 
 
 def outcomes(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Outcomes:
-    """Confidence, correctness, likelihood and Brier score of every image.
+    """Return confidence, correctness, negative log-likelihood and Brier score of every image.
 
     Args:
         logits: `[n, K]`.
         labels: int64 `[n]`.
-        temperature: divides the logits, positive.
+        temperature: positive number that divides the logits.
     """
-    chunks = zip(logits.split(_CHUNK), labels.split(_CHUNK), strict=True)
-    parts = [_outcomes(z.double() / temperature, y) for z, y in chunks]
-    return Outcomes(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    chunks = [_outcomes(z / temperature, y) for z, y in in_chunks(logits, labels)]
+    return Outcomes(*(torch.cat(columns) for columns in zip(*chunks, strict=True)))
 
 
 def _outcomes(logits: Tensor, labels: Tensor) -> Outcomes:
     log_p = logits.log_softmax(dim=1)
     p = log_p.exp()
     confidence, predicted = p.max(dim=1)
-    of_label = log_p.gather(1, labels[:, None])[:, 0]
-    # |p - onehot|² multiplied out
-    brier = p.square().sum(dim=1) - 2 * of_label.exp() + 1
-    return Outcomes(confidence, (predicted == labels).double(), -of_label, brier)
+    label_log_p = log_p.gather(1, labels[:, None])[:, 0]
+    # |p - onehot|² = |p|² - 2 p_label + 1
+    brier = p.square().sum(dim=1) - 2 * label_log_p.exp() + 1
+    return Outcomes(confidence, (predicted == labels).double(), -label_log_p, brier)
+
+
+def in_chunks(logits: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield logits `[n, K]`, converted to float64, and labels `[n]`, some rows at a time."""
+    for z, y in zip(logits.split(_CHUNK), labels.split(_CHUNK), strict=True):
+        yield z.double(), y
 
 
 def equal_width(confidence: Tensor, bins: int) -> Tensor:
-    """The bin, int64 `[n]`, of each confidence in 0..1: bin b holds (b / bins, (b + 1) / bins]."""
+    """Return the bin, int64 `[n]`, of each confidence: bin b is (b / bins, (b + 1) / bins]."""
     edges = torch.linspace(0, 1, bins + 1, dtype=confidence.dtype)
     return torch.bucketize(confidence, edges[1:-1])
 
 
 def equal_mass(confidence: Tensor, bins: int) -> Tensor:
-    """The bin, int64 `[n]`, of each confidence, in bins whose sizes differ by at most one image."""
+    """Return the bin, int64 `[n]`, of each confidence; bin sizes differ by at most one image."""
     rank = confidence.argsort(stable=True).argsort()
     return rank * bins // len(confidence)
 
 
-def gather_bins(found: Outcomes, index: Tensor, bins: int) -> list[Bin]:
-    """What lies in each bin, for the bin `[n]` of every image."""
-    images = index.bincount(minlength=bins)
-    confidence = index.bincount(found.confidence, minlength=bins) / images
-    accuracy = index.bincount(found.right, minlength=bins) / images
+def summarize_bins(images: Outcomes, index: Tensor, bins: int) -> list[Bin]:
+    """Return the mean confidence and accuracy of each bin, given the bin `[n]` of every image."""
+    counts = index.bincount(minlength=bins)
+    confidence = index.bincount(images.confidence, minlength=bins) / counts
+    accuracy = index.bincount(images.correct, minlength=bins) / counts
     return [
         Bin(images=n, confidence=c if n else None, accuracy=a if n else None)
-        for n, c, a in zip(images.tolist(), confidence.tolist(), accuracy.tolist(), strict=True)
+        for n, c, a in zip(counts.tolist(), confidence.tolist(), accuracy.tolist(), strict=True)
     ]
 
 
 def calibration_error(bins: list[Bin]) -> float:
-    """Mean distance of accuracy and confidence over bins, weighted by their images, 0 to 1."""
+    """Return the mean distance between accuracy and confidence, weighted by images, 0 to 1."""
     total = sum(one.images for one in bins)
     return math.fsum(
         one.images / total * abs(one.accuracy - one.confidence)
@@ -160,105 +168,125 @@ def calibration_error(bins: list[Bin]) -> float:
     )
 
 
-def figures(logits: Tensor, labels: Tensor, bins: int, temperature: float = 1.0) -> Figures:
-    """How logits `[n, K]`, divided by a temperature, are calibrated against labels `[n]`."""
-    found = outcomes(logits, labels, temperature)
-    width = gather_bins(found, equal_width(found.confidence, bins), bins)
-    mass = gather_bins(found, equal_mass(found.confidence, bins), bins)
-    return Figures(
-        ece=calibration_error(width),
-        adaptive_ece=calibration_error(mass),
-        nll=float(found.nll.mean()),
-        brier=float(found.brier.mean()),
-        bins=width,
+def expected_calibration_error(
+    logits: Tensor, labels: Tensor, bins: int, temperature: float = 1.0
+) -> float:
+    """Return the ECE of torchmetrics over bins of equal width, 0 to 1.
+
+    torchmetrics assigns a confidence that lies exactly on an edge to the upper bin, and puts
+    confidences that round to 1 in float32 into a separate bin.
+    """
+    from torchmetrics.classification import MulticlassCalibrationError
+
+    metric = MulticlassCalibrationError(num_classes=logits.shape[1], n_bins=bins, norm="l1")
+    for z, y in in_chunks(logits, labels):
+        metric.update((z / temperature).softmax(dim=1), y)
+    return float(metric.compute())
+
+
+def measure(
+    logits: Tensor, labels: Tensor, bins: int, temperature: float = 1.0
+) -> CalibrationMetrics:
+    """Return the calibration of logits `[n, K]`, divided by a temperature, for labels `[n]`."""
+    images = outcomes(logits, labels, temperature)
+    index = equal_mass(images.confidence, bins)
+    return CalibrationMetrics(
+        ece=expected_calibration_error(logits, labels, bins, temperature),
+        adaptive_ece=calibration_error(summarize_bins(images, index, bins)),
+        nll=float(images.nll.mean()),
+        brier=float(images.brier.mean()),
+        bins=summarize_bins(images, equal_width(images.confidence, bins), bins),
     )
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature, within `TEMPERATURES`, that minimizes the NLL of logits `[n, K]`.
+    """Return the temperature in `TEMPERATURE_BOUNDS` that minimizes the NLL of logits `[n, K]`.
 
-    NLL is convex in 1/T, so it has one valley over log T, where it is sought.
+    The NLL is convex in 1/T, so it has a single minimum over log T, where it is searched.
     """
     from scipy.optimize import minimize_scalar
 
     def nll(log_temperature: float) -> float:
         scale = math.exp(-log_temperature)
-        chunks = zip(logits.split(_CHUNK), labels.split(_CHUNK), strict=True)
-        losses = [F.cross_entropy(z.double() * scale, y, reduction="sum") for z, y in chunks]
+        losses = [
+            F.cross_entropy(z * scale, y, reduction="sum") for z, y in in_chunks(logits, labels)
+        ]
         return float(sum(losses)) / len(labels)
 
-    low, high = (math.log(temperature) for temperature in TEMPERATURES)
+    low, high = (math.log(temperature) for temperature in TEMPERATURE_BOUNDS)
     return math.exp(minimize_scalar(nll, bounds=(low, high), method="bounded").x)
 
 
 class HeldOut(NamedTuple):
-    """Logits of each network and labels, to fit on and to score."""
+    """Logits of each network and labels: those to fit on, and those to score."""
 
     source: Literal["val", "half of test"] | None
     fitted: tuple[dict[str, Tensor], Tensor]
     scored: tuple[dict[str, Tensor], Tensor]
 
 
-def hold_out(subject: EvalTarget) -> HeldOut:
-    """The `val` split to fit on, or a half of the test images that is then not scored.
+def hold_out(target: EvalTarget) -> HeldOut:
+    """Return the validation split to fit on, or half of the test images, which are not scored.
 
     Raises:
-        NotApplicableError: there are neither held-out images nor enough test images to halve.
+        NotApplicableError: there is no validation split and only one test image.
     """
-    if subject.data.val is not None:
-        return HeldOut("val", subject.logits(subject.data.val), subject.logits())
-    count = len(subject.data.test)
+    if target.data.val is not None:
+        return HeldOut("val", target.logits(target.data.val), target.logits())
+    count = len(target.data.test)
     if count < 2:
         raise NotApplicableError(
-            "calibration.temperature needs images to fit on and one test image cannot be halved: "
-            "hold some out with val_fraction, or switch it off"
+            "calibration.temperature needs images to fit on, and one test image cannot be halved: "
+            "hold out validation images with val_fraction, or set calibration.temperature to false"
         )
-    logits, labels = subject.logits()
-    fitted, scored = halves(count, subject.generator("calibration/halves"))
-    return HeldOut("half of test", at(fitted, logits, labels), at(scored, logits, labels))
+    logits, labels = target.logits()
+    fitted, scored = halves(count, target.generator("calibration/halves"))
+    return HeldOut("half of test", select(fitted, logits, labels), select(scored, logits, labels))
 
 
 def halves(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Rows 0..count in two disjoint halves, each in order; the second is not the smaller one."""
+    """Split the rows 0 to count - 1 at random; an odd row goes to the second half."""
     first, second = torch.randperm(count, generator=generator).tensor_split([count // 2])
     return first.sort().values, second.sort().values
 
 
-def at(rows: Tensor, logits: dict[str, Tensor], labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Logits and labels of some images."""
+def select(
+    rows: Tensor, logits: dict[str, Tensor], labels: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the logits and labels of some images."""
     return {name: z[rows] for name, z in logits.items()}, labels[rows]
 
 
 def run_calibration(
-    subject: EvalTarget, settings: CalibrationSettings, parts: ResultCache
+    target: EvalTarget, settings: CalibrationSettings, cache: ResultCache
 ) -> CalibrationResult:
-    """Measure the calibration of each network on test images, and what a temperature mends."""
-    compute = scaled if settings.temperature else plain
-    found = parts.get("figures", lambda: compute(subject, settings.bins).model_dump())
-    return CalibrationResult.model_validate(found)
+    """Measure the calibration of each network, before and after temperature scaling."""
+    compute = measure_scaled if settings.temperature else measure_unscaled
+    values = cache.get("figures", lambda: compute(target, settings.bins).model_dump())
+    return CalibrationResult.model_validate(values)
 
 
-def plain(subject: EvalTarget, bins: int) -> CalibrationResult:
-    """Every test image scored as it is."""
-    logits, labels = subject.logits()
+def measure_unscaled(target: EvalTarget, bins: int) -> CalibrationResult:
+    """Score every test image without temperature scaling."""
+    logits, labels = target.logits()
     return CalibrationResult(
-        networks={n: Calibration(before=figures(z, labels, bins)) for n, z in logits.items()},
+        networks={n: Calibration(before=measure(z, labels, bins)) for n, z in logits.items()},
         fitted_on=None,
         fitted_images=0,
         scored_images=len(labels),
     )
 
 
-def scaled(subject: EvalTarget, bins: int) -> CalibrationResult:
-    """The scored images before and after the temperature that held-out images ask for."""
-    source, (fitted, fitted_labels), (scored, labels) = hold_out(subject)
+def measure_scaled(target: EvalTarget, bins: int) -> CalibrationResult:
+    """Score images before and after scaling with a temperature fitted on held-out images."""
+    source, (fitted, fitted_labels), (scored, labels) = hold_out(target)
     networks = {}
     for name, logits in scored.items():
         temperature = fit_temperature(fitted[name], fitted_labels)
         networks[name] = Calibration(
-            before=figures(logits, labels, bins),
+            before=measure(logits, labels, bins),
             temperature=temperature,
-            after=figures(logits, labels, bins, temperature),
+            after=measure(logits, labels, bins, temperature),
         )
     return CalibrationResult(
         networks=networks,
@@ -268,9 +296,9 @@ def scaled(subject: EvalTarget, bins: int) -> CalibrationResult:
     )
 
 
-CALIBRATION = Suite(
+SUITE = Suite(
     name="calibration",
-    summary="ECE, NLL, Brier score, reliability; before and after a temperature",
+    summary="ECE, NLL, Brier score and reliability, before and after temperature scaling",
     run=run_calibration,
     Result=CalibrationResult,
     Settings=CalibrationSettings,

@@ -1,12 +1,13 @@
-"""Accuracy on corrupted images, by corruption and severity.
+"""The corruption suite: accuracy on corrupted images, by corruption and severity.
 
 After Hendrycks and Dietterich, *Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations*, ICLR 2019: the published arrays or folders of images where there are some, else
-the same corruptions made from the test images (see `data/corrupted.py` for what differs).
+Perturbations*, ICLR 2019. The images are the published arrays or folders if the user has them,
+otherwise the same corruptions are applied to the test images (see `data/corruptions/corrupted.py`
+for the differences).
 
-The mean corruption error (mCE) of a result is the plain mean of the error over severities and
-corruptions, as the field reports it for CIFAR. Normalized by AlexNet, as for ImageNet-C, it would
-mean nothing on other data; `mce_against` normalizes by another network on the same images.
+The mean corruption error (mCE) is the plain mean of the error over severities and corruptions, as
+is usual for CIFAR. The normalization by AlexNet, as for ImageNet-C, has no meaning for other data
+sets; `mce_against` normalizes by another network on the same images.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
@@ -30,79 +31,94 @@ from adautomix.evaluation.suite import (
     Suite,
     SuiteResult,
     SuiteSettings,
+    split_list,
 )
-from adautomix.evaluation.target import EvalTarget, cut
+from adautomix.evaluation.target import EvalTarget, take_sample
 from adautomix.models import evaluating
 
 PICTURE = "corruptions.png"
 GROUPS = {"all": CORRUPTIONS, "paper15": PAPER, **KINDS}
-_PICTURED = 3  # the severity that is shown, or the one next to it
+_PICTURE_SEVERITY = 3
 
 
-def listed(value: Any) -> Any:
-    """Comma-separated words, or one number, as a list."""
-    if isinstance(value, str):
-        return [word.strip() for word in value.split(",")]
-    return [value] if isinstance(value, int) else value
+def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Check that all names are corruptions or groups of them.
 
-
-def known(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of corruptions and groups, checked."""
+    Raises:
+        ValueError: a name is unknown; the message suggests the nearest one.
+    """
     choices = (*GROUPS, *CORRUPTIONS)
     for name in names:
         if name not in choices:
             close = get_close_matches(name, choices, n=1)
-            meant = f"did you mean {close[0]}?" if close else f"use {', '.join(choices)}"
-            raise ValueError(f"there is no corruption {name!r}: {meant}")
+            hint = f"did you mean {close[0]}?" if close else f"use {', '.join(choices)}"
+            raise ValueError(f"there is no corruption {name!r}: {hint}")
     return names
 
 
 def ascending(numbers: tuple[int, ...]) -> tuple[int, ...]:
-    """Each number once, in order."""
+    """Return each number once, in ascending order."""
     return tuple(sorted(set(numbers)))
 
 
-class CorruptionSettings(SuiteSettings):
-    """Which corruptions, and where from; how they are made changes no figure."""
+Names = Annotated[tuple[str, ...], BeforeValidator(split_list), AfterValidator(check_names)]
+Severities = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=5)], ...],
+    BeforeValidator(split_list),
+    AfterValidator(ascending),
+]
 
-    corruptions: Annotated[tuple[str, ...], BeforeValidator(listed), AfterValidator(known)] = Field(
+
+class CorruptionSettings(SuiteSettings):
+    """Which corruptions to apply, and where the images come from.
+
+    `workers` and `keep` only affect speed and disk space, so they are not part of the record.
+    """
+
+    corruptions: Names = Field(
         default="all",
         min_length=1,
         validate_default=True,
-        description=f"names or groups, comma-separated: {', '.join(GROUPS)}",
+        description=f"corruptions or groups, comma-separated; groups are {', '.join(GROUPS)}",
     )
-    severities: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=5)], ...],
-        BeforeValidator(listed),
-        AfterValidator(ascending),
-    ] = Field(
-        default="1,2,3,4,5", min_length=1, validate_default=True, description="comma-separated"
+    severities: Severities = Field(
+        default="1,2,3,4,5",
+        min_length=1,
+        validate_default=True,
+        description="severities from 1 (mild) to 5 (severe), comma-separated",
     )
     folder: Path | None = Field(
-        None, description="of CIFAR-10-C, ImageNet-C and the like; none: made from the test images"
+        None,
+        description="folder with CIFAR-10-C, ImageNet-C or similar; none: corrupt the test images",
     )
     workers: int | None = Field(
-        None, ge=1, exclude=True, description="processes that make or decode; none: all cores"
+        None,
+        ge=1,
+        exclude=True,
+        description="processes that corrupt or decode images; none: one per core",
     )
     keep: float = Field(
-        16.0, ge=0, exclude=True, description="GiB of made images that are kept, more are not"
+        16.0,
+        ge=0,
+        exclude=True,
+        description="cache the corrupted images on disk if they need at most this many GiB",
     )
 
     @property
     def names(self) -> list[str]:
-        """The corruptions asked for, in the usual order, whether they are there or not."""
-        wanted = {name for word in self.corruptions for name in GROUPS.get(word, (word,))}
-        return [name for name in CORRUPTIONS if name in wanted]
+        """The requested corruptions in the usual order, whether or not the source has them."""
+        requested = {name for word in self.corruptions for name in GROUPS.get(word, (word,))}
+        return [name for name in CORRUPTIONS if name in requested]
 
 
 class Robustness(BaseModel):
-    """What one network made of corrupted images; shares are 0 to 1.
+    """The accuracy of one network on corrupted images, 0 to 1.
 
     Attributes:
-        clean: accuracy on the test images as they are.
-        accuracy: by corruption, at each of the severities; the error is 1 − accuracy.
-        mean_accuracy: over severities and corruptions.
-        mce: mean corruption error, not normalized: 1 − `mean_accuracy`.
+        clean: accuracy on the original test images.
+        accuracy: accuracy at each severity, by corruption; the error is 1 - accuracy.
+        mean_accuracy: mean over severities and corruptions.
+        mce: mean corruption error without normalization: 1 - `mean_accuracy`.
     """
 
     clean: float
@@ -112,12 +128,12 @@ class Robustness(BaseModel):
 
 
 class CorruptionResult(SuiteResult):
-    """`Robustness` of each network, by name.
+    """The robustness of each network.
 
     Attributes:
-        source: "generated", or the name of the folder that was read.
-        severities: ascending.
-        networks: what was found.
+        source: "generated", or the name of the folder with the images.
+        severities: severities in ascending order.
+        networks: results by network name.
     """
 
     source: str
@@ -125,19 +141,22 @@ class CorruptionResult(SuiteResult):
     networks: dict[str, Robustness]
 
 
-def robustness(clean: float, accuracy: Mapping[str, Sequence[float]]) -> Robustness:
-    """The means of accuracies by corruption, each at the same severities."""
+def summarize(clean: float, accuracy: Mapping[str, Sequence[float]]) -> Robustness:
+    """Return the means of accuracies by corruption, each at the same severities."""
     mean = fmean(fmean(values) for values in accuracy.values())
-    found = {name: list(values) for name, values in accuracy.items()}
-    return Robustness(clean=clean, accuracy=found, mean_accuracy=mean, mce=1 - mean)
+    by_corruption = {name: list(values) for name, values in accuracy.items()}
+    return Robustness(clean=clean, accuracy=by_corruption, mean_accuracy=mean, mce=1 - mean)
 
 
 def mce_against(network: Robustness, baseline: Robustness) -> float | None:
-    """The mCE of a network with another in the place of AlexNet; below 1 it is the sturdier.
+    """Return the mCE normalized by a baseline instead of AlexNet; below 1 is more robust.
 
-    The errors at all severities of a corruption are summed and divided by those of the baseline,
-    then averaged over corruptions. None where they were not tried on the same, or the baseline
-    makes no error under one corruption.
+    The errors of a corruption are summed over severities and divided by those of the baseline;
+    the ratios are averaged over corruptions.
+
+    Returns:
+        The normalized mCE; None if the two were scored on different corruptions or severities, or
+        if the baseline makes no error under one corruption.
     """
     if {n: len(v) for n, v in network.accuracy.items()} != {
         n: len(v) for n, v in baseline.accuracy.items()
@@ -151,50 +170,55 @@ def mce_against(network: Robustness, baseline: Robustness) -> float | None:
 
 
 def run_corruption(
-    subject: EvalTarget, settings: CorruptionSettings, parts: ResultCache
+    target: EvalTarget, settings: CorruptionSettings, cache: ResultCache
 ) -> CorruptionResult:
-    """Score each network on the clean images, then corruption by corruption."""
-    with open_source(subject, settings) as source:
-        names = present(settings, source)
-        parts.expect(1 + len(names) * len(settings.severities))
-        clean = parts.get("clean", partial(top1, subject, subject.data.test))
-        found = {
+    """Score each network on the original images, then on each corruption and severity."""
+    with open_source(target, settings) as source:
+        names = available(settings, source)
+        cache.set_total(1 + len(names) * len(settings.severities))
+        clean = cache.get("clean", partial(top1, target, target.data.test))
+        scores = {
             name: [
-                parts.get(
-                    f"{name} {severity}", partial(corrupted_top1, subject, source, name, severity)
+                cache.get(
+                    f"{name} {severity}", partial(corrupted_top1, target, source, name, severity)
                 )
                 for severity in settings.severities
             ]
             for name in names
         }
-        draw_picture(subject, source, names, pictured(settings.severities), parts)
+        draw_picture(target, source, names, picture_severity(settings.severities), cache)
     return CorruptionResult(
         source=source.name,
         severities=list(settings.severities),
         networks={
-            network: robustness(
+            network: summarize(
                 clean[network],
-                {name: [score[network] for score in scores] for name, scores in found.items()},
+                {name: [score[network] for score in values] for name, values in scores.items()},
             )
-            for network in subject.networks
+            for network in target.networks
         },
     )
 
 
 @contextmanager
-def open_source(subject: EvalTarget, settings: CorruptionSettings) -> Iterator[Source]:
-    """The corrupted images, while the processes that make or decode them are there."""
-    size = subject.data.image_size
+def open_source(target: EvalTarget, settings: CorruptionSettings) -> Iterator[Source]:
+    """Yield the source of corrupted images, with the processes that make or decode them.
+
+    Raises:
+        NotApplicableError: the test images cannot be corrupted: they are too small, or the library
+            is not installed.
+    """
+    size = target.data.image_size
     if settings.folder is not None:
         with Decoders(settings.workers) as decoders:
-            yield published(settings.folder, subject.classes, image_size=size, decoders=decoders)
+            yield published(settings.folder, target.classes, image_size=size, decoders=decoders)
         return
     with Corrupters(settings.workers) as corrupters:
         try:
             source = Generated(
-                subject.data.test,
+                target.data.test,
                 image_size=size,
-                seed=subject.seed,
+                seed=target.seed,
                 corrupters=corrupters,
                 keep=settings.keep * 2**30,
             )
@@ -203,61 +227,61 @@ def open_source(subject: EvalTarget, settings: CorruptionSettings) -> Iterator[S
         yield source
 
 
-def present(settings: CorruptionSettings, source: Source) -> list[str]:
-    """The corruptions asked for; of a group, those that the source has.
+def available(settings: CorruptionSettings, source: Source) -> list[str]:
+    """Return the requested corruptions; of a group, only those that the source has.
 
     Raises:
-        UsageError: one asked for by name is not there, or none is.
+        UsageError: a corruption requested by name is missing, or all of them are.
     """
-    found = [name for name in settings.names if name in source.corruptions]
-    named = [name for name in settings.corruptions if name in CORRUPTIONS]
-    absent = [name for name in named if name not in found] or ([] if found else settings.names)
-    if absent:
+    names = [name for name in settings.names if name in source.corruptions]
+    by_name = [name for name in settings.corruptions if name in CORRUPTIONS]
+    missing = [name for name in by_name if name not in names] or ([] if names else settings.names)
+    if missing:
         raise UsageError(
-            f"{source.name} has no {absent[0]}: it has {', '.join(source.corruptions)}"
+            f"{source.name} has no {missing[0]}: it has {', '.join(source.corruptions)}"
         )
-    return found
+    return names
 
 
 def corrupted_top1(
-    subject: EvalTarget, source: Source, corruption: str, severity: int
+    target: EvalTarget, source: Source, corruption: str, severity: int
 ) -> dict[str, float]:
-    """Top-1 of each network, 0 to 1, under one corruption.
+    """Return the top-1 accuracy of each network, 0 to 1, under one corruption.
 
-    Of published images at most as many as there are test images are used: the same ones, where
-    they are equally many in the same order.
+    At most as many published images are used as there are test images. They are the same images
+    if the published set is equally large and in the same order.
     """
     split = source.split(corruption, severity)
-    return top1(subject, cut(split, len(subject.data.test), subject.generator("images")))
+    return top1(target, take_sample(split, len(target.data.test), target.generator("images")))
 
 
-def top1(subject: EvalTarget, split: Split) -> dict[str, float]:
-    """Top-1 of each network on a split, 0 to 1."""
-    right = dict.fromkeys(subject.networks, 0)
-    with evaluating(*subject.networks.values()):
-        for pixels, labels in subject.batches(split):
-            for name, network in subject.networks.items():
-                right[name] += int((network(pixels).argmax(dim=1) == labels).sum())
-    return {name: count / len(split) for name, count in right.items()}
+def top1(target: EvalTarget, split: Split) -> dict[str, float]:
+    """Return the top-1 accuracy of each network on a split, 0 to 1."""
+    correct = dict.fromkeys(target.networks, 0)
+    with evaluating(*target.networks.values()):
+        for pixels, labels in target.batches(split):
+            for name, network in target.networks.items():
+                correct[name] += int((network(pixels).argmax(dim=1) == labels).sum())
+    return {name: count / len(split) for name, count in correct.items()}
 
 
-def pictured(severities: Sequence[int]) -> int:
-    """The severity that is shown: 3, or the one nearest to it."""
-    return min(severities, key=lambda severity: abs(severity - _PICTURED))
+def picture_severity(severities: Sequence[int]) -> int:
+    """Return the severity to draw: 3, or the nearest one that was scored."""
+    return min(severities, key=lambda severity: abs(severity - _PICTURE_SEVERITY))
 
 
 def draw_picture(
-    subject: EvalTarget, source: Source, names: Sequence[str], severity: int, parts: ResultCache
+    target: EvalTarget, source: Source, names: Sequence[str], severity: int, cache: ResultCache
 ) -> None:
-    """The first test image as it is, then under every corruption."""
+    """Draw the first test image in its original form, then under every corruption."""
     from adautomix.pictures.tiles import write_tiles
 
-    tiles = {"clean": first_image(subject.data.test)}
+    tiles = {"clean": first_image(target.data.test)}
     tiles |= {name.replace("_", " "): source.first(name, severity) for name in names}
-    write_tiles(tiles, parts.picture(PICTURE))
+    write_tiles(tiles, cache.output_path(PICTURE))
 
 
-CORRUPTION = Suite(
+SUITE = Suite(
     name="corruption",
     summary="accuracy under 19 corruptions at 5 severities, and the mean corruption error",
     run=run_corruption,

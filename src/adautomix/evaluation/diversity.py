@@ -1,16 +1,17 @@
-"""How different the mixes of the same images are: draw by draw, and checkpoint by checkpoint.
+"""The diversity suite: how much mixes of the same images differ.
 
-The paper shows mixes of the same images over training, AdAutoMix's beside AutoMix's (Fig. 14). The
-numbers behind such pictures are mean distances, with one distance for masks and one for images:
+The paper shows mixes of the same images over training, those of AdAutoMix next to those of AutoMix
+(Fig. 14). The numbers for such pictures are mean distances, one for masks and one for images:
 
-- of two masks, at each pixel half of Σ_n |M_n - M'_n|, the share of the pixel that has gone to
-  another source, averaged over pixels: 0 to 1. For two images it is the mean |M_1 - M'_1|.
-- of two images, |x - x'| averaged over pixels and channels, pixels in [0, 1].
+- Distance of two masks: at each pixel half of Σ_n |M_n - M'_n|, which is the fraction of the pixel
+  that moved to another source; averaged over pixels, 0 to 1. For two sources it is the mean of
+  |M_1 - M'_1|.
+- Distance of two images: |x - x'| averaged over pixels and channels, for pixels in [0, 1].
 
-Spread: the mean over all pairs among several mixes of the same images, each with a draw of its own
-(λ, box, …) and the same sources. Over training: the same images, sources and λ, mixed with what
-the method had learned at each kept checkpoint; the mean over all pairs of checkpoints and over
-those that follow each other. Where a method has no masks, they are λ at every pixel.
+The spread is the mean over all pairs among several mixes of the same images, each with its own
+random parameters (λ, box, …) and the same sources. Over training, the same images, sources and λ
+are mixed with the weights of the method at each kept checkpoint; the mean is over all pairs of
+checkpoints, and over consecutive ones. For methods without masks, the mask is λ at every pixel.
 """
 
 import dataclasses
@@ -21,7 +22,13 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from adautomix.evaluation.mixing import FEWEST, Mixer, own_mixer, shuffled_batches, weights_of
+from adautomix.evaluation.mixing import (
+    MIN_BATCH,
+    Mixer,
+    run_mixer,
+    shuffled_batches,
+    source_weights,
+)
 from adautomix.evaluation.suite import (
     NotApplicableError,
     ResultCache,
@@ -35,40 +42,46 @@ from adautomix.pictures.sheet import Tile, heat_tile, image_tile, write_sheet
 from adautomix.pictures.thin import thin
 from adautomix.runs.checkpoint import kept_epochs, kept_name
 
-TOO_FEW = (
-    "the run kept fewer than two checkpoints; train with --keep-every 5, say, to see the same "
-    "mixes over training"
+TOO_FEW_CHECKPOINTS = (
+    "the run kept fewer than two checkpoints; train with --keep-every 5, for example, to compare "
+    "the same mixes over training"
 )
 
 
 class DiversitySettings(SuiteSettings):
     """How many mixes are compared."""
 
-    images: int = Field(32, ge=FEWEST, le=64, description="test images that are mixed")
-    draws: int = Field(4, ge=2, le=16, description="mixes of the same images for the spread")
-    checkpoints: int = Field(
-        8, ge=2, le=16, description="at most so many of the kept ones, evenly spread"
+    images: int = Field(32, ge=MIN_BATCH, le=64, description="number of test images to mix")
+    draws: int = Field(
+        4, ge=2, le=16, description="mixes per image for the spread, with different parameters"
     )
-    rows: int = Field(3, ge=1, le=6, description="mixes in the picture")
+    checkpoints: int = Field(
+        8, ge=2, le=16, description="maximum number of checkpoints to compare, evenly spaced"
+    )
+    rows: int = Field(3, ge=1, le=6, description="number of mixes in the picture")
 
 
 class Spread(BaseModel):
-    """Mean distances of mixes of the same images: of the masks and of the pixels, 0 to 1.
+    """Mean distances of mixes of the same images, 0 to 1.
 
-    A mean over no mix, where a method never mixes the same images twice, is None.
+    They are None if the method never mixes the same images twice.
+
+    Attributes:
+        masks: mean distance of the masks.
+        images: mean distance of the mixed images.
     """
 
     masks: float | None
     images: float | None
 
 
-class Training(BaseModel):
+class TrainingDistances(BaseModel):
     """Mean distances of masks over training, 0 to 1.
 
     Attributes:
-        pairwise: of any two checkpoints.
-        consecutive: of each checkpoint after the first and the one before.
-        picture: file of some of the mixes.
+        pairwise: mean over all pairs of checkpoints.
+        consecutive: distance of each checkpoint after the first from the one before.
+        picture: file name of a picture of some mixes.
     """
 
     pairwise: float
@@ -77,16 +90,16 @@ class Training(BaseModel):
 
 
 class DiversityResult(SuiteResult):
-    """What was found of the mixes of one run.
+    """The diversity of the mixes of one run.
 
     Attributes:
-        method: that mixed.
-        mixes: how many were compared.
-        draws: of each.
-        spread: over draws.
-        epochs: of the checkpoints that were compared, ascending.
-        training: over them; None where there are fewer than two.
-        note: why there are no figures over training; empty where there are.
+        method: name of the mixing method.
+        mixes: number of mixes compared.
+        draws: number of draws of the random parameters for each mix.
+        spread: distances over draws.
+        epochs: epochs of the checkpoints compared, ascending.
+        training: distances over checkpoints; None if there are fewer than two.
+        note: why there are no distances over training; empty if there are.
     """
 
     method: str
@@ -94,85 +107,83 @@ class DiversityResult(SuiteResult):
     draws: int
     spread: Spread
     epochs: list[int]
-    training: Training | None
+    training: TrainingDistances | None
     note: str
 
 
 def run_diversity(
-    subject: EvalTarget, settings: DiversitySettings, parts: ResultCache
+    target: EvalTarget, settings: DiversitySettings, cache: ResultCache
 ) -> DiversityResult:
-    """The spread over draws and, where checkpoints were kept, the distances over training.
+    """Measure the spread over draws and, if checkpoints were kept, the distances over training.
 
     Raises:
-        NotApplicableError: the subject is no run.
+        NotApplicableError: the target is not a run.
     """
-    if subject.run is None:
-        raise NotApplicableError(f"diversity needs a run, and {subject.name} is none")
-    mixer = own_mixer(subject)
-    epochs = thin(kept_epochs(subject.run), settings.checkpoints)
+    if target.run is None:
+        raise NotApplicableError(f"diversity needs a run, and {target.name} is not one")
+    mixer = run_mixer(target)
+    epochs = thin(kept_epochs(target.run), settings.checkpoints)
     several = len(epochs) > 1
-    parts.expect(1 + several)
-    spread = parts.get("spread", lambda: spread_of(subject, settings, mixer))
+    cache.set_total(1 + several)
+    spread = cache.get("spread", lambda: measure_spread(target, settings, mixer))
     training = None
     if several:
-        picture = parts.picture(f"{parts.name.rpartition('/')[2]}.webp")
-        over = f"epochs {', '.join(map(str, epochs))}"
-        training = parts.get(over, lambda: over_training(subject, settings, epochs, picture))
+        picture = cache.output_path(f"{cache.digest}.webp")
+        task = f"epochs {', '.join(map(str, epochs))}"
+        training = cache.get(task, lambda: compare_checkpoints(target, settings, epochs, picture))
     return DiversityResult(
         method=mixer.method.name,
         draws=settings.draws,
         mixes=spread["mixes"],
         spread=Spread(masks=spread["masks"], images=spread["images"]),
         epochs=epochs,
-        training=None if training is None else Training(**training),
-        note="" if several else TOO_FEW,
+        training=None if training is None else TrainingDistances(**training),
+        note="" if several else TOO_FEW_CHECKPOINTS,
     )
 
 
-def batches_of(subject: EvalTarget, settings: DiversitySettings) -> Iterator[tuple[Tensor, Tensor]]:
-    """The images that are mixed and their labels, always the same."""
-    return shuffled_batches(subject, settings.images, subject.generator("diversity/images"))
+def image_batches(
+    target: EvalTarget, settings: DiversitySettings
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the images to mix and their labels, the same at every call."""
+    return shuffled_batches(target, settings.images, target.generator("diversity/images"))
 
 
 # ---------------------------------------------------------------------- over draws
 
 
-def spread_of(
-    subject: EvalTarget, settings: DiversitySettings, mixer: Mixer
+def measure_spread(
+    target: EvalTarget, settings: DiversitySettings, mixer: Mixer
 ) -> dict[str, float | int | None]:
-    """Mean distances over the pairs of draws, and of how many mixes."""
-    generator = subject.generator("diversity/spread")
+    """Return the mean distances over all pairs of draws, and the number of mixes."""
+    generator = target.generator("diversity/spread")
     masks, images = [], []
-    for pixels, labels in batches_of(subject, settings):
-        mixes = same_sources(
-            [
-                mixer.mix(pixels, labels, params)
-                for params in draws_of(mixer, pixels, settings, generator)
-            ]
-        )
-        masks.append(of_masks(torch.stack([weights_of(mixed) for mixed in mixes])))
-        images.append(of_images(torch.stack([mixed.images for mixed in mixes])))
-    found = {"masks": torch.cat(masks), "images": torch.cat(images)}
-    count = len(found["masks"])
+    for pixels, labels in image_batches(target, settings):
+        draws = draw_params(mixer, pixels, settings.draws, generator)
+        mixes = with_same_sources([mixer.mix(pixels, labels, params) for params in draws])
+        masks.append(mask_distance(torch.stack([source_weights(mixed) for mixed in mixes])))
+        images.append(image_distance(torch.stack([mixed.images for mixed in mixes])))
+    distances = {"masks": torch.cat(masks), "images": torch.cat(images)}
+    count = len(distances["masks"])
     return {"mixes": count} | {
-        name: float(distances.mean()) if count else None for name, distances in found.items()
+        name: float(values.mean()) if count else None for name, values in distances.items()
     }
 
 
-def draws_of(
-    mixer: Mixer, pixels: Tensor, settings: DiversitySettings, generator: torch.Generator
+def draw_params(
+    mixer: Mixer, pixels: Tensor, draws: int, generator: torch.Generator
 ) -> Iterator[MixParams]:
-    """Several draws for a batch, all with the sources of the first."""
+    """Yield several random parameters for a batch, all with the permutations of the first."""
     first = mixer.make_params(pixels, generator)
     names = [field.name for field in dataclasses.fields(first) if field.name.endswith("perm")]
-    sources = {name: getattr(first, name) for name in names}
+    permutations = {name: getattr(first, name) for name in names}
     yield first
-    for _ in range(settings.draws - 1):
-        yield dataclasses.replace(mixer.make_params(pixels, generator), **sources)
+    for _ in range(draws - 1):
+        yield dataclasses.replace(mixer.make_params(pixels, generator), **permutations)
 
 
-def same_sources(mixes: Sequence[Mixed]) -> list[Mixed]:
-    """Those mixes whose sources are the same in all draws: a few methods choose them by a draw."""
+def with_same_sources(mixes: Sequence[Mixed]) -> list[Mixed]:
+    """Return the mixes that have the same sources in all draws; some methods choose them anew."""
     perms = torch.stack([mixed.perm for mixed in mixes])
     same = (perms == perms[0]).flatten(2).all(dim=2).all(dim=0)
     return [mixed.rows(same) for mixed in mixes]
@@ -181,45 +192,47 @@ def same_sources(mixes: Sequence[Mixed]) -> list[Mixed]:
 # ---------------------------------------------------------------------- over training
 
 
-def over_training(
-    subject: EvalTarget, settings: DiversitySettings, epochs: Sequence[int], picture: Path
+def compare_checkpoints(
+    target: EvalTarget, settings: DiversitySettings, epochs: Sequence[int], picture: Path
 ) -> dict[str, float | list[float] | str]:
-    """Mean distances over checkpoints, and a picture of them."""
-    at_checkpoints = [list(mixes_at(subject, settings, epoch)) for epoch in epochs]
-    masks = torch.stack([torch.cat([weights_of(m) for m in each]).cpu() for each in at_checkpoints])
-    draw_picture(subject, settings, epochs, [each[0] for each in at_checkpoints], picture)
-    following = [float(of_masks(masks[k : k + 2]).mean()) for k in range(len(masks) - 1)]
+    """Draw mixes at several checkpoints, and return the fields of `TrainingDistances`."""
+    mixes = [list(mixes_at(target, settings, epoch)) for epoch in epochs]
+    masks = torch.stack(
+        [torch.cat([source_weights(mixed) for mixed in batches]).cpu() for batches in mixes]
+    )
+    draw_picture(target, settings, epochs, [batches[0] for batches in mixes], picture)
+    consecutive = [float(mask_distance(masks[k : k + 2]).mean()) for k in range(len(masks) - 1)]
     return {
-        "pairwise": float(of_masks(masks).mean()),
-        "consecutive": following,
+        "pairwise": float(mask_distance(masks).mean()),
+        "consecutive": consecutive,
         "picture": picture.name,
     }
 
 
-def mixes_at(subject: EvalTarget, settings: DiversitySettings, epoch: int) -> Iterator[Mixed]:
-    """The mixes of each batch as the method made them after so many epochs: always one draw."""
-    mixer = own_mixer(subject, kept_name(epoch))
-    generator = subject.generator("diversity/training")
-    for pixels, labels in batches_of(subject, settings):
+def mixes_at(target: EvalTarget, settings: DiversitySettings, epoch: int) -> Iterator[Mixed]:
+    """Yield the mixes of each batch with the weights after an epoch and the same parameters."""
+    mixer = run_mixer(target, kept_name(epoch))
+    generator = target.generator("diversity/training")
+    for pixels, labels in image_batches(target, settings):
         yield mixer.mix(pixels, labels, mixer.make_params(pixels, generator))
 
 
 # ---------------------------------------------------------------------- distances
 
 
-def of_masks(masks: Tensor) -> Tensor:
-    """Mean distance of the masks `[K, M, N, H, W]` of each mix over pairs of the K, `[M]`."""
-    return mean_distance(masks).sum(dim=1).mean(dim=(1, 2)) / 2
+def mask_distance(masks: Tensor) -> Tensor:
+    """Return the mean distance `[M]` over pairs of the K masks `[K, M, N, H, W]` of each mix."""
+    return mean_difference(masks).sum(dim=1).mean(dim=(1, 2)) / 2
 
 
-def of_images(images: Tensor) -> Tensor:
-    """Mean distance of the images `[K, M, C, H, W]` of each mix over pairs of the K, `[M]`."""
-    return mean_distance(images).mean(dim=(1, 2, 3))
+def image_distance(images: Tensor) -> Tensor:
+    """Return the mean distance `[M]` over pairs of the K images `[K, M, C, H, W]` of each mix."""
+    return mean_difference(images).mean(dim=(1, 2, 3))
 
 
-def mean_distance(values: Tensor) -> Tensor:
-    """Mean |v_i - v_j| over all pairs of K ≥ 2 values, element by element: `[K, …]` to `[…]`."""
-    # In order, value k is the larger in k pairs and the smaller in K - 1 - k.
+def mean_difference(values: Tensor) -> Tensor:
+    """Return the elementwise mean of |v_i - v_j| over pairs of K ≥ 2 values, `[K, …]` to `[…]`."""
+    # In sorted order, value k is the larger one in k pairs and the smaller one in K - 1 - k.
     count = len(values)
     signs = 2 * torch.arange(count, device=values.device, dtype=values.dtype) - (count - 1)
     total: Tensor = torch.tensordot(signs, values.sort(dim=0).values, dims=1)
@@ -230,36 +243,36 @@ def mean_distance(values: Tensor) -> Tensor:
 
 
 def draw_picture(
-    subject: EvalTarget,
+    target: EvalTarget,
     settings: DiversitySettings,
     epochs: Sequence[int],
     mixes: Sequence[Mixed],
     path: Path,
 ) -> None:
-    """A block a mix: its sources, then the mix at each checkpoint with the first mask below."""
-    pixels, labels = next(batches_of(subject, settings))
+    """Draw, for each mix, its sources and the mix at each checkpoint above its first mask."""
+    pixels, labels = next(image_batches(target, settings))
     images, classes = pixels.float().cpu().numpy(), labels.tolist()
     blocks = []
     for m in range(min(settings.rows, len(mixes[0].perm))):
         sources = zip(mixes[0].perm[m].tolist(), mixes[0].lam[m].tolist(), strict=True)
         above: list[Tile | None] = [
-            image_tile(images[b], f"λ {share:.2f} {subject.classes[classes[b]]}")
-            for b, share in sources
+            image_tile(images[b], f"λ {lam:.2f} {target.classes[classes[b]]}") for b, lam in sources
         ]
         below: list[Tile | None] = [None] * len(above)
         for mixed in mixes:
-            mask = weights_of(mixed)[m, 0].cpu().numpy()
+            mask = source_weights(mixed)[m, 0].cpu().numpy()
             above.append(image_tile(mixed.images[m].float().cpu().numpy()))
             below.append(heat_tile(mask, f"mean {mask.mean():.2f}"))
         blocks.append([above, below])
-    ways = mixes[0].perm.shape[1]
-    titles = {0: "sources"} | {ways + k: f"epoch {epoch}" for k, epoch in enumerate(epochs)}
+    sources_per_mix = mixes[0].perm.shape[1]
+    titles = {0: "sources"}
+    titles |= {sources_per_mix + k: f"epoch {epoch}" for k, epoch in enumerate(epochs)}
     write_sheet(blocks, path, titles)
 
 
-DIVERSITY = Suite(
+SUITE = Suite(
     name="diversity",
-    summary="how far mixes of the same images differ: by draw, and over training",
+    summary="how much mixes of the same images differ, by random parameters and over training",
     run=run_diversity,
     Result=DiversityResult,
     Settings=DiversitySettings,

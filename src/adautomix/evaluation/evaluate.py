@@ -1,178 +1,115 @@
-"""Run suites on a subject and keep what they find in `evaluation.json`."""
+"""Run evaluation suites on a target and store their results in `evaluation.json`."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from adautomix.errors import UsageError
-from adautomix.evaluation.accuracy import ACCURACY
-from adautomix.evaluation.attack import ATTACK
-from adautomix.evaluation.calibration import CALIBRATION
-from adautomix.evaluation.corruption import CORRUPTION
-from adautomix.evaluation.diversity import DIVERSITY
-from adautomix.evaluation.maps import MAPS
-from adautomix.evaluation.occlusion import OCCLUSION
+from adautomix.device import describe_device, versions
+from adautomix.evaluation.record import Evaluation, read_evaluation, write_evaluation
+from adautomix.evaluation.registry import SUITES, find_suite
 from adautomix.evaluation.suite import (
     NotApplicableError,
-    Progress,
     ResultCache,
-    Suite,
+    SuiteProgress,
     SuiteResult,
-    name_of,
-    silent,
+    SuiteSettings,
+    cache_key,
+    no_progress,
 )
 from adautomix.evaluation.target import EvalTarget
-from adautomix.evaluation.transfer import TRANSFER
 from adautomix.validation import one_line_errors
-
-SUITES: dict[str, Suite] = {
-    suite.name: suite
-    for suite in (ACCURACY, CALIBRATION, CORRUPTION, ATTACK, OCCLUSION, TRANSFER, MAPS, DIVERSITY)
-}
-FILE = "evaluation.json"
-
-
-class Evaluation(BaseModel):
-    """What is known of a subject: `evaluation.json`.
-
-    Attributes:
-        version: of this layout.
-        subject: its name.
-        source: where its weights come from.
-        fingerprint: of weights and test images; results of others are not kept beside these.
-        test_images: how many were used.
-        seed: of every random number.
-        device: what computed it.
-        versions: of the libraries that did.
-        settings: of each suite.
-        suites: what each suite found, its `Result`.
-        not_applicable: why a suite has nothing to say, where all were asked for.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    version: Literal[2] = 2
-    subject: str
-    source: dict[str, Any]
-    fingerprint: str
-    test_images: int
-    seed: int
-    device: str
-    versions: dict[str, str]
-    settings: dict[str, dict[str, Any]] = {}
-    suites: dict[str, dict[str, Any]] = {}
-    not_applicable: dict[str, str] = {}
-
-    def result(self, name: str) -> SuiteResult | None:
-        """What one suite found, typed; None where it was not run."""
-        found = self.suites.get(name)
-        return None if found is None else SUITES[name].Result.model_validate(found)
 
 
 def evaluate(
-    subject: EvalTarget,
-    names: Sequence[str],
+    target: EvalTarget,
+    suites: Sequence[str],
     settings: Mapping[str, Mapping[str, Any]],
-    progress: Progress = silent,
+    on_progress: SuiteProgress = no_progress,
 ) -> Evaluation:
-    """Run suites by name, each from where it was stopped; what others found before is kept.
+    """Run suites by name; an interrupted suite continues where it stopped.
+
+    Results of other suites on the same weights and test images are kept in the record.
 
     Args:
-        subject: the networks and images.
-        names: of suites.
-        settings: of each suite by its name.
-        progress: hears of every part.
+        target: the networks and images.
+        suites: names of suites; "all" stands for every suite, and then those that do not apply
+            to the target are skipped.
+        settings: settings of each suite, by suite name.
+        on_progress: called before each task of a suite.
+
+    Returns:
+        The record, which is also written to `evaluation.json` in the target's folder.
 
     Raises:
-        UsageError: an unknown suite or setting; both are named before anything is computed.
-        NotApplicableError: a suite that was asked for by its name cannot be run here.
+        UsageError: a suite or a setting is unknown; this is checked before anything is computed.
+        NotApplicableError: a suite that was requested by name does not apply to the target.
     """
-    checked = {name: suite_settings(name, settings.get(name, {})) for name in suites_in(names)}
+    validated = {
+        name: validate_settings(name, settings.get(name, {})) for name in select_suites(suites)
+    }
     for name in settings:
         find_suite(name)
-    fingerprint = subject.fingerprint()
-    evaluation = read_or_begin(subject, fingerprint)
-    for name, options in checked.items():
-        suite = SUITES[name]
-        parts = ResultCache(
-            subject.folder / "evaluation" / "parts.jsonl",
-            name_of(suite, options, fingerprint),
-            subject.folder / "evaluation" / name,
-            progress,
-        )
+    fingerprint = target.fingerprint()
+    evaluation = read_or_create(target, fingerprint)
+    for name, suite_settings in validated.items():
+        cache = open_cache(target, name, suite_settings, fingerprint, on_progress)
         try:
-            result: SuiteResult = suite.run(subject, options, parts)
+            result: SuiteResult = SUITES[name].run(target, suite_settings, cache)
         except NotApplicableError as reason:
-            if "all" not in names:
+            if "all" not in suites:
                 raise
             evaluation.not_applicable[name] = str(reason)
         else:
             evaluation.not_applicable.pop(name, None)
-            evaluation.settings[name] = options.model_dump(mode="json")
+            evaluation.settings[name] = suite_settings.model_dump(mode="json")
             evaluation.suites[name] = result.model_dump(mode="json")
-        write(evaluation, subject.folder / FILE)
+        write_evaluation(evaluation, target.folder)
     return evaluation
 
 
-def suites_in(names: Sequence[str]) -> list[str]:
-    """The suites asked for, in their usual order; "all" stands for every one.
+def select_suites(names: Sequence[str]) -> list[str]:
+    """Return the requested suites in their usual order; "all" stands for every suite.
 
     Raises:
-        UsageError: one is unknown.
+        UsageError: a suite is unknown.
     """
-    wanted = list(SUITES) if "all" in names else [find_suite(name).name for name in names]
-    return [name for name in SUITES if name in wanted]
+    requested = list(SUITES) if "all" in names else [find_suite(name).name for name in names]
+    return [name for name in SUITES if name in requested]
 
 
-def find_suite(name: str) -> Suite:
-    """A suite by its name.
+def validate_settings(name: str, values: Mapping[str, Any]) -> Any:
+    """Return the validated settings of a suite.
 
     Raises:
-        UsageError: there is none.
+        UsageError: a setting is unknown or its value is not allowed.
     """
-    if name not in SUITES:
-        raise UsageError(f"unknown suite {name!r}: all, or some of {', '.join(SUITES)}")
-    return SUITES[name]
-
-
-def suite_settings(name: str, values: Mapping[str, Any]) -> Any:
-    """The settings of a suite, checked."""
     with one_line_errors(name):
         return find_suite(name).Settings.model_validate(values)
 
 
-def read_or_begin(subject: EvalTarget, fingerprint: str) -> Evaluation:
-    """What was found before of these weights on these images, or a new record."""
-    from adautomix.device import describe_device, versions
+def open_cache(
+    target: EvalTarget,
+    name: str,
+    settings: SuiteSettings,
+    fingerprint: str,
+    on_progress: SuiteProgress,
+) -> ResultCache:
+    """Return the cache of a suite's partial results, kept in the target's folder."""
+    folder = target.folder / "evaluation"
+    key = cache_key(SUITES[name], settings, fingerprint)
+    return ResultCache(folder / "parts.jsonl", key, folder / name, on_progress)
 
-    known = read(subject.folder)
-    if known is not None and known.fingerprint == fingerprint:
-        return known
+
+def read_or_create(target: EvalTarget, fingerprint: str) -> Evaluation:
+    """Return the stored record of these weights and test images, or a new one."""
+    stored = read_evaluation(target.folder)
+    if stored is not None and stored.fingerprint == fingerprint:
+        return stored
     return Evaluation(
-        subject=subject.name,
-        source=subject.source,
+        target=target.name,
+        source=target.source,
         fingerprint=fingerprint,
-        test_images=len(subject.data.test),
-        seed=subject.seed,
-        device=describe_device(subject.device),
+        test_images=len(target.data.test),
+        seed=target.seed,
+        device=describe_device(target.device),
         versions=versions(),
     )
-
-
-def read(folder: Path) -> Evaluation | None:
-    """The record in a folder; None where there is none, or one of an older layout."""
-    try:
-        return Evaluation.model_validate_json((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValidationError):
-        return None
-
-
-def write(evaluation: Evaluation, path: Path) -> None:
-    """Write the record whole, or leave the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".writing")
-    fresh.write_text(json.dumps(evaluation.model_dump(mode="json"), indent=1) + "\n")
-    fresh.replace(path)

@@ -1,6 +1,6 @@
-"""From what a user names to a subject: a run folder, an exported network, or a timm model."""
+"""Load an evaluation target by name: a run folder, an exported model or a timm model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,32 +13,35 @@ from adautomix.data import ImageData
 from adautomix.data.color import Color
 from adautomix.device import pick_device
 from adautomix.errors import UsageError
-from adautomix.evaluation.target import EvalTarget, PixelNetwork, cut
+from adautomix.evaluation.target import EvalTarget, PixelNetwork, take_sample
 from adautomix.rng import generator_at
 from adautomix.runs.build import load_images
+from adautomix.runs.export import load_exported
 from adautomix.runs.trained import load_trained
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What the user said of all subjects.
+    """Options that apply to all targets of an evaluation.
 
     Attributes:
-        data: settings of the data set (`data`, `data_root`, `image_size`, …); a run has its own.
-        weights: a safetensors file for a timm model; none: as timm makes it.
-        pretrained: timm's published weights for a timm model.
-        which: the checkpoint of a run.
-        images: at most so many test images.
-        batch_size: images a forward.
-        seed: of every random number.
-        out: folder for what is found; none: the run's own, or `runs/evaluated-<name>`.
-        device: where to compute.
+        data: settings of the data set (`data`, `data_root`, `image_size`, …). They override those
+            of a run; other targets require `data`.
+        weights: safetensors file with the weights of a timm model; None keeps its initial weights.
+        pretrained: load timm's published weights into a timm model.
+        checkpoint: which checkpoint of a run to evaluate.
+        images: maximum number of test images; None uses all.
+        batch_size: images per forward pass.
+        seed: random seed.
+        out: folder for the results; None uses the run folder, or `runs/evaluated-<name>` for
+            other targets.
+        device: "auto", "cpu", "cuda", …
     """
 
     data: Mapping[str, Any]
     weights: Path | None = None
     pretrained: bool = False
-    which: str = "last"
+    checkpoint: str = "last"
     images: int | None = None
     batch_size: int = 500
     seed: int = 0
@@ -46,152 +49,169 @@ class EvalOptions:
     device: str = "auto"
 
 
-def load_target(name: str, asked: EvalOptions) -> EvalTarget:
-    """The networks and images that `name` stands for, in evaluation mode.
+def load_target(name: str, options: EvalOptions) -> EvalTarget:
+    """Return the networks, in evaluation mode, and the images that a name stands for.
 
     Args:
-        name: a run folder, a safetensors file or folder of `adautomix export`, or a timm model.
-        asked: everything else.
+        name: a run folder, a folder or safetensors file written by `adautomix export`, or the
+            name of a timm model.
+        options: data set, weights, device and so on.
 
     Raises:
-        UsageError: there is nothing of that name, or its classes are not those of the data.
+        UsageError: there is no such target, or its classes differ from those of the data set.
         RunError: a checkpoint is damaged.
     """
     path = Path(name)
     if (path / "config.yaml").is_file():
-        return of_run(path, asked)
+        return target_from_run(path, options)
     if path.is_dir() and not (path / "config.json").is_file():
         raise UsageError(f"{path} is not a run folder: it has no config.yaml")
     exported = path if path.is_dir() else path.parent if path.suffix == ".safetensors" else None
     if exported is not None:
-        return of_export(exported, asked)
-    return of_timm(name, asked)
+        return target_from_export(exported, options)
+    return target_from_timm(name, options)
 
 
-def of_run(path: Path, asked: EvalOptions) -> EvalTarget:
-    """Student and teacher of a run, on the test images of its own data or of others."""
-    trained = load_trained(path, which=asked.which, device=asked.device)
-    values = trained.config.resolved() | dict(asked.data)
+def target_from_run(path: Path, options: EvalOptions) -> EvalTarget:
+    """Return student and teacher of a run, with the run's own data set or another one."""
+    trained = load_trained(path, which=options.checkpoint, device=options.device)
+    values = trained.config.resolved() | dict(options.data)
     data = load_images(make_config(values))
     check_classes(trained.classes, data, path.name)
     mean, std = trained.card["mean"], trained.card["std"]
-    networks = {
-        name: PixelNetwork(model, mean, std, trained.method.eval_head)
-        for name, model in trained.networks.items()
-    }
-    source = {
-        "run": path.name,
-        "checkpoint": asked.which,
-        "step": trained.step,
-        "method": trained.config.method,
-        "training_seed": trained.config.seed,
-    }
-    data = replace(data, image_size=trained.card["image_size"])
-    built = architecture_of(path)
-    return subject(path.name, networks, data, asked, source, built, folder=path, run=path)
+    return make_target(
+        path.name,
+        networks={
+            name: PixelNetwork(model, mean, std, trained.method.eval_head)
+            for name, model in trained.networks.items()
+        },
+        data=replace(data, image_size=trained.card["image_size"]),
+        options=options,
+        source={
+            "run": path.name,
+            "checkpoint": options.checkpoint,
+            "step": trained.step,
+            "method": trained.config.method,
+            "training_seed": trained.config.seed,
+        },
+        architecture=architecture_of(path),
+        folder=path,
+        run=path,
+    )
 
 
-def of_export(folder: Path, asked: EvalOptions) -> EvalTarget:
-    """A network that `adautomix export` wrote."""
-    from adautomix.runs.export import load_exported
-
+def target_from_export(folder: Path, options: EvalOptions) -> EvalTarget:
+    """Return a model written by `adautomix export`."""
     model, config = load_exported(folder)
-    data = load_images(data_settings(asked, {"image_size": config["image_size"]}))
+    data = load_images(data_settings(options, {"image_size": config["image_size"]}))
     check_classes(config["classes"], data, folder.name)
     network = PixelNetwork(model, tuple(config["mean"]), tuple(config["std"]))
-    built = architecture_of(folder)
-    return subject(folder.name, {"network": network}, data, asked, config["source"], built)
+    return make_target(
+        folder.name,
+        networks={"network": network},
+        data=data,
+        options=options,
+        source=config["source"],
+        architecture=architecture_of(folder),
+    )
 
 
-def of_timm(name: str, asked: EvalOptions) -> EvalTarget:
-    """A timm model by its name, with as many classes as the data have."""
-    settings = data_settings(asked, {})
-    wanted = settings.image_size or timm_image_size(name)
-    data = load_images(settings.model_copy(update={"image_size": wanted}))
-    model = build_timm(name, len(data.classes), data.image_size, asked)
-    trained = asked.weights is not None or asked.pretrained
-    mean, std = timm_colors(model) if trained else (data.mean, data.std)
-    weights = str(asked.weights or ("published" if asked.pretrained else "random"))
-    source = {"model": name, "weights": Path(weights).name}
-    network = PixelNetwork(model, mean, std)
-    built = {"model": name, "stem": "standard", "image_size": data.image_size}
-    return subject(name, {"network": network}, data, asked, source, built)
+def target_from_timm(name: str, options: EvalOptions) -> EvalTarget:
+    """Return a timm model with one output per class of the data set."""
+    settings = data_settings(options, {})
+    image_size = settings.image_size or timm_image_size(name)
+    data = load_images(settings.model_copy(update={"image_size": image_size}))
+    model = build_timm(name, len(data.classes), data.image_size, options)
+    trained = options.weights is not None or options.pretrained
+    mean, std = timm_normalization(model) if trained else (data.mean, data.std)
+    weights = str(options.weights or ("published" if options.pretrained else "random"))
+    return make_target(
+        name,
+        networks={"network": PixelNetwork(model, mean, std)},
+        data=data,
+        options=options,
+        source={"model": name, "weights": Path(weights).name},
+        architecture={"model": name, "stem": "standard", "image_size": data.image_size},
+    )
 
 
-def subject(
+def make_target(
     name: str,
+    *,
     networks: dict[str, PixelNetwork],
     data: ImageData,
-    asked: EvalOptions,
+    options: EvalOptions,
     source: dict[str, Any],
     architecture: dict[str, Any],
-    *,
     folder: Path | None = None,
     run: Path | None = None,
 ) -> EvalTarget:
-    """Put together what was opened."""
-    device = pick_device(asked.device)
-    generator = generator_at(asked.seed, 0, "evaluation/images")
+    """Return a target with its networks on the device and its test images sampled."""
+    device = pick_device(options.device)
+    generator = generator_at(options.seed, 0, "evaluation/images")
     return EvalTarget(
         name=name,
-        folder=asked.out or folder or Path("runs") / f"evaluated-{name.replace('/', '-')}",
+        folder=options.out or folder or Path("runs") / f"evaluated-{name.replace('/', '-')}",
         networks={n: network.to(device).eval() for n, network in networks.items()},
-        data=replace(data, test=cut(data.test, asked.images, generator)),
+        data=replace(data, test=take_sample(data.test, options.images, generator)),
         device=device,
-        batch_size=asked.batch_size,
-        seed=asked.seed,
+        batch_size=options.batch_size,
+        seed=options.seed,
         source=source,
         architecture=architecture,
         run=run,
     )
 
 
-def data_settings(asked: EvalOptions, defaults: Mapping[str, Any]) -> TrainConfig:
-    """The settings of the data set that was named.
+def data_settings(options: EvalOptions, defaults: Mapping[str, Any]) -> TrainConfig:
+    """Return the settings of the data set that the options name.
 
     Raises:
-        UsageError: none was.
+        UsageError: the options name no data set.
     """
-    if "data" not in asked.data:
-        raise UsageError("say what to evaluate on: --data a folder of images, digits or cifar100")
-    return make_config({**defaults, "method": "vanilla", **asked.data})
+    if "data" not in options.data:
+        raise UsageError(
+            "no data set to evaluate on: pass --data with a folder of images, digits or cifar100"
+        )
+    return make_config({**defaults, "method": "vanilla", **options.data})
 
 
-def build_timm(name: str, classes: int, image_size: int, asked: EvalOptions) -> nn.Module:
-    """A timm network with its weights.
+def build_timm(name: str, classes: int, image_size: int, options: EvalOptions) -> nn.Module:
+    """Return a timm model with its weights.
 
     Raises:
-        UsageError: no such network, or weights that do not fit it.
+        UsageError: there is no such model, or the weights do not fit it.
     """
     import timm
     from safetensors.torch import load_file
 
     if not timm.is_model(name.partition(".")[0]):
-        raise UsageError(f"{name} is no run folder, no exported network and no timm model")
-    options: dict[str, Any] = {"num_classes": classes, "pretrained": asked.pretrained}
+        raise UsageError(f"{name} is not a run folder, an exported model or a timm model")
+    arguments: dict[str, Any] = {"num_classes": classes, "pretrained": options.pretrained}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(asked.seed)
-        try:  # networks of a fixed input size are told it, the others do not take it
-            model: nn.Module = timm.create_model(name, img_size=image_size, **options)
+        torch.manual_seed(options.seed)
+        try:  # only models with a fixed input size accept `img_size`
+            model: nn.Module = timm.create_model(name, img_size=image_size, **arguments)
         except TypeError:
-            model = timm.create_model(name, **options)
-    if asked.weights is not None:
+            model = timm.create_model(name, **arguments)
+    if options.weights is not None:
         try:
-            model.load_state_dict(load_file(asked.weights))
+            model.load_state_dict(load_file(options.weights))
         except (OSError, RuntimeError) as error:
             raise UsageError(
-                f"{asked.weights} does not fit {name} with {classes} classes: {first_line(error)}"
+                f"{options.weights} does not fit {name} with {classes} classes: "
+                f"{first_lines(error)}"
             ) from None
     return model
 
 
-def first_line(error: Exception) -> str:
-    """The first two lines of an error's text as one: PyTorch says what is wrong in the second."""
+def first_lines(error: Exception) -> str:
+    """Return the first two lines of an error as one; PyTorch gives the reason in the second."""
     return " ".join(line.strip() for line in str(error).splitlines()[:2])
 
 
 def timm_image_size(name: str) -> int | None:
-    """Pixels a side that the weights of a timm model were made for; None: it does not say."""
+    """Return the image size that a timm model was trained with, or None if timm does not know."""
     import timm
 
     try:
@@ -201,22 +221,26 @@ def timm_image_size(name: str) -> int | None:
     return int(cfg.input_size[-1]) if cfg else None
 
 
-def timm_colors(model: Any) -> tuple[Color, Color]:
-    """Mean and deviation that timm normalizes this network's images with."""
+def timm_normalization(model: Any) -> tuple[Color, Color]:
+    """Return the mean and standard deviation that timm normalizes this model's images with."""
     cfg = model.pretrained_cfg
     return tuple(cfg["mean"]), tuple(cfg["std"])
 
 
-def check_classes(known: list[str], data: ImageData, name: str) -> None:
-    """See that the outputs of the network are the classes of the data, in their order.
+def check_classes(classes: Sequence[str], data: ImageData, name: str) -> None:
+    """Check that the outputs of a network are the classes of the data set, in the same order.
 
     Raises:
-        UsageError: they are not; the first that differs is named.
+        UsageError: they differ; the message names the first difference.
     """
-    if len(known) != len(data.classes):
+    if len(classes) != len(data.classes):
         raise UsageError(
-            f"{name} tells {len(known)} classes apart and {data.name} has {len(data.classes)}"
+            f"{name} has {len(classes)} classes and {data.name} has {len(data.classes)}: "
+            "evaluate on the data set that the network was trained for"
         )
-    for mine, theirs in zip(known, data.classes, strict=True):
-        if mine != theirs:
-            raise UsageError(f"{name} has a class {mine!r} where {data.name} has {theirs!r}")
+    for own, other in zip(classes, data.classes, strict=True):
+        if own != other:
+            raise UsageError(
+                f"{name} has a class {own!r} where {data.name} has {other!r}: evaluate on a data "
+                "set with the same classes in the same order"
+            )

@@ -1,20 +1,21 @@
-"""Where networks see the classes of a mix: Grad-CAM of clean images and of mixes of them.
+"""The maps suite: where networks see the classes of a mix, by Grad-CAM of clean and mixed images.
 
-The paper shows such maps (Fig. 11); here two numbers go with them, means over the sources of many
-mixes. A source n of a mix counts if it has a share in the label, no other source of the mix has
-its class y_n, and its map on the clean image is not 0 everywhere. With G(image) the map of y_n,
-at least 0, as large as the image:
+The paper shows such maps (Fig. 11). Here two numbers accompany them, both means over the sources of
+many mixes. A source n of a mix counts if its weight in the label is not 0, no other source of the
+mix has its class y_n, and its map on the clean image is not 0 everywhere. With G(image) the map of
+class y_n, at least 0 and enlarged to the image size:
 
-- similarity: the cosine of G(mix) and G(source n) over the pixels, 0 to 1. How much of what the
-  network saw in the clean image it still sees, at the same place, in the mix. 0 where G(mix) is 0.
-- inside: the share of the sum of G(mix) at the pixels where the mask of source n is larger than
-  that of every other source. Whether the network sees a class where it is. A map that knows
-  nothing has there the share of these pixels, which is given beside it as `area`. Only for mixes
-  with masks, and where G(mix) is not 0.
+- similarity: the cosine between G(mix) and G(source n) over the pixels, 0 to 1. It measures how
+  much of the evidence in the clean image the network still sees at the same place in the mix. It is
+  0 where G(mix) is 0.
+- inside: the fraction of the sum of G(mix) at the pixels where the mask of source n is larger than
+  that of every other source. It measures whether the network sees a class where the class is. A map
+  without any information would have the fraction of these pixels, which is reported as `area`. Only
+  for mixes with masks, and where G(mix) is not 0.
 
-The mixes are those of the run's own method with what it had learned, or plain Mixup and CutMix for
-a network from elsewhere and where the run mixes nothing. Methods that move or shrink their sources
-(ResizeMix, AlignMix) score lower similarities for that alone.
+The mixes are made by the run's own method with its trained weights, or by plain Mixup and CutMix
+for other networks and for runs that do not mix. Methods that move or shrink their sources
+(ResizeMix, AlignMix) get lower similarities for that reason alone.
 """
 
 import math
@@ -30,36 +31,43 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from adautomix.evaluation.grad_cam import MappedLayer, find_layer, grad_cam, load_captum
-from adautomix.evaluation.mixing import FEWEST, Mixer, own_mixer, plain_mixer, shuffled_batches
+from adautomix.evaluation.mixing import (
+    MIN_BATCH,
+    Mixer,
+    plain_mixer,
+    run_mixer,
+    shuffled_batches,
+)
 from adautomix.evaluation.suite import ResultCache, Suite, SuiteResult, SuiteSettings
 from adautomix.evaluation.target import EvalTarget, PixelNetwork
 from adautomix.methods import Mixed
 from adautomix.pictures.sheet import heat_tile, image_tile, write_sheet
 
-PLAIN = ("mixup", "cutmix")
+PLAIN_METHODS = ("mixup", "cutmix")
 
 
 class MapsSettings(SuiteSettings):
-    """What is mapped, and of how many mixes."""
+    """Which layer is mapped, and which mixes."""
 
-    images: int = Field(128, ge=FEWEST, description="test images that are mixed with one another")
+    images: int = Field(128, ge=MIN_BATCH, description="number of test images to mix")
     layer: str | None = Field(
-        None, description="path of the mapped module in the timm network; none: the last stage"
+        None,
+        description="path of the module to map in the timm model; none: the last stage",
     )
     mixes: Literal["own", "plain"] = Field(
-        "own", description="of the run's method, or plain mixup and cutmix for any network"
+        "own", description="mix by the run's own method, or by plain mixup and cutmix"
     )
-    rows: int = Field(4, ge=1, le=8, description="mixes in a picture")
+    rows: int = Field(4, ge=1, le=8, description="number of mixes in a picture")
 
 
 class Survival(BaseModel):
-    """What is left of the maps of the sources; see the module for what is meant.
+    """How much of the sources' maps is left in the mixes; the module docstring has the definitions.
 
     Attributes:
-        similarity: mean cosine of a source's map on the mix and on the clean image, 0 to 1.
-        inside: mean share of the map's sum where the source has the largest mask, 0 to 1.
-        area: mean share of the pixels where it has, 0 to 1.
-        sources: how many sources counted.
+        similarity: mean cosine between a source's map on the mix and on the clean image, 0 to 1.
+        inside: mean fraction of the map's sum where the source has the largest mask, 0 to 1.
+        area: mean fraction of the pixels where it has the largest mask, 0 to 1.
+        sources: number of sources that count.
 
     A mean over nothing is None.
     """
@@ -71,13 +79,13 @@ class Survival(BaseModel):
 
 
 class NetworkMaps(BaseModel):
-    """The maps of one network.
+    """The results of one network.
 
     Attributes:
         layer: path of the module that was mapped.
-        side: of its map, in pixels, before it was enlarged.
-        survival: by the method that mixed.
-        pictures: file of a few of the maps, by the method that mixed.
+        side: height of its map in positions, before it is enlarged.
+        survival: results by mixing method.
+        pictures: file name of a picture with a few of the maps, by mixing method.
     """
 
     layer: str
@@ -87,31 +95,31 @@ class NetworkMaps(BaseModel):
 
 
 class MapsResult(SuiteResult):
-    """The maps of each network, by name."""
+    """The results of each network, by network name."""
 
     networks: dict[str, NetworkMaps]
 
 
 @dataclass(frozen=True)
 class MappedNetwork:
-    """A network by its name, and the layer that is mapped."""
+    """A network with its name and the layer that Grad-CAM is applied to."""
 
     name: str
     network: PixelNetwork
     layer: MappedLayer
 
-    def see(self, pixels: Tensor, classes: Tensor) -> Tensor:
-        """The maps `[B, H, W]` of one class `[B]` in each image `[B, 3, H, W]`."""
+    def maps(self, pixels: Tensor, classes: Tensor) -> Tensor:
+        """Return the maps `[B, H, W]` of one class `[B]` per image `[B, 3, H, W]`."""
         return grad_cam(self.network, self.layer, pixels, classes)
 
 
-class Maps(NamedTuple):
-    """What a network sees of the N sources of M mixes.
+class SourceMaps(NamedTuple):
+    """The maps of the N sources of M mixes.
 
     Attributes:
-        classes: of the sources, int64 `[M, N]`.
-        clean: the map of that class on the source itself, `[M, N, H, W]`.
-        mixed: its map on the mix, `[M, N, H, W]`.
+        classes: classes of the sources, int64 `[M, N]`.
+        clean: map of that class on the clean source, `[M, N, H, W]`.
+        mixed: map of that class on the mix, `[M, N, H, W]`.
     """
 
     classes: Tensor
@@ -119,126 +127,127 @@ class Maps(NamedTuple):
     mixed: Tensor
 
 
-class Scores(NamedTuple):
-    """Of each source that counts, `[n]`; NaN where there is no such number."""
+class SourceScores(NamedTuple):
+    """Scores of each source that counts, float64 `[n]`; NaN where a score is not defined."""
 
     similarity: Tensor
     inside: Tensor
     area: Tensor
 
 
-def run_maps(subject: EvalTarget, settings: MapsSettings, parts: ResultCache) -> MapsResult:
-    """Map each network on each kind of mix, and draw a few."""
+def run_maps(target: EvalTarget, settings: MapsSettings, cache: ResultCache) -> MapsResult:
+    """Map each network on each kind of mix, and draw a few maps."""
     load_captum()
-    mixers = mixers_of(subject, settings)
-    pixels, _ = next(batches_of(subject, settings))
+    mixers = requested_mixers(target, settings)
+    pixels, _ = next(image_batches(target, settings))
     layers = {
         name: find_layer(network, pixels[:2], settings.layer)
-        for name, network in subject.networks.items()
+        for name, network in target.networks.items()
     }
-    parts.expect(len(layers) * len(mixers))
+    cache.set_total(len(layers) * len(mixers))
     networks = {}
     for name, layer in layers.items():
-        found = NetworkMaps(layer=layer.path, side=layer.side, survival={}, pictures={})
+        result = NetworkMaps(layer=layer.path, side=layer.side, survival={}, pictures={})
         for method, mixer in mixers.items():
-            mapped = MappedNetwork(name, subject.networks[name], layer)
-            measure = partial(measure_survival, mapped, subject, settings, mixer)
-            found.survival[method] = Survival(**parts.get(f"{name}, {method}", measure))
-            found.pictures[method] = f"{name}-{method}.webp"
-            path = parts.picture(found.pictures[method])
-            draw_picture(mapped, subject, settings, mixer, path)
-        networks[name] = found
+            mapped = MappedNetwork(name, target.networks[name], layer)
+            measure = partial(measure_survival, mapped, target, settings, mixer)
+            result.survival[method] = Survival(**cache.get(f"{name}, {method}", measure))
+            result.pictures[method] = f"{name}-{method}.webp"
+            path = cache.output_path(result.pictures[method])
+            draw_picture(mapped, target, settings, mixer, path)
+        networks[name] = result
     return MapsResult(networks=networks)
 
 
 # ---------------------------------------------------------------------- mixes
 
 
-def mixers_of(subject: EvalTarget, settings: MapsSettings) -> dict[str, Mixer]:
-    """What mixes the images, by name: the run's own method if it mixes, else plain ones."""
-    if subject.run is not None and settings.mixes == "own":
-        own = own_mixer(subject)
-        _, _, mixed = next(mixed_batches(subject, settings, own))
+def requested_mixers(target: EvalTarget, settings: MapsSettings) -> dict[str, Mixer]:
+    """Return the mixers by name: the run's own method if it mixes images, else plain methods."""
+    if target.run is not None and settings.mixes == "own":
+        own = run_mixer(target)
+        _, _, mixed = next(mixed_batches(target, settings, own))
         if mixed.perm.shape[1] > 1:
             return {own.method.name: own}
-    return {name: plain_mixer(name, subject) for name in PLAIN}
+    return {name: plain_mixer(name, target) for name in PLAIN_METHODS}
 
 
-def batches_of(subject: EvalTarget, settings: MapsSettings) -> Iterator[tuple[Tensor, Tensor]]:
-    """The images that are mixed and their labels, always the same."""
-    return shuffled_batches(subject, settings.images, subject.generator("maps/images"))
+def image_batches(target: EvalTarget, settings: MapsSettings) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the images to mix and their labels, the same at every call."""
+    return shuffled_batches(target, settings.images, target.generator("maps/images"))
 
 
 def mixed_batches(
-    subject: EvalTarget, settings: MapsSettings, mixer: Mixer
+    target: EvalTarget, settings: MapsSettings, mixer: Mixer
 ) -> Iterator[tuple[Tensor, Tensor, Mixed]]:
-    """The images, their labels, and always the same mixes of them."""
-    generator = subject.generator("maps/mixes")
-    for pixels, labels in batches_of(subject, settings):
+    """Yield the images, their labels, and their mixes, the same at every call."""
+    generator = target.generator("maps/mixes")
+    for pixels, labels in image_batches(target, settings):
         yield pixels, labels, mixer.mix(pixels, labels, mixer.make_params(pixels, generator))
 
 
-# ---------------------------------------------------------------------- numbers
+# ---------------------------------------------------------------------- scores
 
 
-def maps_of(mapped: MappedNetwork, pixels: Tensor, labels: Tensor, mixed: Mixed) -> Maps:
-    """The maps of all sources of some mixes of the images `[B, 3, H, W]`."""
+def source_maps(mapped: MappedNetwork, pixels: Tensor, labels: Tensor, mixed: Mixed) -> SourceMaps:
+    """Return the maps of all sources of some mixes of the images `[B, 3, H, W]`."""
     classes = labels[mixed.perm]
-    rows, of_source = mixed.perm.unique(return_inverse=True)
-    clean = mapped.see(pixels[rows], labels[rows])[of_source]
-    on_mix = [mapped.see(mixed.images, classes[:, n]) for n in range(classes.shape[1])]
-    return Maps(classes, clean, torch.stack(on_mix, dim=1))
+    # Map each clean image once, even if it is a source of several mixes.
+    rows, row_of_source = mixed.perm.unique(return_inverse=True)
+    clean = mapped.maps(pixels[rows], labels[rows])[row_of_source]
+    on_mix = [mapped.maps(mixed.images, classes[:, n]) for n in range(classes.shape[1])]
+    return SourceMaps(classes, clean, torch.stack(on_mix, dim=1))
 
 
-def survival_of(maps: Maps, mixed: Mixed) -> Scores:
-    """Similarity, inside and area of each source that counts; see the module."""
-    counted = counts(maps, mixed)
-    clean, on_mix = (unit(each)[counted].double() for each in (maps.clean, maps.mixed))
+def score_sources(maps: SourceMaps, mixed: Mixed) -> SourceScores:
+    """Return the scores of each source that counts; the module docstring has the definitions."""
+    counted = counted_sources(maps, mixed)
+    clean, on_mix = (scale_to_one(each)[counted].double() for each in (maps.clean, maps.mixed))
     similarity = F.cosine_similarity(clean.flatten(1), on_mix.flatten(1), dim=1)
     masks = mixed.masks
     if masks is None:
-        none = torch.full_like(similarity, torch.nan)
-        return Scores(similarity, none, none)
-    own = largest(masks)[counted].double()
-    inside = (on_mix * own).sum(dim=(1, 2)) / on_mix.sum(dim=(1, 2))
-    area = own.mean(dim=(1, 2)).where(inside.isfinite(), torch.nan)
-    return Scores(similarity, inside, area)
+        undefined = torch.full_like(similarity, torch.nan)
+        return SourceScores(similarity, undefined, undefined)
+    region = largest(masks)[counted].double()
+    inside = (on_mix * region).sum(dim=(1, 2)) / on_mix.sum(dim=(1, 2))
+    area = region.mean(dim=(1, 2)).where(inside.isfinite(), torch.nan)
+    return SourceScores(similarity, inside, area)
 
 
-def counts(maps: Maps, mixed: Mixed) -> Tensor:
-    """Which sources count, bool `[M, N]`: a share, a class and a map of their own."""
-    alone = (maps.classes[:, :, None] == maps.classes[:, None, :]).sum(dim=2) == 1
-    return alone & (mixed.lam > 0) & (maps.clean.amax(dim=(2, 3)) > 0)
+def counted_sources(maps: SourceMaps, mixed: Mixed) -> Tensor:
+    """Return which sources count, bool `[M, N]`: unique class, weight above 0, map not empty."""
+    unique = (maps.classes[:, :, None] == maps.classes[:, None, :]).sum(dim=2) == 1
+    return unique & (mixed.lam > 0) & (maps.clean.amax(dim=(2, 3)) > 0)
 
 
 def largest(masks: Tensor) -> Tensor:
-    """Where the mask of each source is larger than all others, bool like masks `[M, N, H, W]`."""
+    """Return where each source has the largest mask, bool `[M, N, H, W]`; a tie counts for none."""
     if masks.shape[1] == 1:
         return torch.ones_like(masks, dtype=torch.bool)
     first, second = masks.topk(2, dim=1).values.split(1, dim=1)
-    alone: Tensor = (masks == first) & (first > second)
-    return alone
+    unique: Tensor = (masks == first) & (first > second)
+    return unique
 
 
-def unit(maps: Tensor) -> Tensor:
-    """Maps `[..., H, W]` by their largest value, 0 to 1; what is 0 everywhere stays so."""
-    most = maps.amax(dim=(-2, -1), keepdim=True)
-    return maps / most.where(most > 0, 1)
+def scale_to_one(maps: Tensor) -> Tensor:
+    """Return maps `[..., H, W]` divided by their maximum; maps that are 0 everywhere stay 0."""
+    maximum = maps.amax(dim=(-2, -1), keepdim=True)
+    return maps / maximum.where(maximum > 0, 1)
 
 
 def measure_survival(
-    mapped: MappedNetwork, subject: EvalTarget, settings: MapsSettings, mixer: Mixer
+    mapped: MappedNetwork, target: EvalTarget, settings: MapsSettings, mixer: Mixer
 ) -> dict[str, float | int | None]:
-    """The means over all sources that count, as plain data."""
-    found = [
-        survival_of(maps_of(mapped, pixels, labels, mixed), mixed)
-        for pixels, labels, mixed in mixed_batches(subject, settings, mixer)
+    """Return the means over all sources that count, as the fields of a `Survival`."""
+    batches = [
+        score_sources(source_maps(mapped, pixels, labels, mixed), mixed)
+        for pixels, labels, mixed in mixed_batches(target, settings, mixer)
     ]
     means = {
-        name: float(torch.cat([getattr(scores, name) for scores in found]).nanmean())
-        for name in Scores._fields
+        name: float(torch.cat([getattr(scores, name) for scores in batches]).nanmean())
+        for name in SourceScores._fields
     }
-    sources = sum(len(scores.similarity) for scores in found)
+    sources = sum(len(scores.similarity) for scores in batches)
     return {name: None if math.isnan(mean) else mean for name, mean in means.items()} | {
         "sources": sources
     }
@@ -248,37 +257,37 @@ def measure_survival(
 
 
 def draw_picture(
-    mapped: MappedNetwork, subject: EvalTarget, settings: MapsSettings, mixer: Mixer, path: Path
+    mapped: MappedNetwork, target: EvalTarget, settings: MapsSettings, mixer: Mixer, path: Path
 ) -> None:
-    """The first mixes, those of different classes before others: sources, mix, and all maps."""
-    pixels, labels, mixed = next(mixed_batches(subject, settings, mixer))
-    some = some_mixes(mixed, labels[mixed.perm], settings.rows)
-    maps = maps_of(mapped, pixels, labels, some)
-    clean, on_mix = (unit(each).cpu().numpy() for each in (maps.clean, maps.mixed))
-    images, mixes = (each.float().cpu().numpy() for each in (pixels, some.images))
-    perm, classes = some.perm.tolist(), maps.classes.tolist()
+    """Draw a few mixes: the sources and the mix, and below them all maps."""
+    pixels, labels, mixed = next(mixed_batches(target, settings, mixer))
+    shown = first_mixes(mixed, labels[mixed.perm], settings.rows)
+    maps = source_maps(mapped, pixels, labels, shown)
+    clean, on_mix = (scale_to_one(each).cpu().numpy() for each in (maps.clean, maps.mixed))
+    images, mixes = (each.float().cpu().numpy() for each in (pixels, shown.images))
+    perm, classes = shown.perm.tolist(), maps.classes.tolist()
     blocks = []
     for m, sources in enumerate(perm):
-        names = [subject.classes[k] for k in classes[m]]
-        lam = "λ " + ", ".join(f"{share:.2f}" for share in some.lam[m].tolist())
+        names = [target.classes[k] for k in classes[m]]
+        lam = "λ " + ", ".join(f"{value:.2f}" for value in shown.lam[m].tolist())
         originals = [image_tile(images[b], names[n]) for n, b in enumerate(sources)]
-        features = [heat_tile(clean[m, n], over=images[b]) for n, b in enumerate(sources)]
-        in_mix = [heat_tile(on_mix[m, n], names[n], over=mixes[m]) for n in range(len(sources))]
-        blocks.append([[*originals, image_tile(mixes[m], lam)], [*features, *in_mix]])
-    titles = {0: "originals and maps", len(perm[0]): f"mix as the {mapped.name} sees it"}
+        source_tiles = [heat_tile(clean[m, n], over=images[b]) for n, b in enumerate(sources)]
+        mix_tiles = [heat_tile(on_mix[m, n], names[n], over=mixes[m]) for n in range(len(sources))]
+        blocks.append([[*originals, image_tile(mixes[m], lam)], [*source_tiles, *mix_tiles]])
+    titles = {0: "originals and maps", len(perm[0]): f"maps of the {mapped.name} on the mix"}
     write_sheet(blocks, path, titles)
 
 
-def some_mixes(mixed: Mixed, classes: Tensor, count: int) -> Mixed:
-    """The first mixes, those first whose sources are of different classes `[M, N]`."""
-    alike = classes.sort(dim=1).values.diff(dim=1).eq(0).any(dim=1)
-    rows = alike.byte().argsort(stable=True)[:count]
+def first_mixes(mixed: Mixed, classes: Tensor, count: int) -> Mixed:
+    """Return the first mixes; those with sources of different classes `[M, N]` come first."""
+    repeated = classes.sort(dim=1).values.diff(dim=1).eq(0).any(dim=1)
+    rows = repeated.byte().argsort(stable=True)[:count]
     return mixed.rows(rows)
 
 
-MAPS = Suite(
+SUITE = Suite(
     name="maps",
-    summary="Grad-CAM of clean and mixed images, and how much of the maps a mix leaves",
+    summary="Grad-CAM of clean and mixed images, and how much of the maps is left in a mix",
     run=run_maps,
     Result=MapsResult,
     Settings=MapsSettings,

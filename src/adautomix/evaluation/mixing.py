@@ -1,4 +1,4 @@
-"""The mixes of test images that suites look at: a run's own, or those of a plain method."""
+"""Mixes of test images for the suites that look at mixes: by a run's method or by a plain one."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -14,22 +14,24 @@ from adautomix.methods import Method, Mixed, MixParams, build_method
 from adautomix.mixing.ops import soft_targets
 from adautomix.runs.trained import load_trained
 
-LARGEST_BATCH = 32
-FEWEST = 16  # images a batch: as many as any method mixes with one another
-# More is seen in a few batches where each mix has its own λ; all are to have as many sources.
-LIVELY = {"per_sample": True, "random_n": False}
+MAX_BATCH = 32
+MIN_BATCH = 16
+"""Images per batch: the largest number that any method mixes with one another."""
+
+# One λ per sample shows more variety in a few batches; every mix has the same number of sources.
+_VARIED_SETTINGS = {"per_sample": True, "random_n": False}
 
 
 @dataclass(frozen=True)
 class Mixer:
-    """A method with what it had learned, mixing pixels.
+    """A method with its trained weights, applied to pixels.
 
     Attributes:
-        method: the method.
-        mean: of the normalized images that it mixes, for pixels in [0, 1]; `[3, 1, 1]`.
-        std: likewise.
-        student: for methods that look inside the network; None for those that need nothing.
-        teacher: its moving average.
+        method: the mixing method.
+        mean: mean that the method's input is normalized with, for pixels in [0, 1], `[3, 1, 1]`.
+        std: standard deviation that the method's input is normalized with, `[3, 1, 1]`.
+        student: network for methods that need one; otherwise None.
+        teacher: moving average of the student, or None.
     """
 
     method: Method
@@ -39,75 +41,81 @@ class Mixer:
     teacher: Any = None
 
     def make_params(self, pixels: Tensor, generator: torch.Generator) -> MixParams:
-        """The random part of the mixes of a batch `[B, 3, H, W]`."""
+        """Return random mixing parameters (λ, permutation, …) for a batch `[B, 3, H, W]`."""
         params: MixParams = self.method.make_params(pixels.shape, generator, 0)
         return params.to(pixels.device)
 
     def mix(self, pixels: Tensor, labels: Tensor, params: MixParams) -> Mixed:
-        """The mixes of pixels `[B, 3, H, W]` in [0, 1], as pixels, without gradient."""
+        """Return the mixes of pixels `[B, 3, H, W]` in [0, 1], as pixels, without gradient."""
         images = (pixels - self.mean) / self.std
         targets = soft_targets(labels, self.method.num_classes)
         mixed = self.method.mix_batch(images, targets, self.student, self.teacher, params)
         return dataclasses.replace(mixed, images=mixed.images.detach() * self.std + self.mean)
 
 
-def own_mixer(subject: EvalTarget, which: str | None = None) -> Mixer:
-    """The method of the subject's run with what it had learned.
+def run_mixer(target: EvalTarget, checkpoint: str | None = None) -> Mixer:
+    """Return the method of the target's run with its trained weights.
 
     Args:
-        subject: its `run` is given.
-        which: name of a checkpoint; None: the one under evaluation.
+        target: a run.
+        checkpoint: name of a checkpoint; None uses the one under evaluation.
 
     Raises:
-        UsageError: the run has no such checkpoint.
-        RunError: it is damaged.
+        UsageError: the target is not a run, or the run has no such checkpoint.
+        RunError: the checkpoint is damaged.
     """
-    if subject.run is None:
-        raise UsageError(f"{subject.name} is no run: name a run folder")
-    which = which or str(subject.source["checkpoint"])
-    trained = load_trained(subject.run, which=which, device=str(subject.device))
+    if target.run is None:
+        raise UsageError(f"{target.name} is not a run: pass a run folder")
+    checkpoint = checkpoint or str(target.source["checkpoint"])
+    trained = load_trained(target.run, which=checkpoint, device=str(target.device))
     mean, std = (torch.tensor(trained.card[name])[:, None, None] for name in ("mean", "std"))
     return Mixer(
-        lively(trained.method),
-        mean.to(subject.device),
-        std.to(subject.device),
+        with_varied_mixes(trained.method),
+        mean.to(target.device),
+        std.to(target.device),
         trained.networks["student"],
         trained.networks["teacher"],
     )
 
 
-def plain_mixer(name: str, subject: EvalTarget) -> Mixer:
-    """A method that mixes nothing but its input, with its default settings."""
-    method = build_method(name, num_classes=len(subject.classes))
-    zero = torch.zeros(3, 1, 1, device=subject.device)
-    return Mixer(lively(method), zero, zero + 1)
+def plain_mixer(name: str, target: EvalTarget) -> Mixer:
+    """Return a method that needs no network, with its default settings."""
+    method = build_method(name, num_classes=len(target.classes))
+    zero = torch.zeros(3, 1, 1, device=target.device)
+    return Mixer(with_varied_mixes(method), zero, zero + 1)
 
 
-def lively(method: Method) -> Method:
-    """The method with those of the `LIVELY` settings that it has."""
-    known = type(method.settings).model_fields.keys() & LIVELY.keys()
-    method.settings = method.settings.model_copy(update={name: LIVELY[name] for name in known})
+def with_varied_mixes(method: Method) -> Method:
+    """Set one λ per sample and a fixed number of sources, if the method has these settings."""
+    names = type(method.settings).model_fields.keys() & _VARIED_SETTINGS.keys()
+    update = {name: _VARIED_SETTINGS[name] for name in names}
+    method.settings = method.settings.model_copy(update=update)
     return method
 
 
 def shuffled_batches(
-    subject: EvalTarget, count: int, generator: torch.Generator
+    target: EvalTarget, count: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Test images in random order, as pixels `[B, 3, H, W]`, and their labels `[B]`.
+    """Yield test images in random order, in batches of about equal size up to `MAX_BATCH`.
 
-    There are `count` of them, or all where the test set is smaller, but never fewer than
-    `FEWEST`: a smaller set is repeated. Batches are about equal and not larger than
-    `LARGEST_BATCH`.
+    Args:
+        target: provides the test images.
+        count: number of images. A smaller test set is used whole, and repeated if it has fewer
+            than `MIN_BATCH` images.
+        generator: CPU random number generator for the order.
+
+    Yields:
+        Pixels `[B, 3, H, W]` in [0, 1] and labels `[B]`.
     """
-    have = len(subject.data.test)
-    count = max(FEWEST, min(count, have))
-    rows = torch.randperm(have, generator=generator)[torch.arange(count) % have]
-    for some in rows.chunk(-(-count // LARGEST_BATCH)):
-        yield from subject.batches(subject.data.test.subset(some), len(some))
+    available = len(target.data.test)
+    count = max(MIN_BATCH, min(count, available))
+    order = torch.randperm(available, generator=generator)[torch.arange(count) % available]
+    for rows in order.chunk(-(-count // MAX_BATCH)):
+        yield from target.batches(target.data.test.subset(rows), len(rows))
 
 
-def weights_of(mixed: Mixed) -> Tensor:
-    """Weight of each source at each pixel, `[M, N, H, W]`: the masks, or λ where there are none."""
+def source_weights(mixed: Mixed) -> Tensor:
+    """Return the weight of each source at each pixel, `[M, N, H, W]`: the masks, or else λ."""
     masks = mixed.masks
     if masks is not None:
         return masks

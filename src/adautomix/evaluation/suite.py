@@ -1,4 +1,4 @@
-"""What all evaluations share: settings, typed results, and parts that are kept once computed."""
+"""What all evaluation suites share: settings, typed results, and a cache of partial results."""
 
 import json
 from collections.abc import Callable
@@ -14,97 +14,136 @@ from adautomix.evaluation.target import EvalTarget
 
 
 class NotApplicableError(UsageError):
-    """A suite has nothing to say of this subject, or cannot here; the text says why.
+    """A suite cannot evaluate this target, or cannot run on this machine; the text says why.
 
-    Where all suites were asked for, that is put on record and the others go on.
+    When all suites were requested, the reason is recorded and the other suites still run.
     """
 
 
 class SuiteSettings(BaseModel):
-    """The settings of one suite; each suite declares its own below this."""
+    """Base class for the settings of a suite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class SuiteResult(BaseModel):
-    """What one suite found, as it stands in `evaluation.json`; shares are 0 to 1."""
+    """Base class for the result of a suite, as stored in `evaluation.json`.
+
+    Accuracies, errors and other fractions are between 0 and 1.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-Progress = Callable[[str, int, int], None]
-"""Hears of the parts of a suite: (the part that comes next, how many are done, of how many)."""
+def split_list(value: Any) -> Any:
+    """Return a setting as a list: comma-separated text, one value, or None for an empty list.
+
+    For use as a pydantic `BeforeValidator`.
+    """
+    if isinstance(value, str):
+        return [item.strip() for item in value.strip("()[] ").split(",") if item.strip()]
+    if value is None:
+        return []
+    return value if isinstance(value, list | tuple) else [value]
 
 
-def silent(part: str, done: int, of: int) -> None:
-    """Tell nobody."""
+_OLD_KEYS = {"of": "key", "part": "task"}
+
+SuiteProgress = Callable[[str, int, int], None]
+"""Progress callback, called with (name of the next task, tasks done, tasks in total)."""
+
+
+def no_progress(task: str, done: int, total: int) -> None:
+    """Ignore the progress of a suite."""
 
 
 @dataclass
 class ResultCache:
-    """The parts of a suite's work, each kept on disk as soon as it is computed.
+    """The partial results of one suite, each written to disk as soon as it is computed.
 
-    A suite that was stopped finds the parts again that it had, as long as the weights, the
-    images and its settings are the same.
+    A suite that was interrupted continues after its last stored result, provided that the weights,
+    the images and the settings are unchanged.
 
     Args:
-        path: JSON lines, one a part.
-        name: of the suite, its settings and what it is run on; other names' parts are not seen.
-        folder: for the pictures of the suite; made when asked for.
-        expected: how many parts there will be, for the progress.
+        path: JSON Lines file with one result per line, shared by all suites.
+        key: identifies the suite, its settings and its target (see `cache_key`); results stored
+            under other keys are ignored.
+        folder: folder for pictures and other files of the suite, created on first use.
+        on_progress: called before each task.
+        total: number of tasks, for the progress display.
     """
 
     path: Path
-    name: str
-    pictures: Path
-    progress: Progress = silent
-    expected: int = 1
-    kept: dict[str, Any] = field(default_factory=dict)
+    key: str
+    folder: Path
+    on_progress: SuiteProgress = no_progress
+    total: int = 1
+    values: dict[str, Any] = field(default_factory=dict)
     done: int = 0
 
     def __post_init__(self) -> None:
         if self.path.is_file():
             for line in self.path.read_text(encoding="utf-8").splitlines():
-                row = read_line(line)
-                if row.get("of") == self.name:
-                    self.kept[row["part"]] = row["value"]
+                row = parse_row(line)
+                if row.get("key") == self.key:
+                    self.values[row["task"]] = row["value"]
 
-    def expect(self, count: int) -> None:
-        """Say how many parts there will be, before the first."""
-        self.expected = count
+    def set_total(self, count: int) -> None:
+        """Set the number of tasks before the first one starts."""
+        self.total = count
 
-    def get(self, part: str, compute: Callable[[], Any]) -> Any:
-        """The value of a part, plain JSON: kept, or else computed now and kept."""
-        self.progress(part, self.done, self.expected)
-        if part not in self.kept:
+    def get(self, task: str, compute: Callable[[], Any]) -> Any:
+        """Return the stored result of a task, or compute and store it.
+
+        Args:
+            task: name of the task, unique within the suite; shown as progress.
+            compute: returns the result as plain JSON data.
+        """
+        self.on_progress(task, self.done, self.total)
+        if task not in self.values:
             value = compute()
-            self.kept[part] = value
+            self.values[task] = value
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"of": self.name, "part": part, "value": value}) + "\n")
+                file.write(json.dumps({"key": self.key, "task": task, "value": value}) + "\n")
         self.done += 1
-        return self.kept[part]
+        return self.values[task]
 
-    def picture(self, name: str) -> Path:
-        """Where a picture of this suite goes, in a folder that is there."""
-        self.pictures.mkdir(parents=True, exist_ok=True)
-        return self.pictures / name
+    def output_path(self, name: str) -> Path:
+        """Return the path for a file of the suite, and create its folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / name
+
+    @property
+    def digest(self) -> str:
+        """The part of the key that changes with settings, weights and images; for file names."""
+        return self.key.rpartition("/")[2]
 
 
-def read_line(line: str) -> dict[str, Any]:
-    """A line of the parts' file; nothing where a crash cut it off."""
+def parse_row(line: str) -> dict[str, Any]:
+    """Parse a line of the cache file; return an empty dict if a crash left it incomplete.
+
+    Lines written before version 3 of `evaluation.json` have other keys, which are translated.
+    """
     try:
         row = json.loads(line)
     except ValueError:
         return {}
-    return row if isinstance(row, dict) else {}
+    if not isinstance(row, dict):
+        return {}
+    return {_OLD_KEYS.get(str(name), str(name)): value for name, value in row.items()}
 
 
 @dataclass(frozen=True)
 class Suite:
-    """One evaluation: its name, what it says in a line, its settings, and how it is run.
+    """An evaluation that can be run by name.
 
-    `run(subject, settings, parts)` gives a `Result`; `settings` are `Settings`.
+    Attributes:
+        name: name on the command line and in `evaluation.json`.
+        summary: one line for the listing of suites.
+        run: `run(target, settings, cache)` returns a `Result`; `settings` is a `Settings`.
+        Result: the type of the result.
+        Settings: the type of the settings.
     """
 
     name: str
@@ -114,7 +153,7 @@ class Suite:
     Settings: type[SuiteSettings] = SuiteSettings
 
 
-def name_of(suite: Suite, settings: SuiteSettings, fingerprint: str) -> str:
-    """Names a suite's work: equal where its results must be equal."""
-    what = f"{suite.name}/{settings.model_dump_json()}/{fingerprint}"
-    return f"{suite.name}/{blake2b(what.encode(), digest_size=8).hexdigest()}"
+def cache_key(suite: Suite, settings: SuiteSettings, fingerprint: str) -> str:
+    """Return a key that is equal whenever two runs of a suite must give equal results."""
+    content = f"{suite.name}/{settings.model_dump_json()}/{fingerprint}"
+    return f"{suite.name}/{blake2b(content.encode(), digest_size=8).hexdigest()}"

@@ -1,6 +1,6 @@
-"""What is evaluated: networks that take pixels, and the images they are tried on."""
+"""What is evaluated: networks that take pixels, and the images they are evaluated on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -16,13 +16,15 @@ from adautomix.rng import generator_at
 
 
 class PixelNetwork(nn.Module):
-    """A classifier of pixels in [0, 1]: normalization is inside, so attacks see pixels.
+    """A classifier of pixels in [0, 1].
+
+    It normalizes its input itself, so that attacks and occlusions operate on pixels.
 
     Args:
-        model: a `Classifier` or any timm network; takes normalized images `[B, 3, H, W]`.
-        mean: of every channel, for pixels in [0, 1].
-        std: likewise.
-        head: of a `Classifier`, the head that is asked; others have one.
+        model: a `Classifier` or any timm model; takes normalized images `[B, 3, H, W]`.
+        mean: mean of each channel, for pixels in [0, 1].
+        std: standard deviation of each channel, for pixels in [0, 1].
+        head: name of the head of a `Classifier` to evaluate; None for other models.
     """
 
     mean: Tensor
@@ -36,18 +38,18 @@ class PixelNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """What the network inside is given for pixels `[B, 3, H, W]` in [0, 1]."""
+        """Return the input of the inner model for pixels `[B, 3, H, W]` in [0, 1]."""
         normalized = (pixels - self.mean) / self.std
         return normalized.contiguous(memory_format=torch.channels_last)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Float32 logits `[B, K]` for pixels `[B, 3, H, W]` in [0, 1]."""
+        """Return float32 logits `[B, K]` for pixels `[B, 3, H, W]` in [0, 1]."""
         images = self.normalize(pixels)
         logits = self.model(images) if self.head is None else self.model(images, head=self.head)
         return cast(Tensor, logits).float()
 
     def pooled(self, pixels: Tensor) -> Tensor:
-        """The pooled last features `[B, D]` that a linear head sees, float32."""
+        """Return the pooled features `[B, D]`, float32, which are the input of the last layer."""
         images = self.normalize(pixels)
         if isinstance(self.model, Classifier):
             return self.model.features(images).pooled.float()
@@ -56,26 +58,27 @@ class PixelNetwork(nn.Module):
 
     @property
     def backbone(self) -> nn.Module:
-        """The timm network inside, without the heads of a `Classifier`."""
+        """The timm model inside, without the heads of a `Classifier`."""
         return cast(nn.Module, getattr(self.model, "backbone", self.model))
 
 
 @dataclass(frozen=True)
 class EvalTarget:
-    """Networks under evaluation and the images they are tried on.
+    """The networks under evaluation and the images they are evaluated on.
 
     Attributes:
-        name: what it is called in tables.
-        folder: where `evaluation.json` and pictures go.
-        networks: "student" and "teacher" of a run, one "network" otherwise; in evaluation mode.
-        data: `test` is what is scored, already cut to the images asked for; `val`, where there
-            is one, is for fitting (temperature); `train` is for probes.
-        device: where the networks are; splits are moved batch by batch.
-        batch_size: images a forward.
-        seed: of every random number in the suites.
+        name: name in tables.
+        folder: where `evaluation.json` and pictures are written.
+        networks: "student" and "teacher" of a run, otherwise one "network"; in evaluation mode.
+        data: the data set. `test` is scored and already reduced to the requested number of
+            images; `val`, if there is one, is used for fitting (a temperature); `train` is used
+            by linear probes and k-NN.
+        device: the device of the networks; splits are moved there batch by batch.
+        batch_size: images per forward pass.
+        seed: random seed of the suites.
         source: where the weights come from (run, checkpoint, step, …), for the record.
-        architecture: settings of a `TrainConfig` that build these networks anew.
-        run: the run folder's own path; None for a network from elsewhere.
+        architecture: settings of a `TrainConfig` that build these networks again.
+        run: the run folder; None for a network that is not from a run.
     """
 
     name: str
@@ -91,13 +94,21 @@ class EvalTarget:
 
     @property
     def classes(self) -> Sequence[str]:
-        """Class names, in the order of the outputs."""
+        """Class names, in the order of the logits."""
         return self.data.classes
 
     def batches(
         self, split: Split | None = None, batch_size: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels float32 `[B, 3, H, W]` in [0, 1] and labels `[B]` of a split; none: the test."""
+        """Yield pixels and labels of a split, batch by batch.
+
+        Args:
+            split: the split to read; None reads the test split.
+            batch_size: images per batch; None uses the target's batch size.
+
+        Yields:
+            Pixels, float32 `[B, 3, H, W]` in [0, 1], and labels, int64 `[B]`.
+        """
         return pixel_batches(
             self.data.test if split is None else split,
             self.data,
@@ -106,7 +117,11 @@ class EvalTarget:
         )
 
     def logits(self, split: Split | None = None) -> tuple[dict[str, Tensor], Tensor]:
-        """Logits `[n, K]` of each network on a split, and the labels `[n]`; on the CPU."""
+        """Return the logits `[n, K]` of each network on a split and the labels `[n]`, on the CPU.
+
+        Args:
+            split: the split to read; None reads the test split.
+        """
         outputs: dict[str, list[Tensor]] = {name: [] for name in self.networks}
         labels = []
         with evaluating(*self.networks.values()):
@@ -114,14 +129,14 @@ class EvalTarget:
                 labels.append(batch_labels.cpu())
                 for name, network in self.networks.items():
                     outputs[name].append(network(pixels).cpu())
-        return {name: torch.cat(parts) for name, parts in outputs.items()}, torch.cat(labels)
+        return {name: torch.cat(batches) for name, batches in outputs.items()}, torch.cat(labels)
 
     def generator(self, stream: str) -> torch.Generator:
-        """A CPU generator for one purpose, the same at every call."""
+        """Return a CPU generator for one purpose, in the same state at every call."""
         return generator_at(self.seed, 0, f"evaluation/{stream}")
 
     def fingerprint(self) -> str:
-        """Names the weights and what they are tried on: equal where results must be equal."""
+        """Return a hash of the weights and the images; equal where results must be equal."""
         digest = blake2b(digest_size=8)
         for name, network in self.networks.items():
             digest.update(name.encode())
@@ -136,14 +151,15 @@ class EvalTarget:
         return digest.hexdigest()
 
 
-def cut(split: Split, images: int | None, generator: torch.Generator) -> Split:
-    """At most so many images of a split, chosen at random and kept in their order."""
+def take_sample(split: Split, images: int | None, generator: torch.Generator) -> Split:
+    """Return a random sample of a split, in the order of the split.
+
+    Args:
+        split: the split to sample from.
+        images: size of the sample; None, or more than the split holds, returns the whole split.
+        generator: CPU random number generator.
+    """
     if images is None or images >= len(split):
         return split
     rows = torch.randperm(len(split), generator=generator)[:images]
     return split.subset(rows.sort().values)
-
-
-def accuracy(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, float]:
-    """Top-1 accuracy, 0 to 1, of each network's logits `[n, K]`."""
-    return {name: float((z.argmax(dim=1) == labels).double().mean()) for name, z in logits.items()}

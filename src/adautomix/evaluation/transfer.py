@@ -1,16 +1,16 @@
-"""Transfer: what the features of a trained network are worth, on its own images or another set.
+"""The transfer suite: how useful the features of a trained network are, for its own or other data.
 
-Three readings of the top-1 accuracy on the test images, the cheapest first:
+There are three measurements, all of top-1 accuracy on the test images, the cheapest first:
 
-- k-NN: the nearest training images vote, by the cosine between pooled features;
-- linear probe: a logistic regression on the pooled features, brought to mean 0 and deviation 1.
-  Its regularization C is the one of `GRID` that does best on a fifth of the training images of
-  each class, held out (the strongest of equals); it is then fitted to all of them;
-- fine-tuning: the whole network goes on from its backbone with a new head. The paper's Table 3
-  does this with ImageNet networks on CUB-200 and Cars for 100 epochs: `finetune: 100`.
+- k-NN: a vote of the nearest training images, by cosine similarity of the pooled features.
+- Linear probe: logistic regression on the pooled features, standardized to mean 0 and deviation 1.
+  Its regularization C is chosen from `C_GRID` on a held-out fifth of the training images of each
+  class; of equal scores the strongest regularization wins. The probe is then fitted on all of them.
+- Fine-tuning: the whole network is trained further from its backbone, with a new head. The paper's
+  Table 3 does this with ImageNet networks on CUB-200 and Cars for 100 epochs: `finetune: 100`.
 
-For the first two, images are brought to the size that the network knows and normalized as in its
-own training; fine-tuning is a run like any other, normalized with the colors of the new set.
+For the first two, images are resized to the input size of the network and normalized as in its own
+training. Fine-tuning is an ordinary run, normalized with the colors of the new data set.
 """
 
 from collections.abc import Callable
@@ -29,59 +29,68 @@ from adautomix.data import ImageData, Split
 from adautomix.data.partition import partition
 from adautomix.errors import UsageError
 from adautomix.evaluation.suite import ResultCache, Suite, SuiteResult, SuiteSettings
-from adautomix.evaluation.target import EvalTarget, PixelNetwork, cut
+from adautomix.evaluation.target import EvalTarget, PixelNetwork, take_sample
 from adautomix.methods import find_method
 from adautomix.models import evaluating
 from adautomix.runs.build import load_images
 from adautomix.runs.folder import RunFolder
 from adautomix.training.compare import run_once
 
-GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Candidate values of C, the inverse regularization strength, from strong to weak."""
 HELD_OUT = 0.2
+"""Fraction of the training images on which C is chosen."""
 
 
 class TransferSettings(SuiteSettings):
-    """What the networks are tried on, and how."""
+    """The data set to transfer to, and the measurements to take."""
 
     data: str | None = Field(
         None, description="another data set, by name or folder; none: the network's own"
     )
     data_root: Path | None = Field(None, description="folder of downloaded data sets")
-    probe: bool = Field(True, description="a linear classifier on the pooled features")
-    knn: int = Field(5, ge=0, description="neighbors that vote; 0: no k-NN")
+    probe: bool = Field(True, description="fit a linear classifier on the pooled features")
+    knn: int = Field(5, ge=0, description="number of neighbors that vote; 0 turns k-NN off")
     images: int | None = Field(
-        10_000, ge=2, description="training images for probe and k-NN, at most; none: all"
+        10_000,
+        ge=2,
+        description="maximum number of training images for probe and k-NN; none: all",
     )
     finetune: int = Field(
-        0, ge=0, description="epochs of training the whole network on `data`; 0: off, it is long"
+        0,
+        ge=0,
+        description="epochs of training the whole network on `data`; 0 turns it off; takes long",
     )
-    method: str = Field("vanilla", description="of fine-tuning, one of `adautomix methods`")
-    lr: float = Field(0.01, gt=0, description="learning rate of fine-tuning")
-    batch_size: int = Field(100, ge=2, description="images a step of fine-tuning")
+    method: str = Field(
+        "vanilla", description="mixing method for fine-tuning, one of `adautomix methods`"
+    )
+    lr: float = Field(0.01, gt=0, description="learning rate for fine-tuning")
+    batch_size: int = Field(100, ge=2, description="images per step of fine-tuning")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         find_method(self.method)
         if self.finetune and self.data is None:
             raise UsageError(
-                "transfer.finetune needs another data set: --transfer.data a folder, digits, …"
+                "transfer.finetune needs another data set: pass --transfer.data with a folder of "
+                "images, digits or cifar100"
             )
         return self
 
 
 class Probe(BaseModel):
-    """What a linear probe gave: top-1, 0 to 1, and the C it was fitted with."""
+    """Result of a linear probe: top-1 accuracy, 0 to 1, and the C it was fitted with."""
 
     top1: float
     c: float
 
 
-class Transferred(BaseModel):
-    """What one network gave; None where it was not asked for.
+class NetworkTransfer(BaseModel):
+    """Results of one network; None for measurements that were not requested.
 
     Attributes:
-        probe: of the linear probe.
-        knn: top-1 of the nearest neighbors, 0 to 1.
+        probe: result of the linear probe.
+        knn: top-1 accuracy of k-NN, 0 to 1.
         finetuned: `Scores` after the last epoch of "student", the fine-tuned network, and of
             "teacher", its moving average.
     """
@@ -92,135 +101,138 @@ class Transferred(BaseModel):
 
 
 class TransferResult(SuiteResult):
-    """What each network gave on one data set.
+    """Results of each network on one data set.
 
     Attributes:
-        data: its name.
-        train_images: for probe and k-NN.
-        test_images: for all.
-        networks: by name.
+        data: name of the data set.
+        train_images: number of training images for probe and k-NN.
+        test_images: number of test images.
+        networks: results by network name.
     """
 
     data: str
     train_images: int
     test_images: int
-    networks: dict[str, Transferred]
+    networks: dict[str, NetworkTransfer]
 
 
 class Features(NamedTuple):
-    """Pooled features float64 `[n, D]` and labels `[n]`, on the CPU."""
+    """Pooled features, float64 `[n, D]`, and labels `[n]`, on the CPU."""
 
     pooled: Tensor
     labels: Tensor
 
-    def at(self, rows: Tensor) -> "Features":
-        """Those of some images."""
+    def select(self, rows: Tensor) -> "Features":
+        """Return the features and labels of some images."""
         return Features(self.pooled[rows], self.labels[rows])
 
 
 @dataclass(frozen=True)
-class Tried:
-    """One network on one data set; its features are computed once, when first needed."""
+class FeatureClassifiers:
+    """Classifiers on the features of one network, which are computed once, on first use."""
 
-    subject: EvalTarget
+    target: EvalTarget
     network: PixelNetwork
     data: ImageData
 
     @cached_property
     def train(self) -> Features:
-        """Of the training images."""
-        return features(self.subject, self.network, self.data.train)
+        """Features of the training images."""
+        return compute_features(self.target, self.network, self.data.train)
 
     @cached_property
     def test(self) -> Features:
-        """Of the test images."""
-        return features(self.subject, self.network, self.data.test)
+        """Features of the test images."""
+        return compute_features(self.target, self.network, self.data.test)
 
     def probe(self) -> dict[str, float]:
-        """The linear probe, as `Probe`."""
-        return linear_probe(self.train, self.test, self.subject.seed).model_dump()
+        """Return the result of the linear probe, as the fields of a `Probe`."""
+        return linear_probe(self.train, self.test, self.target.seed).model_dump()
 
     def knn(self, neighbors: int) -> float:
-        """Top-1 of the nearest neighbors, 0 to 1."""
+        """Return the top-1 accuracy of k-NN, 0 to 1."""
         return nearest_neighbors(self.train, self.test, neighbors)
 
 
 def run_transfer(
-    subject: EvalTarget, settings: TransferSettings, parts: ResultCache
+    target: EvalTarget, settings: TransferSettings, cache: ResultCache
 ) -> TransferResult:
-    """Try each network on the data set."""
-    data = images_of(subject, settings)
-    readings = (settings.probe, settings.knn > 0, settings.finetune > 0)
-    parts.expect(sum(readings) * len(subject.networks))
+    """Measure each network on the data set."""
+    data = load_transfer_data(target, settings)
+    requested = (settings.probe, settings.knn > 0, settings.finetune > 0)
+    cache.set_total(sum(requested) * len(target.networks))
     return TransferResult(
         data=data.name,
         train_images=len(data.train),
         test_images=len(data.test),
         networks={
-            name: transfer(subject, name, data, settings, parts) for name in subject.networks
+            name: transfer_network(target, name, data, settings, cache) for name in target.networks
         },
     )
 
 
-def images_of(subject: EvalTarget, settings: TransferSettings) -> ImageData:
-    """The data set to try the networks on, its training images cut to those asked for.
+def load_transfer_data(target: EvalTarget, settings: TransferSettings) -> ImageData:
+    """Return the data set to transfer to, with a sample of its training images.
 
     Raises:
-        UsageError: there is no such set, or one class is left to learn.
+        UsageError: there is no such data set, or its sample has images of one class only.
     """
-    data = subject.data
+    data = target.data
     if settings.data is not None:
-        size = subject.data.image_size
-        data = load_images(run_settings(subject, settings, image_size=size), progress=False)
-    train = cut(data.train, settings.images, subject.generator("transfer/images"))
+        config = make_run_config(target, settings, image_size=target.data.image_size)
+        data = load_images(config, progress=False)
+    train = take_sample(data.train, settings.images, target.generator("transfer/images"))
     if len(train.labels.unique()) < 2:
-        raise UsageError(f"{len(train)} training images of {data.name} are of one class: use more")
+        raise UsageError(
+            f"the {len(train)} training images of {data.name} are all of one class: raise "
+            "transfer.images"
+        )
     return replace(data, train=train)
 
 
-def run_settings(subject: EvalTarget, settings: TransferSettings, **more: Any) -> TrainConfig:
-    """The settings of a run on the data set, with the method of fine-tuning."""
+def make_run_config(target: EvalTarget, settings: TransferSettings, **more: Any) -> TrainConfig:
+    """Return the settings of a run on the data set, with the method for fine-tuning."""
     return make_config(
         {
             "method": settings.method,
             "data": settings.data,
             "data_root": settings.data_root,
-            "seed": subject.seed,
+            "seed": target.seed,
             **more,
         }
     )
 
 
-def transfer(
-    subject: EvalTarget, name: str, data: ImageData, settings: TransferSettings, parts: ResultCache
-) -> Transferred:
-    """What one network gives, each reading a part."""
-    tried = Tried(subject, subject.networks[name], data)
+def transfer_network(
+    target: EvalTarget, name: str, data: ImageData, settings: TransferSettings, cache: ResultCache
+) -> NetworkTransfer:
+    """Return the results of one network; each measurement is one task of the cache."""
+    classifiers = FeatureClassifiers(target, target.networks[name], data)
 
-    def part(wanted: bool, what: str, compute: Callable[[], Any]) -> Any:
-        return parts.get(f"{what} of {name}", compute) if wanted else None
+    def measure(requested: bool, title: str, compute: Callable[[], Any]) -> Any:
+        return cache.get(f"{title} of {name}", compute) if requested else None
 
-    return Transferred(
-        probe=part(settings.probe, "probe", tried.probe),
-        knn=part(settings.knn > 0, "k-NN", lambda: tried.knn(settings.knn)),
-        finetuned=part(
-            settings.finetune > 0, "fine-tuning", lambda: finetune(subject, name, settings, parts)
+    return NetworkTransfer(
+        probe=measure(settings.probe, "probe", classifiers.probe),
+        knn=measure(settings.knn > 0, "k-NN", lambda: classifiers.knn(settings.knn)),
+        finetuned=measure(
+            settings.finetune > 0, "fine-tuning", lambda: finetune(target, name, settings, cache)
         ),
     )
 
 
-def features(subject: EvalTarget, network: PixelNetwork, split: Split) -> Features:
-    """The pooled features of a split, of any data set, at the size that the network knows."""
+def compute_features(target: EvalTarget, network: PixelNetwork, split: Split) -> Features:
+    """Return the pooled features of a split of any data set, at the network's input size."""
     pooled, labels = [], []
     with evaluating(network):
-        for pixels, batch_labels in subject.batches(split):
+        for pixels, batch_labels in target.batches(split):
             pooled.append(network.pooled(pixels).cpu())
             labels.append(batch_labels.cpu())
     return Features(torch.cat(pooled).double(), torch.cat(labels))
 
 
 def linear_probe(train: Features, test: Features, seed: int) -> Probe:
-    """Top-1 of a logistic regression whose C was chosen on held-out training images."""
+    """Return the top-1 accuracy of logistic regression, with C chosen on held-out images."""
     rows = partition(
         train.labels,
         {"all": torch.arange(len(train.labels))},
@@ -229,58 +241,58 @@ def linear_probe(train: Features, test: Features, seed: int) -> Probe:
         val_fraction=0,
         seed=seed,
     )
-    fitted, held_out = train.at(rows["train"]), train.at(rows["test"])
-    c = max(GRID, key=lambda c: regression(fitted, held_out, c))
-    return Probe(top1=regression(train, test, c), c=c)
+    fitted, held_out = train.select(rows["train"]), train.select(rows["test"])
+    c = max(C_GRID, key=lambda c: logistic_regression(fitted, held_out, c))
+    return Probe(top1=logistic_regression(train, test, c), c=c)
 
 
-def regression(train: Features, test: Features, c: float) -> float:
-    """Top-1 on `test`, 0 to 1, of a logistic regression fitted to `train`."""
+def logistic_regression(train: Features, test: Features, c: float) -> float:
+    """Return the top-1 accuracy on `test`, 0 to 1, of logistic regression fitted on `train`."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000))
-    return scored(model, train, test)
+    return fit_and_score(model, train, test)
 
 
 def nearest_neighbors(train: Features, test: Features, neighbors: int) -> float:
-    """Top-1 on `test`, 0 to 1, where the nearest of `train` by cosine vote, one voice each."""
+    """Return the top-1 accuracy on `test`, 0 to 1, of an unweighted vote of the nearest images."""
     from sklearn.neighbors import KNeighborsClassifier
 
     count = min(neighbors, len(train.labels))
-    return scored(KNeighborsClassifier(count, metric="cosine"), train, test)
+    return fit_and_score(KNeighborsClassifier(count, metric="cosine"), train, test)
 
 
-def scored(model: Any, train: Features, test: Features) -> float:
-    """Top-1 on `test`, 0 to 1, of a scikit-learn classifier fitted to `train`."""
+def fit_and_score(model: Any, train: Features, test: Features) -> float:
+    """Return the top-1 accuracy on `test`, 0 to 1, of a scikit-learn model fitted on `train`."""
     model.fit(train.pooled.numpy(), train.labels.numpy())
     return float(model.score(test.pooled.numpy(), test.labels.numpy()))
 
 
 def finetune(
-    subject: EvalTarget, name: str, settings: TransferSettings, parts: ResultCache
+    target: EvalTarget, name: str, settings: TransferSettings, cache: ResultCache
 ) -> dict[str, dict[str, float]]:
-    """Train on from a network's backbone; the run folder stays, and a stopped run goes on.
+    """Train further from a network's backbone; an interrupted run is resumed.
 
     Returns:
         `Scores` of the run's "student" and "teacher" after the last epoch.
     """
-    # The folder is that of these weights and settings: others begin another run.
-    folder = parts.picture(f"{name}-{parts.name.rpartition('/')[2]}")
+    # The name of the run folder contains the digest, so other weights or settings start a new run.
+    folder = cache.output_path(f"{name}-{cache.digest}")
     start = folder.with_suffix(".safetensors")
-    state = subject.networks[name].backbone.state_dict()
+    state = target.networks[name].backbone.state_dict()
     save_file({key: value.cpu().contiguous() for key, value in state.items()}, start)
-    config = run_settings(
-        subject,
+    config = make_run_config(
+        target,
         settings,
-        **subject.architecture,
+        **target.architecture,
         init=start,
         epochs=settings.finetune,
         lr=settings.lr,
         batch_size=settings.batch_size,
-        eval_batch_size=subject.batch_size,
-        device=str(subject.device),
+        eval_batch_size=target.batch_size,
+        device=str(target.device),
         out=folder,
     )
     run_once(config, quiet=True, command="")
@@ -291,9 +303,9 @@ def finetune(
     return final
 
 
-TRANSFER = Suite(
+SUITE = Suite(
     name="transfer",
-    summary="linear probe, k-NN and fine-tuning on another data set, or on its own",
+    summary="linear probe, k-NN and fine-tuning on another data set, or on the network's own",
     run=run_transfer,
     Result=TransferResult,
     Settings=TransferSettings,

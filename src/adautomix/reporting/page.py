@@ -10,7 +10,7 @@ from adautomix.errors import UsageError
 from adautomix.evaluation.target import EvalTarget
 from adautomix.pictures.thin import thin
 from adautomix.reporting.drawing import Chart
-from adautomix.reporting.evaluations import of_runs, write_evaluations
+from adautomix.reporting.evaluations import run_sections, write_evaluations
 from adautomix.reporting.figures import (
     MEMORY,
     METRICS,
@@ -83,18 +83,18 @@ def write_page(runs: Sequence[Path], out: Path, *, baseline: str | None = None) 
         time_chart=_drawn([*time_chart(read), *efficiency_chart(read)]),
         charts=_drawn(curves(read)),
         pictures=_pictures(read),
-        evaluations=of_runs(read),
+        evaluations=run_sections(read),
         settings=_settings(read),
         making=[(run, run.fact("command"), _making(run)) for run in read],
     )
     return write_html(html, out)
 
 
-def write_evaluation_page(subject: EvalTarget) -> Path:
-    """The report of the run anew, or a page of its own for a network from elsewhere."""
-    if subject.run is not None and subject.folder == subject.run:
-        return write_page([subject.run], subject.run / "report.html")
-    return write_evaluations([subject.folder], subject.folder / "report.html")
+def write_evaluation_page(target: EvalTarget) -> Path:
+    """Rewrite the report of a run, or write a page for a target that is not a run."""
+    if target.run is not None and target.folder == target.run:
+        return write_page([target.run], target.run / "report.html")
+    return write_evaluations([target.folder], target.folder / "report.html")
 
 
 def _drawn(charts: Sequence[Chart]) -> list[tuple[Chart, Any]]:

@@ -1,4 +1,4 @@
-"""What a part of the page is made of, whatever it is about."""
+"""The parts of a report page: sections with tables, charts and pictures."""
 
 import base64
 import io
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adautomix.evaluation.evaluate import Evaluation
+from adautomix.evaluation.record import Evaluation
 from adautomix.reporting.drawing import NETWORK_STYLES, SOLID, Chart, LineStyle
 
-_QUALITY = 50  # of WebP, 0 to 100
+_WEBP_QUALITY = 50  # 0 to 100
 
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table, its cells written out; the first two columns are words, the rest numbers."""
+    """A table of text; the first two columns are aligned as words, the others as numbers."""
 
     title: str
     columns: tuple[str, ...]
@@ -25,13 +25,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """An embedded picture with the words that stand for it.
+    """An embedded picture.
 
     Attributes:
-        title: what it is.
-        caption: what to see in it.
-        alt: what a reader who cannot see it should know.
-        source: a data URI.
+        title: heading above the picture.
+        caption: explains what to look for in the picture.
+        alt: text for readers who cannot see the picture.
+        source: data URI.
     """
 
     title: str
@@ -42,7 +42,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page, with a heading that the table of contents links to."""
+    """A section of the page; the table of contents links to its heading."""
 
     slug: str
     title: str
@@ -53,21 +53,21 @@ class Section:
 
     @property
     def drawn(self) -> list[tuple[Chart, Any]]:
-        """The charts with their SVG marked as safe: it is ours, and its words are escaped."""
+        """Each chart with its SVG marked as safe HTML; text in the SVG is already escaped."""
         from markupsafe import Markup
 
         return [(chart, Markup(chart.svg)) for chart in self.charts]
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was found of one subject, and how it is shown beside others.
+class Evaluated:
+    """The evaluation of one target, and how it is shown next to others.
 
     Attributes:
-        label: its name on this page.
+        label: name on this page.
         evaluation: the record.
-        folder: where its pictures lie, in `evaluation/<suite>/`.
-        color: number of its color; seeds of one method share one.
+        folder: folder of the record; pictures are in `evaluation/<suite>/`.
+        color: index of the color; seeds of one method share a color.
     """
 
     label: str
@@ -76,23 +76,23 @@ class Found:
     color: int
 
     def picture(self, suite: str, name: str) -> Path:
-        """The path of a picture that a suite drew."""
+        """Return the path of a picture that a suite drew."""
         return self.folder / "evaluation" / suite / name
 
 
 def line_style(network: str) -> LineStyle:
-    """How the lines of a network are drawn."""
+    """Return the style of a network's lines in charts."""
     return NETWORK_STYLES.get(network, SOLID)
 
 
 def embedded(path: Path) -> str:
-    """A picture file as a data URI, as WebP where that is smaller: a page is to be sent by mail."""
+    """Return a picture file as a data URI; PNG is converted to WebP if that is smaller."""
     from PIL import Image
 
     kind = {".png": "png", ".jpg": "jpeg", ".webp": "webp"}[path.suffix]
     content, small = path.read_bytes(), io.BytesIO()
     with Image.open(path) as picture:
-        picture.convert("RGB").save(small, "webp", quality=_QUALITY, method=4)
+        picture.convert("RGB").save(small, "webp", quality=_WEBP_QUALITY, method=4)
     if kind == "png" and small.tell() < len(content):
         kind, content = "webp", small.getvalue()
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -1,28 +1,18 @@
-"""How each suite is shown: `section(found)` of the subjects that have it, one file a suite."""
+"""Sections of the report about evaluations: one file per suite, found by the suite's name."""
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
-from adautomix.reporting.section import Found, Section
-from adautomix.reporting.sections import (
-    accuracy,
-    attack,
-    calibration,
-    corruption,
-    diversity,
-    maps,
-    occlusion,
-    transfer,
-)
+from adautomix.reporting.section import Evaluated, Section
 
-SECTIONS: dict[str, Callable[[Sequence[tuple[Found, Any]]], Section]] = {
-    "accuracy": accuracy.section,
-    "calibration": calibration.section,
-    "corruption": corruption.section,
-    "attack": attack.section,
-    "occlusion": occlusion.section,
-    "transfer": transfer.section,
-    "maps": maps.section,
-    "diversity": diversity.section,
-}
-"""By the name of the suite, in the order of the page."""
+SectionBuilder = Callable[[Sequence[tuple[Evaluated, Any]]], Section]
+
+
+def section_builder(suite: str) -> SectionBuilder:
+    """Return the function `section(results)` of the module in this package named as the suite.
+
+    `results` pairs each evaluated target with its result of that suite.
+    """
+    builder: SectionBuilder = import_module(f"adautomix.reporting.sections.{suite}").section
+    return builder

@@ -1,9 +1,9 @@
-"""Calibration: figures before and after a temperature, reliability diagrams, the confidences."""
+"""Report section of the calibration suite: metrics, reliability diagrams, confidence histogram."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from adautomix.evaluation.calibration import Calibration, CalibrationResult, Figures
+from adautomix.evaluation.calibration import Calibration, CalibrationMetrics, CalibrationResult
 from adautomix.reporting.drawing import (
     DOTTED,
     INK,
@@ -16,72 +16,77 @@ from adautomix.reporting.drawing import (
     shorten,
 )
 from adautomix.reporting.figures import MISSING, decimals, percent
-from adautomix.reporting.section import Found, Section, Table, line_style
+from adautomix.reporting.section import Evaluated, Section, Table, line_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NOTE = (
-    "A calibrated network is right as often as it is sure. ECE: the mean distance of the two over "
-    "bins of confidence that are equally wide; adaptive ECE: over bins of equally many images. "
-    "NLL and the Brier score judge all probabilities: lower is better everywhere."
+    "The confidence of a prediction is the probability of the predicted class. In a calibrated "
+    "network, 80 % of the predictions with confidence 80 % are right. ECE, the expected "
+    "calibration error, is the mean distance between accuracy and confidence over bins of "
+    "confidence of equal width; the adaptive ECE has bins of equally many images. NLL, the "
+    "negative log-likelihood, and the Brier score evaluate all probabilities. Lower is better for "
+    "each of them."
 )
 SCALING = (
-    "Before → after dividing the logits by one temperature, between 0.01 and 100: above 1 the "
-    "network was too sure, below 1 not sure enough. It is fitted on images that are not scored, "
-    "and the accuracy stays."
+    "Values are before → after temperature scaling, which divides the logits by one number between "
+    "0.01 and 100. A temperature above 1 means that the network was overconfident, below 1 that it "
+    "was underconfident. It is fitted on images that are not scored, and does not change the "
+    "accuracy."
 )
 HALVED = (
-    "Where there are no validation images, it is fitted on a random half of the test images and "
+    "Without validation images, the temperature is fitted on a random half of the test images, and "
     "only the other half is scored, before and after."
 )
 RELIABILITY = (
-    "Accuracy of the images of each bin against their mean confidence. Below the diagonal a "
-    "network is over-confident, above it under-confident; bins of a few images scatter."
+    "Accuracy over mean confidence of the images in each bin. Below the diagonal a network is "
+    "overconfident, above it underconfident; bins with few images scatter."
 )
-AFTER = (
-    "The same images with each network's logits divided by its temperature: what is left of the "
-    "distance to the diagonal is what one number cannot mend."
+RELIABILITY_SCALED = (
+    "The same images, with the logits of each network divided by its temperature. What remains of "
+    "the distance to the diagonal cannot be corrected by a temperature."
 )
 HISTOGRAM = (
-    "How sure the networks are: the share of the images in each bin of confidence. A peak at the "
-    "right is harmless as long as the accuracy there, in the reliability diagram, is as high."
+    "The fraction of the images in each bin of confidence. A peak on the right does no harm as "
+    "long as the accuracy of those bins, in the reliability diagram, is as high."
 )
-tenth = decimals(1, scale=100.0)
-FIGURES = ("ECE (%)", "adaptive ECE (%)", "NLL", "Brier score", "temperature")
-COLUMNS = ("run", "network", *FIGURES, "fitted on", "scored images")
+METRICS = ("ECE (%)", "adaptive ECE (%)", "NLL", "Brier score", "temperature")
+COLUMNS = ("run", "network", *METRICS, "fitted on", "scored images")
+
+one_decimal = decimals(1, scale=100.0)
 
 
 class Line(NamedTuple):
-    """The figures of one network as a line in a chart."""
+    """The metrics of one network as a line in a chart."""
 
     label: str
-    figures: Figures
+    metrics: CalibrationMetrics
     color: int
     style: LineStyle
 
 
-def section(found: Sequence[tuple[Found, CalibrationResult]]) -> Section:
-    """A row a network; a reliability diagram before and, where it was asked for, after scaling."""
+def section(results: Sequence[tuple[Evaluated, CalibrationResult]]) -> Section:
+    """Return the section with a table, reliability diagrams and a confidence histogram."""
     rows = [
-        (one.label, name, *cells(network), *provenance(result))
-        for one, result in found
+        (one.label, name, *metric_cells(network), *image_cells(result))
+        for one, result in results
         for name, network in result.networks.items()
     ]
-    halved = any(result.fitted_on == "half of test" for _, result in found)
+    halved = any(result.fitted_on == "half of test" for _, result in results)
     note = f"{SCALING} {HALVED}" if halved else SCALING
     table = Table("Calibration", COLUMNS, rows, note)
-    before = list(lines(found, lambda network: network.before))
-    after = list(lines(found, lambda network: network.after))
-    charts = [reliability("reliability", "Reliability", RELIABILITY, before)]
+    before = list(lines(results, lambda network: network.before))
+    after = list(lines(results, lambda network: network.after))
+    charts = [reliability_chart("reliability", "Reliability", RELIABILITY, before)]
     if after:
         title = "Reliability after temperature scaling"
-        charts.append(reliability("reliability-scaled", title, AFTER, after))
+        charts.append(reliability_chart("reliability-scaled", title, RELIABILITY_SCALED, after))
     return Section("calibration", "Calibration", NOTE, [table], [*charts, histogram(before)])
 
 
-def cells(network: Calibration) -> tuple[str, ...]:
-    """The figures of one network, before → after where there is an after."""
+def metric_cells(network: Calibration) -> tuple[str, ...]:
+    """Return the metrics of one network, written before → after if it was scaled."""
     stages = [stage for stage in (network.before, network.after) if stage is not None]
     return (
         " → ".join(percent(stage.ece) for stage in stages),
@@ -92,31 +97,31 @@ def cells(network: Calibration) -> tuple[str, ...]:
     )
 
 
-def provenance(result: CalibrationResult) -> tuple[str, str]:
-    """What the temperature was fitted on, and how many test images are scored."""
+def image_cells(result: CalibrationResult) -> tuple[str, str]:
+    """Return the images that the temperature was fitted on, and the number of scored images."""
     split = {"val": "validation", "half of test": "test"}
     fitted = f"{result.fitted_images} {split[result.fitted_on]}" if result.fitted_on else MISSING
     return fitted, str(result.scored_images)
 
 
 def lines(
-    found: Sequence[tuple[Found, CalibrationResult]],
-    pick: Callable[[Calibration], Figures | None],
+    results: Sequence[tuple[Evaluated, CalibrationResult]],
+    pick: Callable[[Calibration], CalibrationMetrics | None],
 ) -> Iterator[Line]:
-    """A line for each network that has the figures."""
-    for one, result in found:
+    """Yield a line for each network for which `pick` returns metrics."""
+    for one, result in results:
         for name, network in result.networks.items():
-            if (figures := pick(network)) is not None:
-                yield Line(f"{one.label}, {name}", figures, one.color, line_style(name))
+            if (metrics := pick(network)) is not None:
+                yield Line(f"{one.label}, {name}", metrics, one.color, line_style(name))
 
 
-def reliability(slug: str, title: str, caption: str, drawn: Sequence[Line]) -> Chart:
-    """Accuracy over confidence, with the diagonal."""
+def reliability_chart(slug: str, title: str, caption: str, lines: Sequence[Line]) -> Chart:
+    """Return accuracy over confidence, with the diagonal."""
 
     def draw(axes: "Axes") -> None:
         axes.plot([0, 100], [0, 100], color=INK, linestyle=DOTTED, label="calibrated")
-        for line in drawn:
-            filled = [one for one in line.figures.bins if one.images]
+        for line in lines:
+            filled = [one for one in line.metrics.bins if one.images]
             axes.plot(
                 [100 * (one.confidence or 0.0) for one in filled],
                 [100 * (one.accuracy or 0.0) for one in filled],
@@ -127,15 +132,15 @@ def reliability(slug: str, title: str, caption: str, drawn: Sequence[Line]) -> C
         axes.set_xlabel("confidence (%)")
         axes.set_ylabel("accuracy (%)")
 
-    return chart(slug, title, caption, draw, drawn)
+    return draw_chart(slug, title, caption, draw, lines)
 
 
-def histogram(drawn: Sequence[Line]) -> Chart:
-    """The share of images in each bin of confidence."""
+def histogram(lines: Sequence[Line]) -> Chart:
+    """Return the fraction of images in each bin of confidence."""
 
     def draw(axes: "Axes") -> None:
-        for line in drawn:
-            images = [one.images for one in line.figures.bins]
+        for line in lines:
+            images = [one.images for one in line.metrics.bins]
             color = look(line.color)["color"]
             axes.stairs(
                 [100 * n / sum(images) for n in images],
@@ -146,40 +151,40 @@ def histogram(drawn: Sequence[Line]) -> Chart:
                 linewidth=1.2,
             )
         axes.set_xlabel("confidence (%)")
-        axes.set_ylabel("share of images (%)")
+        axes.set_ylabel("fraction of images (%)")
 
-    return chart("confidence", "Confidence", HISTOGRAM, draw, drawn)
+    return draw_chart("confidence", "Confidence", HISTOGRAM, draw, lines)
 
 
-def chart(
-    slug: str, title: str, caption: str, draw: Callable[["Axes"], None], drawn: Sequence[Line]
+def draw_chart(
+    slug: str, title: str, caption: str, draw: Callable[["Axes"], None], lines: Sequence[Line]
 ) -> Chart:
-    """One pair of axes with its legend, and the bins behind it."""
+    """Return a chart with one pair of axes, a legend, and the bins as its table of numbers."""
     from matplotlib.figure import Figure
 
     with drawing(slug):
-        figure = Figure(figsize=(4.4, 3.2 + 0.08 * len(drawn)), layout="constrained")
+        figure = Figure(figsize=(4.4, 3.2 + 0.08 * len(lines)), layout="constrained")
         axes = figure.subplots()
         draw(axes)
         legend(figure, axes)
         svg = inline_svg(figure, slug, title)
-    columns = ("network", "bin (%)", "confidence (%)", "accuracy (%)", "images", "share (%)")
-    return Chart(slug, title, caption, svg, columns, numbers(drawn))
+    columns = ("network", "bin (%)", "confidence (%)", "accuracy (%)", "images", "fraction (%)")
+    return Chart(slug, title, caption, svg, columns, bin_rows(lines))
 
 
-def numbers(drawn: Sequence[Line]) -> list[tuple[str, ...]]:
-    """A row for each bin that has images."""
+def bin_rows(lines: Sequence[Line]) -> list[tuple[str, ...]]:
+    """Return a row for each bin that contains images."""
     return [
         (
             line.label,
-            f"{tenth(b / len(bins))} – {tenth((b + 1) / len(bins))}",
+            f"{one_decimal(b / len(bins))} – {one_decimal((b + 1) / len(bins))}",
             percent(one.confidence),
             percent(one.accuracy),
             str(one.images),
             percent(one.images / sum(each.images for each in bins)),
         )
-        for line in drawn
-        for bins in [line.figures.bins]
+        for line in lines
+        for bins in [line.metrics.bins]
         for b, one in enumerate(bins)
         if one.images
     ]

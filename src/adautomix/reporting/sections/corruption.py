@@ -1,4 +1,4 @@
-"""Accuracy under corruptions: means, a row a corruption, heat maps over severities, a picture."""
+"""Report section of the corruption suite: tables, heat maps over severities and a picture."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -10,57 +10,59 @@ from adautomix.evaluation.corruption import (
     CorruptionResult,
     Robustness,
     mce_against,
-    pictured,
+    picture_severity,
 )
 from adautomix.reporting.drawing import Chart, drawing, inline_svg, shorten
 from adautomix.reporting.figures import MISSING, decimals, percent
-from adautomix.reporting.section import Found, Picture, Section, Table, embedded
+from adautomix.reporting.section import Evaluated, Picture, Section, Table, embedded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NOTE = (
-    "Top-1 under common corruptions of the test images (Hendrycks and Dietterich, ICLR 2019). "
-    "“Generated” ones have the strengths of ImageNet-C at every image size: on 32 × 32 images they "
-    "are harder than CIFAR-10-C and CIFAR-100-C, and not to be compared with figures on those."
+    "Top-1 accuracy under common corruptions of the test images (Hendrycks and Dietterich, ICLR "
+    "2019). “Generated” corruptions have the strengths of ImageNet-C at every image size: on "
+    "32 × 32 images they are harder than CIFAR-10-C and CIFAR-100-C, so do not compare them with "
+    "results on those sets."
 )
 MCE = (
-    "Mean accuracy and mCE, the mean corruption error, are over all corruptions and severities; "
+    "Mean accuracy and mean corruption error (mCE) are means over all corruptions and severities; "
     "the mCE is not normalized by AlexNet."
 )
 AGAINST = (
     "The last column is normalized by the same network of {}: errors summed over severities, "
-    "divided by its own, averaged over corruptions. Below 100 % a network is the sturdier of the "
-    "two; a gain of the clean accuracy alone brings it below, too."
+    "divided by those of the baseline, averaged over corruptions. Below 100 % a network is more "
+    "robust than the baseline; a higher clean accuracy alone also lowers this value."
 )
-BY_CORRUPTION = "Mean over severities. The first row, the test images as they are, is the control."
+BY_CORRUPTION = "Means over severities. The first row, the original test images, is the control."
 CAPTION = (
-    "A row a corruption, mild on the left and severe on the right; the number in a cell is the "
-    "accuracy. Rows that darken early are what the network has not learned to see through."
+    "One row per corruption, from mild on the left to severe on the right; the number in a cell is "
+    "the accuracy. Rows that turn dark early are corruptions that the network does not handle."
 )
 COLUMNS = ("run", "network", "images", "clean (%)", "mean accuracy (%)", "mCE (%)")
-_TOP_COLOUR = 0.55  # of the accuracy from which a cell is bright and its number is dark
+_BRIGHT = 0.55  # accuracy above which a cell is bright, so that its number is written in black
+
 points = decimals(2, scale=100.0)
 
-All = Sequence[tuple[Found, CorruptionResult]]
+Results = Sequence[tuple[Evaluated, CorruptionResult]]
 
 
-def section(found: All) -> Section:
-    """The means of each network, each corruption, and a heat map a run."""
+def section(results: Results) -> Section:
+    """Return the section with means, accuracies by corruption, heat maps and pictures."""
     return Section(
         "corruption",
         "Corruptions",
         NOTE,
-        [summary(found), by_corruption(found)],
-        [heat_map(one, result, number) for number, (one, result) in enumerate(found)],
-        pictures(found),
+        [summary_table(results), table_by_corruption(results)],
+        [heat_map(one, result, number) for number, (one, result) in enumerate(results)],
+        pictures(results),
     )
 
 
-def summary(found: All) -> Table:
-    """A row a network; where there are several runs, also held against one of them."""
-    base, bases = baseline(found)
-    several = len(found) > 1
+def summary_table(results: Results) -> Table:
+    """Return one row per network; several runs are also compared with one of them."""
+    baseline, baseline_result = find_baseline(results)
+    several = len(results) > 1
     rows = [
         (
             one.label,
@@ -69,43 +71,46 @@ def summary(found: All) -> Table:
             percent(network.clean),
             percent(network.mean_accuracy),
             percent(network.mce),
-            *([against(network, result, bases, name)] if several else []),
+            *([normalized_mce(network, result, baseline_result, name)] if several else []),
         )
-        for one, result in found
+        for one, result in results
         for name, network in result.networks.items()
     ]
-    columns = (*COLUMNS, *([f"mCE (% of {base.label})"] if several else []))
-    note = f"{MCE} {AGAINST.format(base.label)}" if several else MCE
-    return Table("Under corruptions", columns, rows, note)
+    columns = (*COLUMNS, *([f"mCE (% of {baseline.label})"] if several else []))
+    note = f"{MCE} {AGAINST.format(baseline.label)}" if several else MCE
+    return Table("Accuracy under corruptions", columns, rows, note)
 
 
-def baseline(found: All) -> tuple[Found, CorruptionResult]:
-    """What the others are held against: the first run of vanilla, or the first."""
-    plain = [pair for pair in found if pair[0].evaluation.source.get("method") == "vanilla"]
-    return (plain or list(found))[0]
+def find_baseline(results: Results) -> tuple[Evaluated, CorruptionResult]:
+    """Return what the others are compared with: the first run of vanilla, or the first run."""
+    vanilla = [pair for pair in results if pair[0].evaluation.source.get("method") == "vanilla"]
+    return (vanilla or list(results))[0]
 
 
-def against(
-    network: Robustness, result: CorruptionResult, bases: CorruptionResult, name: str
+def normalized_mce(
+    network: Robustness, result: CorruptionResult, baseline: CorruptionResult, name: str
 ) -> str:
-    """The mCE of a network normalized by its like, where both were tried on the same images."""
-    base = bases.networks.get(name)
-    alike = (result.severities, result.source) == (bases.severities, bases.source)
-    return percent(mce_against(network, base)) if base and alike else MISSING
+    """Return the mCE as a percentage of that of the baseline's network of the same name.
+
+    It is "–" if the two were not scored on the same images.
+    """
+    base = baseline.networks.get(name)
+    same = (result.severities, result.source) == (baseline.severities, baseline.source)
+    return percent(mce_against(network, base)) if base and same else MISSING
 
 
-def by_corruption(found: All) -> Table:
-    """A row a corruption, a column a network, and how much further the teacher is."""
+def table_by_corruption(results: Results) -> Table:
+    """Return one row per corruption, with the networks and teacher − student as columns."""
     columns: dict[str, dict[str, str]] = {}
-    for one, result in found:
-        before = f"{one.label}, " if len(found) > 1 else ""
+    for one, result in results:
+        prefix = f"{one.label}, " if len(results) > 1 else ""
         accuracies = {name: means(network) for name, network in result.networks.items()}
         for name, values in accuracies.items():
-            columns[f"{before}{name} (%)"] = {row: percent(v) for row, v in values.items()}
+            columns[f"{prefix}{name} (%)"] = {row: percent(v) for row, v in values.items()}
         if accuracies.keys() >= {"student", "teacher"}:
-            ahead = {n: v - accuracies["student"][n] for n, v in accuracies["teacher"].items()}
-            title = f"{before}teacher − student (points)"
-            columns[title] = {row: points(v) for row, v in ahead.items()}
+            gains = {n: v - accuracies["student"][n] for n, v in accuracies["teacher"].items()}
+            title = f"{prefix}teacher − student (points)"
+            columns[title] = {row: points(v) for row, v in gains.items()}
     kinds = {"clean": MISSING} | {name: kind for kind, names in KINDS.items() for name in names}
     rows = [
         (name.replace("_", " "), kind, *(column.get(name, MISSING) for column in columns.values()))
@@ -113,16 +118,16 @@ def by_corruption(found: All) -> Table:
         if any(name in column for column in columns.values())
     ]
     titles = ("corruption", "kind", *columns)
-    return Table("Top-1 by corruption", titles, rows, BY_CORRUPTION)
+    return Table("Top-1 accuracy by corruption", titles, rows, BY_CORRUPTION)
 
 
 def means(network: Robustness) -> dict[str, float]:
-    """Accuracy on clean images and the mean over severities of each corruption, 0 to 1."""
+    """Return the clean accuracy, and the mean over severities of each corruption, 0 to 1."""
     return {"clean": network.clean} | {name: fmean(v) for name, v in network.accuracy.items()}
 
 
-def heat_map(one: Found, result: CorruptionResult, number: int) -> Chart:
-    """Accuracy by corruption and severity, the networks of one run side by side."""
+def heat_map(one: Evaluated, result: CorruptionResult, number: int) -> Chart:
+    """Return accuracy by corruption and severity, with one panel per network of a run."""
     from matplotlib.figure import Figure
 
     slug, title = f"corruption-{number}", f"Accuracy by corruption and severity: {one.label}"
@@ -132,39 +137,33 @@ def heat_map(one: Found, result: CorruptionResult, number: int) -> Chart:
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(1, len(result.networks), sharey=True, squeeze=False)[0]
         for axes, (name, network) in zip(panels, result.networks.items(), strict=True):
-            draw_cells(
-                axes,
-                [100 * a for values in network.accuracy.values() for a in values],
-                len(result.severities),
-            )
-            axes.set_title(f"{name}: top-1 (%)", fontsize=9)
-            axes.set_xlabel("severity")
-            axes.set_xticks(range(len(result.severities)), map(str, result.severities))
+            draw_panel(axes, f"{name}: top-1 (%)", network, result.severities)
         panels[0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
         panels[0].invert_yaxis()
         svg = inline_svg(figure, slug, shorten(title, 80))
     columns = ("corruption", "network", *(f"severity {s} (%)" for s in result.severities))
-    return Chart(slug, title, CAPTION, svg, columns, numbers(result))
+    return Chart(slug, title, CAPTION, svg, columns, number_rows(result))
 
 
-def draw_cells(axes: "Axes", values: Sequence[float], columns: int) -> None:
-    """Percentages row by row as colored cells with their numbers; all colors span 0 to 100."""
+def draw_panel(axes: "Axes", title: str, network: Robustness, severities: Sequence[int]) -> None:
+    """Draw the accuracies of one network as colored cells; colors range from 0 to 100 %."""
     import numpy as np
 
-    cells = np.reshape(values, (-1, columns))
-    rows = range(len(cells))
-    axes.pcolormesh(
-        range(columns), rows, cells, shading="nearest", cmap="cividis", vmin=0, vmax=100
-    )
+    cells = 100 * np.array(list(network.accuracy.values()))
+    columns, rows = range(cells.shape[1]), range(cells.shape[0])
+    axes.pcolormesh(columns, rows, cells, shading="nearest", cmap="cividis", vmin=0, vmax=100)
     for (row, column), value in np.ndenumerate(cells):
-        color = "#000000" if value > 100 * _TOP_COLOUR else "#ffffff"
+        color = "#000000" if value > 100 * _BRIGHT else "#ffffff"
         axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=color)
     axes.grid(False)
     axes.tick_params(length=0)
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel("severity")
+    axes.set_xticks(range(len(severities)), map(str, severities))
 
 
-def numbers(result: CorruptionResult) -> list[tuple[str, ...]]:
-    """A row a corruption and network."""
+def number_rows(result: CorruptionResult) -> list[tuple[str, ...]]:
+    """Return one row per corruption and network."""
     return [
         (corruption.replace("_", " "), name, *map(percent, network.accuracy[corruption]))
         for corruption in next(iter(result.networks.values())).accuracy
@@ -172,17 +171,17 @@ def numbers(result: CorruptionResult) -> list[tuple[str, ...]]:
     ]
 
 
-def pictures(found: All) -> list[Picture]:
-    """What the first test image looked like, once where runs saw the same."""
+def pictures(results: Results) -> list[Picture]:
+    """Return the pictures of the first test image that exist; equal pictures are shown once."""
     shown: dict[str, tuple[str, int]] = {}
-    for one, result in found:
+    for one, result in results:
         if (path := one.picture("corruption", PICTURE)).is_file():
-            shown.setdefault(embedded(path), (one.label, pictured(result.severities)))
+            shown.setdefault(embedded(path), (one.label, picture_severity(result.severities)))
     return [
         Picture(
-            f"What the corruptions do: {label}",
-            f"One test image as it is and under each corruption at severity {severity} of 5. "
-            "Where you cannot tell what it was, a network can hardly be blamed.",
+            f"Corrupted images: {label}",
+            f"One test image in its original form and under each corruption at severity {severity} "
+            "of 5. Where a person cannot recognize the image, a network can hardly do so.",
             f"A test image of {label} under each corruption at severity {severity}.",
             source,
         )

@@ -1,25 +1,26 @@
-"""Grad-CAM: what is left of the maps of the sources in a mix, as a table and pictures."""
+"""Report section of the maps suite: how much of the Grad-CAM maps is left in mixes, pictures."""
 
 from collections.abc import Iterator, Sequence
 
 from adautomix.evaluation.maps import MapsResult, NetworkMaps
 from adautomix.reporting.figures import decimals, percent
-from adautomix.reporting.section import Found, Picture, Section, Table, embedded
+from adautomix.reporting.section import Evaluated, Picture, Section, Table, embedded
 
-MOST_PICTURES = 4  # on a page; all are in the folders
+MAX_PICTURES = 4  # per page; all pictures are in the folders
 NOTE = (
-    "Grad-CAM maps of a class on its clean image and on mixes with it. Similarity: the cosine of "
-    "the two maps, 1 where the network sees the class in the mix as it did alone. Inside: the "
-    "share of the map on the mix that lies where the class's own image has the largest mask, to "
-    "be held against the share of the pixels there (area), which is what a map without any "
-    "knowledge would have. Means over sources with a share, a class and a map of their own. Runs "
-    "mix by their own method: other mixes are harder or easier, so hold networks against each "
-    "other where these are the same (--maps.mixes plain)."
+    "Grad-CAM maps show where a network sees evidence for a class. Each map on a mix is compared "
+    "with the map on the clean image of that class. Similarity is the cosine of the two maps; it "
+    "is 1 if the network sees the class in the mix as in the clean image. Inside is the fraction "
+    "of the map on the mix that lies where the image of the class has the largest mask; area is "
+    "the fraction of the pixels there, which is what a map without any information would reach. "
+    "Values are means over the sources whose class occurs once in the mix and whose map is not "
+    "empty. Each run mixes by its own method, and mixes of other methods are harder or easier; "
+    "compare networks on the same mixes with --maps.mixes plain."
 )
 CAPTION = (
-    "Above, the originals and the mix with its λ; below, laid over each in gray, the map of each "
-    "original's class: alone on the left, in the mix on the right. Bright is where the network "
-    "sees the class; each map is drawn by its own largest value."
+    "Top: the originals, and the mix with its λ. Bottom: the map of each original's class, in the "
+    "original on the left and in the mix on the right, over the image in gray. Bright is where the "
+    "network sees the class; each map is scaled by its maximum."
 )
 COLUMNS = (
     "run",
@@ -31,24 +32,27 @@ COLUMNS = (
     "layer",
     "map",
 )
-three = decimals(3)
+
+three_decimals = decimals(3)
+
+Results = Sequence[tuple[Evaluated, MapsResult]]
 
 
-def section(found: Sequence[tuple[Found, MapsResult]]) -> Section:
-    """A row a network and method, and a few pictures."""
-    rows = [row for one, result in found for row in rows_of(one, result)]
-    table = Table("What a mix leaves of the maps", COLUMNS, rows)
-    return Section("maps", "Grad-CAM", NOTE, [table], pictures=pictures(found))
+def section(results: Results) -> Section:
+    """Return the section with one row per network and mixing method, and a few pictures."""
+    rows = [row for one, result in results for row in table_rows(one, result)]
+    table = Table("How much of the maps is left in a mix", COLUMNS, rows)
+    return Section("maps", "Grad-CAM", NOTE, [table], pictures=pictures(results))
 
 
-def rows_of(one: Found, result: MapsResult) -> Iterator[tuple[str, ...]]:
-    """The table's rows of one subject."""
+def table_rows(one: Evaluated, result: MapsResult) -> Iterator[tuple[str, ...]]:
+    """Yield the rows of one target."""
     for name, network in result.networks.items():
         for method, survival in network.survival.items():
             yield (
                 one.label,
                 f"{name}, {method}",
-                three(survival.similarity),
+                three_decimals(survival.similarity),
                 percent(survival.inside),
                 percent(survival.area),
                 str(survival.sources),
@@ -57,27 +61,33 @@ def rows_of(one: Found, result: MapsResult) -> Iterator[tuple[str, ...]]:
             )
 
 
-def pictures(found: Sequence[tuple[Found, MapsResult]]) -> list[Picture]:
-    """Those of the first subject of each color; of the last network alone if they are many."""
-    firsts = {one.color: (one, result) for one, result in reversed(found)}
-    some = [firsts[color] for color in sorted(firsts)]
-    drawn = [
-        (one, name, network) for one, result in some for name, network in result.networks.items()
+def pictures(results: Results) -> list[Picture]:
+    """Return pictures of the first target of each color, of its last network if there are many."""
+    first_of_color = {one.color: (one, result) for one, result in reversed(results)}
+    selected = [first_of_color[color] for color in sorted(first_of_color)]
+    networks = [
+        (one, name, network)
+        for one, result in selected
+        for name, network in result.networks.items()
     ]
-    if len(drawn) > MOST_PICTURES:
-        drawn = [(one, *list(result.networks.items())[-1]) for one, result in some]
-    every = [picture for one, name, network in drawn for picture in of_network(one, name, network)]
-    return every[:MOST_PICTURES]
+    if len(networks) > MAX_PICTURES:
+        networks = [(one, *list(result.networks.items())[-1]) for one, result in selected]
+    shown = [
+        picture
+        for one, name, network in networks
+        for picture in network_pictures(one, name, network)
+    ]
+    return shown[:MAX_PICTURES]
 
 
-def of_network(one: Found, name: str, network: NetworkMaps) -> Iterator[Picture]:
-    """The pictures of one network that are still there."""
+def network_pictures(one: Evaluated, name: str, network: NetworkMaps) -> Iterator[Picture]:
+    """Yield the pictures of one network that exist."""
     for method, file in network.pictures.items():
         path = one.picture("maps", file)
         if path.is_file():
             alt = (
                 f"Images, their {method} mixes, and Grad-CAM maps of {network.layer} of the "
-                f"{name} of {one.label} over both; the figures are in the table."
+                f"{name} of {one.label} on both; the numbers are in the table."
             )
             title = f"{one.label}, {name}: maps on {method} mixes"
             yield Picture(title, CAPTION, alt, embedded(path))

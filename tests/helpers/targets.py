@@ -1,5 +1,6 @@
-"""Subjects to evaluate: random images, and networks small enough to be computed by hand."""
+"""Evaluation targets: random images, and networks that are simple enough to compute by hand."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,8 +15,10 @@ KINDS = ("ant", "bee", "cat", "dog")
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
-def linear(size: int, seed: int = 0, scale: float = 1.0, mean: Color = MEAN) -> PixelNetwork:
-    """A random linear map of the pixels to four logits of about `scale`."""
+def linear_network(
+    size: int, seed: int = 0, scale: float = 1.0, mean: Color = MEAN
+) -> PixelNetwork:
+    """Return a random linear map of the pixels to four logits with deviations of about `scale`."""
     layer = nn.Linear(3 * size**2, len(KINDS), bias=False)
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(layer.weight.shape, generator=generator)
@@ -23,8 +26,8 @@ def linear(size: int, seed: int = 0, scale: float = 1.0, mean: Color = MEAN) -> 
     return PixelNetwork(nn.Sequential(nn.Flatten(), layer), mean, STD)
 
 
-def images_of(count: int, size: int, seed: int = 0) -> InMemory:
-    """Noise with labels at random."""
+def random_images(count: int, size: int, seed: int = 0) -> InMemory:
+    """Return noise images with random labels."""
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(256, (count, size, size, 3), generator=generator, dtype=torch.uint8)
     labels = torch.randint(len(KINDS), (count,), generator=generator)
@@ -32,11 +35,11 @@ def images_of(count: int, size: int, seed: int = 0) -> InMemory:
 
 
 def relabeled(split: InMemory, labels: Tensor) -> InMemory:
-    """The same images with other labels."""
+    """Return the same images with other labels."""
     return InMemory(split.images, split.rows, labels)
 
 
-def tried_on(
+def make_target(
     test: InMemory,
     folder: Path,
     *,
@@ -44,9 +47,13 @@ def tried_on(
     networks: dict[str, PixelNetwork] | None = None,
     batch_size: int = 16,
 ) -> EvalTarget:
-    """A student and a teacher, or other networks, on the images."""
+    """Return a target with these images; without `networks`, a linear student and teacher."""
     size = test.images.shape[1]
-    networks = networks or {"student": linear(size), "teacher": linear(size, seed=1, scale=3)}
+    if networks is None:
+        networks = {
+            "student": linear_network(size),
+            "teacher": linear_network(size, seed=1, scale=3),
+        }
     data = ImageData(
         name="noise",
         classes=KINDS,
@@ -71,3 +78,8 @@ def tried_on(
         seed=0,
         source={},
     )
+
+
+def top1_accuracy(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, float]:
+    """Return the top-1 accuracy, 0 to 1, of each network's logits `[n, K]`."""
+    return {name: float((z.argmax(dim=1) == labels).double().mean()) for name, z in logits.items()}
