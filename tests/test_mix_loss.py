@@ -94,6 +94,10 @@ def test_losses_and_teacher_are_the_trainers(name: str, data: ImageData, tmp_pat
             mine |= {part: float(value) for part, value in loop.method.parts.items()}
             assert mine == pytest.approx(theirs, rel=1e-6)
     assert loop.method.step == trainer.step == STEPS
+    if not METHODS[name].uses_teacher:
+        with pytest.raises(UsageError, match=r"keeps no moving average .* pass teacher="):
+            _ = loop.method.teacher
+        return
     for key, value in trainer.teacher.model.state_dict().items():
         torch.testing.assert_close(loop.method.teacher.state_dict()[key], value, msg=key)
 

@@ -1,12 +1,14 @@
-"""Any method inside somebody else's training loop.
+"""Any mixing method in a training loop of your own.
 
 method = adautomix.create_method("adautomix", model=model, num_classes=100, steps=10_000)
 optimizer = torch.optim.SGD([*model.parameters(), *method.parameters()], lr=0.1)
-for images, labels in batches:
+for images, labels in loader:
 loss = method(images, labels)
-optimizer.zero_grad(); loss.backward(); optimizer.step()
+optimizer.zero_grad()
+loss.backward()
+optimizer.step()
 method.after_step()
-method.teacher   # the moving average of the model, ready to be evaluated
+method.teacher  # the moving average of the model, ready to be evaluated
 """
 
 import os
@@ -16,57 +18,120 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from adautomix.config import TeacherSettings
-from adautomix.ema import Teacher, momentum_schedule
+from adautomix.ema import Teacher, TeacherSettings, momentum_schedule
+from adautomix.errors import UsageError
+from adautomix.inputs import check_batch
 from adautomix.methods import Method, find_method
+from adautomix.models import Classifier
+from adautomix.models.wrap import WrappedClassifier, unwrap, wrap_model
 from adautomix.rng import seed_at
 from adautomix.validation import one_line_errors, setting_names
 
 
 class MixLoss(nn.Module):
-    """A method with its teacher and its step counter; call it for the loss of a batch.
+    """A mixing method with its teacher and step counter; call it for the loss of a batch.
 
-    `parameters()` are what the method learns besides the model; `state_dict()` holds these, the
-    teacher and the counter.
+    `parameters()` yields what has to be optimized besides the model: the method's own parameters
+    (a mask generator, for example) and the second head, where `create_method` added one.
+    `state_dict()` holds these, the teacher and the step counter.
+
+    Attributes:
+        method: the method itself.
+        step: number of optimizer steps that `after_step` has counted.
+        parts: named parts of the latest loss, detached.
     """
 
     def __init__(
-        self, method: Method, model: nn.Module, teacher: Teacher[nn.Module], momentum: list[float]
+        self,
+        method: Method,
+        model: nn.Module,
+        *,
+        own_heads: nn.Module | None = None,
+        teacher: Teacher[nn.Module] | None = None,
+        momentum: list[float] | None = None,
+        rank: int | None = None,
     ) -> None:
         super().__init__()
         self.method = method
-        self.teacher = teacher.model
+        self.heads = own_heads
+        if teacher is not None:
+            self._modules["teacher"] = teacher.model  # read through the property below
         self.step = 0
         self.parts: dict[str, Tensor] = {}
-        self._average = teacher
-        self._momentum = momentum
+        self._average, self._momentum = teacher, momentum or []
         self._model = [model]  # in a list: the model belongs to the caller, not to this module
+        self._rank, self._seeded = rank, False
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The moving average of the model.
+
+        Raises:
+            UsageError: the method needs no teacher and none was asked for.
+        """
+        if self._average is None:
+            raise UsageError(
+                f"{self.method.name} keeps no moving average of the model: pass "
+                "teacher=TeacherSettings() to create_method if you want one"
+            )
+        return self._average.model
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss of a batch; its named parts are then in `parts`, detached.
+        """Compute the loss of a batch.
 
         Args:
-            images: normalized, `[B, C, H, W]`.
-            labels: class indices `[B]` or soft `[B, K]`.
+            images: normalized, float `[B, C, H, W]`.
+            labels: class indices `[B]` or soft labels `[B, K]`. Their values are checked on the
+                CPU only, because reading them on a GPU would stall it.
+
+        Returns:
+            A scalar; its backward pass gives the model and the method their gradients.
+
+        Raises:
+            UsageError: an input has the wrong shape, type or range.
         """
-        self.parts = self.method.losses(images, labels, self._model[0], self.teacher, self.step)
+        check_batch(images, labels, self.method.num_classes)
+        self._seed_by_rank()
+        model = self._model[0]
+        if isinstance(model, WrappedClassifier):
+            model.begin_step()
+        # A method that needs no teacher ignores this argument.
+        teacher = model if self._average is None else self.teacher
+        self.parts = self.method.losses(images, labels, model, teacher, self.step)
         return self.parts.pop("loss")
 
+    def average_gradients(self) -> None:
+        """Average the gradients of `parameters()` over all processes; call it after the backward.
+
+        `DistributedDataParallel` does this for the model's parameters only. Without several
+        processes nothing happens.
+        """
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            return
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= dist.get_world_size()
+
     def after_step(self) -> None:
-        """Move the teacher; call it after every step of the optimizer."""
-        momentum = self._momentum[min(self.step, len(self._momentum) - 1)]
-        self._average.update(self._model[0], momentum)
+        """Update the teacher; call it after every step of the optimizer."""
+        if self._average is not None:
+            momentum = self._momentum[min(self.step, len(self._momentum) - 1)]
+            self._average.update(self._model[0], momentum)
         self.method.after_step(self.step)
         self.step += 1
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
-        """What the method learns; the teacher is averaged, not learned."""
-        return self.method.named_parameters(prefix, recurse, remove_duplicate)
+        """Yield what is learned here; the teacher is averaged, not learned."""
+        yield from self.method.named_parameters(prefix, recurse, remove_duplicate)
+        if self.heads is not None:
+            place = f"{prefix}.heads" if prefix else "heads"
+            yield from self.heads.named_parameters(place, recurse, remove_duplicate)
 
     def train(self, mode: bool = True) -> "MixLoss":
-        """The teacher keeps its own mode, whatever the loop does."""
+        """Leave the teacher in its own mode, whatever the loop does."""
         self.training = mode
         return self
 
@@ -75,12 +140,21 @@ class MixLoss(nn.Module):
         return {"step": self.step}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
-        """Go on from a saved counter."""
+        """Restore the step counter."""
         self.step = state["step"]
+
+    def _seed_by_rank(self) -> None:
+        """Give each process random numbers of its own, once it is known which one this is."""
+        if self._seeded:
+            return
+        rank = process_rank() if self._rank is None else self._rank
+        if rank:
+            self.method.seed = seed_at(self.method.seed, rank, "process")
+        self._seeded = True
 
 
 def process_rank() -> int:
-    """Which of several processes this one is: PyTorch's answer, or what its launcher says."""
+    """Rank of this process, from PyTorch or else from its launcher's environment."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank()
     return int(os.environ.get("RANK", "0"))
@@ -91,46 +165,96 @@ def create_method(
     *,
     model: nn.Module,
     num_classes: int,
-    steps: int,
+    steps: int | None = None,
     seed: int = 0,
     rank: int | None = None,
     label_smoothing: float = 0.0,
     teacher: TeacherSettings | None = None,
     **settings: Any,
 ) -> MixLoss:
-    """A method for a loop of your own.
+    """Create a mixing method for a training loop of your own.
 
     Args:
-        name: one of `adautomix methods`.
-        model: the network to train; methods that look inside it need one of `build_model`.
-        num_classes: K.
-        steps: optimizer steps of the whole training, for the teacher's momentum.
-        seed: names every random number that the method draws.
-        rank: whose random numbers they are, so that each of several processes mixes its own way;
-            none: those of this process. The same number in all gives all the same mixes.
-        label_smoothing: share of each target spread over all classes.
-        teacher: settings of the moving average.
-        settings: the method's own settings.
+        name: a name that `adautomix methods` lists, such as "adautomix" or "cutmix".
+        model: the network to train: a timm network, a torchvision ResNet, ConvNeXt or Swin, any
+            other module after `wrap_model`, or one of `build_model`; also inside DDP. Its own
+            classification layer stays in use. Methods that need a second head add one, which
+            `method.parameters()` includes.
+        num_classes: number of classes, K.
+        steps: optimizer steps of the whole training. Required where a teacher is kept, because its
+            momentum rises over the training.
+        seed: random seed of everything that the method draws.
+        rank: which process's random numbers to use; default: this process's rank, read at the
+            first batch, so that each process mixes differently.
+        label_smoothing: label smoothing of the cross-entropy, 0 to 1.
+        teacher: settings of the moving average. Methods that need no teacher keep one only if
+            this is given.
+        settings: the method's own settings, such as `alpha=0.2`.
+
+    Returns:
+        A module that is called with images and labels and returns the loss.
 
     Raises:
-        UsageError: unknown method or setting, value out of range.
+        UsageError: unknown method or setting, a value out of range, or a network that the method
+            cannot use.
     """
     cls = find_method(name)
-    average = teacher or TeacherSettings()
     with one_line_errors(name, lambda: setting_names(f"{name}.", cls.Settings)):
         options = cls.Settings(**settings)
-    rank = process_rank() if rank is None else rank
+    student, own_heads = network_for(cls, model, num_classes)
     method = cls(
         options,
         num_classes=num_classes,
-        seed=seed_at(seed, rank, "process") if rank else seed,
+        seed=seed,
         label_smoothing=label_smoothing,
-        model=model,
+        model=student,
     )
-    momentum = momentum_schedule(
+    average = momentum = None
+    if cls.uses_teacher or teacher is not None:
+        momentum = teacher_momentum(name, teacher or TeacherSettings(), steps)
+        source = unwrap(student) if not isinstance(student, WrappedClassifier) else student
+        average = Teacher(source, (teacher or TeacherSettings()).buffers)
+    return MixLoss(
+        method, student, own_heads=own_heads, teacher=average, momentum=momentum, rank=rank
+    )
+
+
+def network_for(
+    cls: type[Method], model: nn.Module, num_classes: int
+) -> tuple[nn.Module, nn.Module | None]:
+    """The network as the method needs it, and the heads that were added for it.
+
+    Raises:
+        UsageError: the network has another number of classes.
+    """
+    if isinstance(model, Classifier | WrappedClassifier):
+        student: nn.Module = model
+    elif cls.requires or cls.heads != ("clean",):
+        student = wrap_model(model, heads=cls.heads)
+    else:
+        return model, None
+    if getattr(student, "num_classes", num_classes) != num_classes:
+        raise UsageError(
+            f"num_classes={num_classes}, but the model's classification layer has "
+            f"{student.num_classes} outputs: build it with num_classes={num_classes}"
+        )
+    return student, None if student is model else getattr(student, "extra_heads", None)
+
+
+def teacher_momentum(name: str, teacher: TeacherSettings, steps: int | None) -> list[float]:
+    """Momentum of the teacher at every step.
+
+    Raises:
+        UsageError: the number of steps is needed and not given.
+    """
+    if steps is None:
+        raise UsageError(
+            f"{name} keeps a moving average of the model: pass steps=, the number of optimizer "
+            "steps of the whole training, over which its momentum rises"
+        )
+    return momentum_schedule(
         steps,
-        start=average.momentum,
-        end=average.momentum_end,
-        constant_share=average.constant_share,
+        start=teacher.momentum,
+        end=teacher.momentum_end,
+        constant_share=teacher.constant_share,
     )
-    return MixLoss(method, model, Teacher(model, average.buffers), momentum)

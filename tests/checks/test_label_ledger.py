@@ -282,8 +282,8 @@ def test_kornia_that_cuts_twice_has_labels_for_each_cut_alone() -> None:
 
 
 def test_ours_as_functions() -> None:
-    for name in ("mixup", "cutmix", "fmix", "vanilla"):
-        mix = getattr(adautomix.functional, name)
+    for name in ("mixup", "cutmix", "fmix", "resizemix"):
+        mix = getattr(adautomix.mix, name)
         row = check_object(lambda *batch: mix(*batch, num_classes=8))  # noqa: B023
         assert row.ok
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adautomix.mixing.params import MixParams
+
 
 class MaskSource(Protocol):
     """Weight of each source at each pixel, `[B, N, H, W]`: a tensor, or something that makes one.
@@ -32,6 +34,8 @@ class Mixed:
         lam: weight of each source in the label, float32 `[B, N]`.
         perm: row of the batch that each source comes from, int64 `[B, N]`.
         mask_source: what `masks` are computed from when they are read.
+        params: the random parameters, where a function of `adautomix.mix` made the batch; pass
+            them to the same function to mix in the same way again.
     """
 
     images: Tensor
@@ -39,6 +43,7 @@ class Mixed:
     lam: Tensor
     perm: Tensor
     mask_source: MaskSource | None = None
+    params: MixParams | None = None
 
     @property
     def masks(self) -> Tensor | None:
@@ -50,12 +55,15 @@ class Mixed:
 
     def rows(self, index: slice | Tensor) -> Self:
         """Return some of the mixes, selected by a slice, by indices or by a boolean mask."""
-        tensors = {
-            name: value[index] for name, value in vars(self).items() if name != "mask_source"
-        }
         masks = self.masks
         return dataclasses.replace(
-            self, **tensors, mask_source=None if masks is None else masks[index]
+            self,
+            images=self.images[index],
+            targets=self.targets[index],
+            lam=self.lam[index],
+            perm=self.perm[index],
+            mask_source=None if masks is None else masks[index],
+            params=None,
         )
 
 

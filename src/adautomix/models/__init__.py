@@ -7,6 +7,7 @@ from adautomix.models.modes import evaluating, frozen_statistics, has_batch_norm
 from adautomix.models.narrow import SkippingConv2d
 from adautomix.models.spec import HEADS, ModelSpec, Stem
 from adautomix.models.transformer import Blocks, Queries
+from adautomix.models.wrap import WrappedClassifier, wrap_model
 
 __all__ = [
     "HEADS",
@@ -17,6 +18,7 @@ __all__ = [
     "Queries",
     "SkippingConv2d",
     "Stem",
+    "WrappedClassifier",
     "build_model",
     "evaluating",
     "frozen_statistics",
@@ -24,4 +26,5 @@ __all__ = [
     "keeps_statistics",
     "suited_stem",
     "timm_plan",
+    "wrap_model",
 ]

@@ -1,6 +1,6 @@
 """A run that is used and no longer trained: its networks, its classes, its images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from adautomix.config import TrainConfig
 from adautomix.data.decoding.pictures import prepare_pictures
 from adautomix.device import pick_device
 from adautomix.errors import UsageError
+from adautomix.inputs import check_images
 from adautomix.methods import Method
 from adautomix.models import Classifier, evaluating
 from adautomix.runs.build import build_networks
@@ -48,22 +49,59 @@ class TrainedRun:
         """Class names, in the order of the outputs."""
         return list(self.card["classes"])
 
-    def predict(self, pictures: Sequence[Path], network: Network = "teacher") -> Tensor:
-        """Class probabilities `[n, K]` of image files.
+    @property
+    def student(self) -> Classifier:
+        """The trained network."""
+        return self.networks["student"]
+
+    @property
+    def teacher(self) -> Classifier:
+        """The moving average of the trained network."""
+        return self.networks["teacher"]
+
+    def predict(
+        self,
+        images: Tensor | Sequence[Path | str] | Path | str,
+        network: Network = "teacher",
+        *,
+        batch_size: int = 100,
+    ) -> Tensor:
+        """Compute class probabilities.
+
+        Args:
+            images: image files, or normalized images, float `[n, 3, H, W]`.
+            network: "teacher" or "student".
+            batch_size: images per forward pass, which bounds the memory.
+
+        Returns:
+            Float32 `[n, K]` on the CPU; each row sums to 1.
 
         Raises:
-            UsageError: a file is missing or no image.
+            UsageError: a file is missing or is not an image, or a tensor has the wrong shape.
         """
-        images = prepare_pictures(
-            pictures,
-            image_size=self.card["image_size"],
-            mean=self.card["mean"],
-            std=self.card["std"],
-        ).to(self.device)
         model = self.networks[network]
+        parts: list[Tensor] = []
         with evaluating(model):
-            logits: Tensor = model(images, head=self.method.eval_head)
-        return logits.float().softmax(dim=1).cpu()
+            for batch in self._batches(images, batch_size):
+                logits = model(batch.to(self.device), head=self.method.eval_head)
+                parts.append(logits.float().softmax(dim=1).cpu())
+        return torch.cat(parts)
+
+    def _batches(
+        self, images: Tensor | Sequence[Path | str] | Path | str, batch_size: int
+    ) -> Iterator[Tensor]:
+        """Normalized images, at most `batch_size` at a time."""
+        if isinstance(images, Tensor):
+            check_images(images)
+            yield from images.split(batch_size)
+            return
+        paths = [Path(images)] if isinstance(images, Path | str) else [Path(p) for p in images]
+        if not paths:
+            raise UsageError("predict got no images: pass at least one file")
+        size, mean, std = (self.card[name] for name in ("image_size", "mean", "std"))
+        for start in range(0, len(paths), batch_size):
+            some = paths[start : start + batch_size]
+            yield prepare_pictures(some, image_size=size, mean=mean, std=std)
 
 
 def load_trained(path: Path | str, *, which: str = "last", device: str = "auto") -> TrainedRun:

@@ -1,0 +1,123 @@
+"""What `import adautomix as am` offers, and the documentation's code."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+import adautomix as am
+from adautomix.errors import UsageError
+
+ROOT = Path(__file__).parents[1]
+HELPERS = Path(__file__).parent / "helpers"
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own-loop.md").read_text(), re.DOTALL)
+
+
+def loader(batches: int = 2) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (
+            torch.randn(6, 3, 32, 32, generator=generator),
+            torch.randint(10, (6,), generator=generator),
+        )
+        for _ in range(batches)
+    ]
+
+
+def test_all_public_names_exist_and_are_listed() -> None:
+    assert dir(am) == am.__all__
+    for name in am.__all__:
+        assert getattr(am, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'cutmxi'"):
+        _ = am.cutmxi  # type: ignore[attr-defined]
+
+
+def test_importing_loads_no_torch() -> None:
+    program = "import sys, adautomix; dir(adautomix); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS) - 1))
+def test_the_documentations_code_runs(number: int) -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    names = {"loader": loader(), "model": model, "optimizer": optimizer}
+    exec(BLOCKS[number], names)
+
+
+def test_two_processes_with_ddp_end_with_equal_weights(tmp_path: Path) -> None:
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    script = tmp_path / "loop.py"
+    script.write_text((HELPERS / "own_loop.py").read_text().replace("# LOOP", BLOCKS[-1]))
+    done = subprocess.run(
+        [sys.executable, *words, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**__import__("os").environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert first["lam"] != second["lam"]
+    for name, value in first["weights"].items():
+        torch.testing.assert_close(second["weights"][name], value, msg=name)
+    start = torch.load(tmp_path / "start.pt", weights_only=True)
+    moved = [
+        name for name, value in start.items() if not torch.equal(value, first["weights"][name])
+    ]
+    assert {name.split(".")[0] for name in moved} >= {"model", "method"}
+
+
+def test_create_method_asks_for_steps_only_where_they_matter() -> None:
+    model = torchvision.models.resnet18(num_classes=10)
+    am.create_method("cutmix", model=model, num_classes=10)
+    with pytest.raises(UsageError, match=r"adautomix keeps a moving average .* pass steps="):
+        am.create_method("adautomix", model=model, num_classes=10)
+
+
+def test_create_method_compares_the_number_of_classes() -> None:
+    model = torchvision.models.resnet18(num_classes=10)
+    with pytest.raises(UsageError, match=r"num_classes=7, but .* has 10 outputs"):
+        am.create_method("adautomix", model=model, num_classes=7, steps=5)
+
+
+def test_the_clean_head_is_the_users_and_the_mixed_head_is_learned() -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=10)
+    method = am.create_method("adautomix", model=model, num_classes=10, steps=2)
+    before = {name: value.clone() for name, value in method.named_parameters()}
+    optimizer = torch.optim.SGD([*model.parameters(), *method.parameters()], lr=0.1)
+    assert len({id(p) for g in optimizer.param_groups for p in g["params"]}) == len(
+        [p for g in optimizer.param_groups for p in g["params"]]
+    )
+    fc = model.fc.weight.clone()
+    for images, labels in loader():
+        method(images, labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        method.after_step()
+    assert not torch.equal(model.fc.weight, fc)
+    assert any(name.startswith("heads.mixed") for name in before)
+    for name, value in method.named_parameters():
+        if name.startswith("heads.mixed"):
+            assert not torch.equal(value, before[name]), name
+
+
+def test_the_rank_is_taken_at_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torchvision.models.resnet18(num_classes=10)
+    images, labels = loader()[0]
+    torch.manual_seed(0)
+    losses = []
+    for rank in ("0", "1"):
+        method = am.create_method("mixup", model=model, num_classes=10)
+        monkeypatch.setenv("RANK", rank)
+        losses.append(float(method(images, labels).detach()))
+    assert losses[0] != losses[1]
