@@ -10,6 +10,7 @@ import os
 
 import timm
 import torch
+import torch.nn.functional as F
 from digits import CLASSES, digits
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -46,9 +47,12 @@ class Training:
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
         """One step of the optimizer."""
         self.model.train()
-        mix = am.mix.cutmix if self.step < self.mix_steps else am.mix.vanilla
-        mixed = mix(images, labels, num_classes=CLASSES)
-        loss = self.loss(self.model(mixed.images), mixed.targets)
+        if self.step < self.mix_steps:
+            mixed = am.mix.cutmix(images, labels, num_classes=CLASSES)
+            images, targets = mixed.images, mixed.targets
+        else:
+            targets = F.one_hot(labels, CLASSES).float()
+        loss = self.loss(self.model(images), targets)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

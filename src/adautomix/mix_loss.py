@@ -22,7 +22,6 @@ from adautomix.ema import Teacher, TeacherSettings, momentum_schedule
 from adautomix.errors import UsageError
 from adautomix.inputs import check_batch
 from adautomix.methods import Method, find_method
-from adautomix.models import Classifier
 from adautomix.models.wrap import WrappedClassifier, unwrap, wrap_model
 from adautomix.rng import seed_at
 from adautomix.validation import one_line_errors, setting_names
@@ -227,8 +226,8 @@ def network_for(
     Raises:
         UsageError: the network has another number of classes.
     """
-    if isinstance(model, Classifier | WrappedClassifier):
-        student: nn.Module = model
+    if hasattr(model, "tap_shape"):
+        student: nn.Module = model  # has the interface of Classifier already
     elif cls.requires or cls.heads != ("clean",):
         student = wrap_model(model, heads=cls.heads)
     else:
