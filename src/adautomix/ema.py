@@ -21,29 +21,10 @@ import math
 from typing import Generic, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 BufferPolicy = Literal["average", "copy", "own"]
-
-
-class TeacherSettings(BaseModel):
-    """The moving average of the student, kept and evaluated for every method."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    momentum: float | None = Field(
-        None, ge=0, le=1, description="ξ at the start; none: 1 - 100/steps, at most 0.999"
-    )
-    momentum_end: float = Field(0.999999, ge=0, le=1, description="ξ at the end of training")
-    constant_share: float = Field(
-        0.1, ge=0, le=1, description="share of training before ξ starts to rise"
-    )
-    buffers: BufferPolicy = Field(
-        "average", description="its batch-norm statistics: averaged, the student's, or its own"
-    )
-
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -18,7 +18,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from adautomix.ema import Teacher, TeacherSettings, momentum_schedule
+from adautomix.config import TeacherSettings
+from adautomix.ema import Teacher, momentum_schedule
 from adautomix.errors import UsageError
 from adautomix.inputs import check_batch
 from adautomix.methods import Method, find_method

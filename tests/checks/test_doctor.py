@@ -334,13 +334,13 @@ def test_the_command_with_findings(command: Command) -> None:
     assert outcome.status == 1
     assert outcome.out.startswith("- mixing not switched off: ")
     assert outcome.out.endswith("; ask for the step or epoch before mixing\n")
-    assert outcome.err == f"adautomix: {place}: 1 found, and what to do is above\n"
+    assert outcome.err == f"adautomix: {place}: 1 problem found; see the fixes above\n"
 
 
 def test_the_command_without_findings(command: Command, script: Path) -> None:
     outcome = command("doctor", script, "--alone")
     assert (outcome.status, outcome.err) == (0, "")
-    assert outcome.out == f"Nothing found in {script}.\n"
+    assert outcome.out == f"No problems found in {script}.\n"
     assert command("doctor", script, "--alone", "--json").json == []
 
 

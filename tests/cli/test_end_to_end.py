@@ -36,20 +36,20 @@ from adautomix.training.optim import build_optimizer
 
 NETWORKS = ("student", "teacher")
 TRAINING = (*SMALL_NET, "--epochs", 2, "--batch-size", 6)
-# What is said of all masks of a batch at once is said of a part's.
+# The mask loss is a mean over all masks of a batch, so it differs when the batch is split.
 PART_BY_PART: dict[str, dict[str, Any]] = {
     "automix": {"mask_weight": 0},
     "samix": {"mask_weight": 0},
 }
-NORMALISED_BY_PARTS = ("dada",)  # its generator has batch norm
+NORMALIZED_BY_PARTS = ("dada",)  # its generator has batch norm
 
 
 @pytest.fixture(scope="module")
 def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """AdAutoMix on the folder of photographs, trained by the command."""
     folder = tmp_path_factory.mktemp("end to end") / "run"
-    words = ("train", "--data", photos, *TRAINING, "--out", folder, "--json")
-    main([str(word) for word in words])
+    args = ("train", "--data", photos, *TRAINING, "--out", folder, "--json")
+    main([str(word) for word in args])
     return folder
 
 
@@ -87,10 +87,10 @@ def test_a_run_folder_holds_everything(run: Path) -> None:
 
 def test_the_summary_says_what_was_done(run: Path) -> None:
     summary = summary_of(run)
-    on_progress = {
+    facts = {
         name: summary[name] for name in ("method", "model", "width", "seed", "epochs", "steps")
     }
-    assert on_progress == {
+    assert facts == {
         "method": "adautomix",
         "model": "resnet18",
         "width": 0.125,
@@ -106,33 +106,33 @@ def test_the_summary_says_what_was_done(run: Path) -> None:
 
 
 def test_train_prints_where_everything_is(photos: Path, tmp_path: Path, command: Command) -> None:
-    words = ("--data", photos, *SMALL_NET, "--epochs", 1, "--batch-size", 12, "--method", "vanilla")
-    outcome = command("train", *words, "--out", tmp_path / "run")
+    args = ("--data", photos, *SMALL_NET, "--epochs", 1, "--batch-size", 12, "--method", "vanilla")
+    outcome = command("train", *args, "--out", tmp_path / "run")
     assert outcome.status == 0
     assert f"Run folder {tmp_path / 'run'}, page {tmp_path / 'run' / 'report.html'}" in outcome.out
     figures = summary_of(tmp_path / "run")["final"]["student"]
     assert "epoch 1/1  loss" in outcome.err
     assert f"student {figures['top1']:.2%}" in outcome.err
-    quiet = command("train", *words, "--out", tmp_path / "quiet", "--json")
+    quiet = command("train", *args, "--out", tmp_path / "quiet", "--json")
     assert quiet.err == ""
     assert quiet.json == summary_of(tmp_path / "quiet")
     assert quiet.json["final"] == summary_of(tmp_path / "run")["final"]
 
 
-def test_evaluate_gives_the_figures_of_the_summary(run: Path, command: Command) -> None:
+def test_evaluate_reproduces_the_results_of_the_summary(run: Path, command: Command) -> None:
     outcome = command("evaluate", run, "--json")
     assert outcome.status == 0
     record = outcome.json[str(run)]
-    found = record["suites"]["accuracy"]["networks"]
+    results = record["suites"]["accuracy"]["networks"]
     for network, scores in summary_of(run)["final"].items():
-        assert found[network] == pytest.approx(scores, rel=1e-5)
+        assert results[network] == pytest.approx(scores, rel=1e-5)
     assert record == json.loads((run / "evaluation.json").read_text())
     best = command("evaluate", run, "--which", "best", "--json").json[str(run)]
-    noted, found = summary_of(run)["best"], best["suites"]["accuracy"]["networks"]
-    assert found[noted["network"]]["top1"] == noted["top1"]
-    assert best["source"]["step"] == 4 * noted["epoch"]
-    mask_source = command("evaluate", run, "--which", "best").out
-    assert f"{100 * found['student']['top1']:.2f}" in mask_source
+    recorded, results = summary_of(run)["best"], best["suites"]["accuracy"]["networks"]
+    assert results[recorded["network"]]["top1"] == recorded["top1"]
+    assert best["source"]["step"] == 4 * recorded["epoch"]
+    printed = command("evaluate", run, "--which", "best").out
+    assert f"{100 * results['student']['top1']:.2f}" in printed
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -144,27 +144,31 @@ def test_predict_is_a_forward_pass(
     expected = by_hand(run, pictures, network)
     for entry, file, probabilities in zip(outcome.json, pictures, expected, strict=True):
         assert entry["image"] == str(file)
-        said = entry["classes"]
-        assert sum(said.values()) == pytest.approx(1, abs=1e-5)
-        assert list(said.values()) == sorted(said.values(), reverse=True)
+        predicted = entry["classes"]
+        assert sum(predicted.values()) == pytest.approx(1, abs=1e-5)
+        assert list(predicted.values()) == sorted(predicted.values(), reverse=True)
         for name, probability in zip(CLASSES, probabilities.tolist(), strict=True):
-            assert said[name] == pytest.approx(probability, abs=1e-5)
+            assert predicted[name] == pytest.approx(probability, abs=1e-5)
 
 
-def test_predict_tells_the_likeliest(run: Path, pictures: list[Path], command: Command) -> None:
+def test_predict_prints_the_most_probable_class(
+    run: Path, pictures: list[Path], command: Command
+) -> None:
     outcome = command("predict", run, pictures[0], "--top", 1, "--json")
     likeliest = CLASSES[int(by_hand(run, pictures[:1], "teacher").argmax())]
     assert list(outcome.json[0]["classes"]) == [likeliest]
     assert likeliest in command("predict", run, pictures[0], "--top", 1).out
 
 
-def test_predict_on_what_is_no_image(run: Path, tmp_path: Path, command: Command) -> None:
-    for name, words in {"notes.txt": "not an image", "absent.png": "no such file"}.items():
+def test_predict_on_a_file_that_is_not_an_image(
+    run: Path, tmp_path: Path, command: Command
+) -> None:
+    for name, args in {"notes.txt": "not an image", "absent.png": "no such file"}.items():
         if name == "notes.txt":
             (tmp_path / name).write_text("no image")
         outcome = command("predict", run, tmp_path / name)
         assert (outcome.status, outcome.out) == (2, "")
-        assert outcome.err.startswith(f"adautomix: cannot read {tmp_path / name}: {words}")
+        assert outcome.err.startswith(f"adautomix: cannot read {tmp_path / name}: {args}")
         assert outcome.err.count("\n") == 1
     outcome = command("predict", run, tmp_path / name, "--network", "tutor")
     assert outcome.status == 2
@@ -189,8 +193,8 @@ def test_an_exported_network_predicts_the_same(
     assert exported.CONFIG["classes"] == list(CLASSES)
     with torch.no_grad():
         images = torch.cat([exported.read_image(str(file)) for file in pictures])
-        said = exported.load_model()(images).softmax(dim=1)
-    torch.testing.assert_close(said, by_hand(run, pictures, network), atol=1e-5, rtol=0)
+        predicted = exported.load_model()(images).softmax(dim=1)
+    torch.testing.assert_close(predicted, by_hand(run, pictures, network), atol=1e-5, rtol=0)
     again = command("export", run, "--out", tmp_path / "model")
     assert again.status == 2
     assert "export needs a new or empty folder" in again.err
@@ -228,7 +232,7 @@ def test_the_page_of_a_run(run: Path, tmp_path: Path, command: Command) -> None:
 def test_a_preview_of_every_method_from_two_pictures(
     pictures: list[Path], tmp_path: Path, command: Command
 ) -> None:
-    """One sheet, a row a method: its name, the pictures that are in the mix, and a mix."""
+    """One image with a row per method: its name, the sources of the mix, and a mix."""
     target = tmp_path / "all.png"
     outcome = command("preview", "--images", *pictures[:2], "--out", target)
     assert (outcome.status, outcome.out) == (0, f"Wrote {target}\n"), outcome.err
@@ -236,7 +240,7 @@ def test_a_preview_of_every_method_from_two_pictures(
     layout = Layout.of(2, len(METHODS))
     assert sheet.shape == (layout.size[1], layout.size[0], 3)
     batch = picture_batch(pictures[:2], TILE)
-    mask_source = to_pixels(batch.images, batch.mean, batch.std).permute(0, 2, 3, 1).numpy()
+    sources = to_pixels(batch.images, batch.mean, batch.std).permute(0, 2, 3, 1).numpy()
     for index, name in enumerate(METHODS):
         x, y = layout.x(index), layout.y(index)
         inked = sheet[y : y + LINE, x + GAP : x + layout.source_x(0)] < 128
@@ -245,27 +249,27 @@ def test_a_preview_of_every_method_from_two_pictures(
             sheet[y : y + TILE, x + left : x + left + TILE]
             for left in (layout.source_x(0), layout.source_x(1), layout.mix_x)
         )
-        assert any(np.array_equal(first, picture) for picture in mask_source), name
+        assert any(np.array_equal(first, picture) for picture in sources), name
         alone = bool((second == 255).all())
-        assert alone or any(np.array_equal(second, picture) for picture in mask_source), name
+        assert alone or any(np.array_equal(second, picture) for picture in sources), name
         if name != "comixup":  # which may find that copies of a picture go best together
             assert alone == (name in ("vanilla", "cutout", "dada", "meada")), name
         if name not in ("comixup", "meada"):  # an ascent can be smaller than a step of the colors
             assert np.array_equal(mix, first) == (name == "vanilla"), name
 
 
-def test_a_preview_of_one_method_has_as_many_rows_as_asked(
+def test_a_preview_of_one_method_has_the_requested_number_of_rows(
     pictures: list[Path], tmp_path: Path, command: Command
 ) -> None:
-    words = ("preview", "--images", *pictures, *SMALL_NET, "--method", "mixup")
-    for asked, rows in ((), 3), (("--rows", 2), 2):
+    args = ("preview", "--images", *pictures, *SMALL_NET, "--method", "mixup")
+    for requested, rows in ((), 3), (("--rows", 2), 2):
         target = tmp_path / f"{rows}.png"
-        assert command(*words, *asked, "--out", target).status == 0
+        assert command(*args, *requested, "--out", target).status == 0
         with Image.open(target) as image:
             assert image.size == Layout.of(2, rows).size
 
 
-def test_a_preview_shows_what_tells_most() -> None:
+def test_a_preview_shows_the_most_telling_mixes() -> None:
     """Six images that are two pictures: pairs of one picture, nearly one, both, flat and not."""
     perm = torch.tensor([[0, 2], [0, 1], [2, 3], [1, 4], [5, 0]])
     lam = torch.tensor([[0.5, 0.5], [0.1, 0.9], [0.3, 0.7], [0.6, 0.4], [0.5, 0.5]])
@@ -279,22 +283,22 @@ def test_a_preview_shows_what_tells_most() -> None:
         [1, 2, 3],
         [1, 2, 3, 4],
     ]
-    weights, mask_source = of_pictures(mixed, 3, 2)
+    weights, shown = of_pictures(mixed, 3, 2)
     assert weights == pytest.approx({1: 0.6, 0: 0.4})
-    assert mask_source is not None
-    assert torch.equal(mask_source, masks[3])
-    weights, mask_source = of_pictures(mixed, 0, 2)
+    assert shown is not None
+    assert torch.equal(shown, masks[3])
+    weights, shown = of_pictures(mixed, 0, 2)
     assert weights == {0: 1.0}
-    assert mask_source is not None
-    assert torch.equal(mask_source, torch.ones(1, 2, 2))
+    assert shown is not None
+    assert torch.equal(shown, torch.ones(1, 2, 2))
 
 
-def test_a_preview_of_a_run_shows_its_own_generator(
+def test_a_preview_of_a_run_uses_its_generator(
     run: Path, pictures: list[Path], tmp_path: Path, command: Command
 ) -> None:
-    for name, words in {"data": (), "files": ("--images", *pictures)}.items():
+    for name, args in {"data": (), "files": ("--images", *pictures)}.items():
         target = tmp_path / f"{name}.png"
-        outcome = command("preview", "--run", run, *words, "--out", target)
+        outcome = command("preview", "--run", run, *args, "--out", target)
         assert outcome.status == 0, outcome.err
         with Image.open(target) as image:
             assert len(image.getcolors(2**24) or ()) > 100, "an empty picture"
@@ -306,9 +310,9 @@ def test_a_preview_of_a_run_shows_its_own_generator(
 def test_runs_side_by_side_are_the_same_runs(
     photos: Path, tmp_path: Path, command: Command
 ) -> None:
-    words = ("compare", "--data", photos, *TRAINING, "--methods", "vanilla,mixup", "--seeds", 0)
+    args = ("compare", "--data", photos, *TRAINING, "--methods", "vanilla,mixup", "--seeds", 0)
     for jobs in (1, 2):
-        outcome = command(*words, "--jobs", jobs, "--out", tmp_path / str(jobs))
+        outcome = command(*args, "--jobs", jobs, "--out", tmp_path / str(jobs))
         assert outcome.status == 0, outcome.err
     assert "(2 of 2 runs, 0 s left)" in outcome.err
     for name in ("vanilla-s0", "mixup-s0"):
@@ -316,13 +320,13 @@ def test_runs_side_by_side_are_the_same_runs(
         assert all(torch.equal(value, beside[key]) for key, value in alone.items())
 
 
-def test_a_comparison_is_finished_and_not_repeated(
+def test_a_comparison_continues_where_it_stopped(
     photos: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"{method}-s{seed}" for method in ("vanilla", "mixup") for seed in (0, 1)]
     runs = ("--methods", "vanilla,mixup", "--seeds", "0,1", "--jobs", 1, "--out", tmp_path)
-    words = ("compare", "--data", photos, *TRAINING, *runs, "--json")
-    outcome = command(*words)
+    args = ("compare", "--data", photos, *TRAINING, *runs, "--json")
+    outcome = command(*args)
     assert outcome.status == 0, outcome.err
     assert [f"{run['method']}-s{run['seed']}" for run in outcome.json] == names
     finals = [run["final"] for run in outcome.json]
@@ -340,24 +344,24 @@ def test_a_comparison_is_finished_and_not_repeated(
         fit(self, until)
 
     monkeypatch.setattr(Trainer, "fit", noted)
-    again = command(*words)
+    again = command(*args)
     assert again.status == 0
     assert again.json == outcome.json
     assert trained == []
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
-    # One run was stopped before its first checkpoint, one after it; the others are done.
+    # One run stopped before its first checkpoint and one after it; the others are done.
     early, late = tmp_path / "mixup-s1", tmp_path / "vanilla-s1"
     (early / "summary.json").unlink()
     (late / "summary.json").unlink()
     shutil.rmtree(early / "checkpoints")
     shutil.rmtree(late / "checkpoints" / "last")
-    assert command(*words).status == 0
+    assert command(*args).status == 0
     assert trained == ["vanilla-s1", "mixup-s1"]
     assert [summary_of(tmp_path / name)["final"] for name in names] == finals
     assert all(torch.equal(whole[name], value) for name, value in tensors(early).items())
 
-    other = command(*words, "--lr", 0.01)
+    other = command(*args, "--lr", 0.01)
     assert other.status == 2
     assert "vanilla-s0 was run with other settings: choose another --out" in other.err
 
@@ -366,20 +370,20 @@ def test_a_comparison_is_finished_and_not_repeated(
 
 
 @pytest.mark.parametrize(
-    ("words", "columns", "entry"),
+    ("args", "columns", "entry"),
     [
         ("recipes", {"recipe", "what it is"}, "cifar100/resnet18-adautomix"),
         ("datasets", {"data", "what it is"}, "digits"),
         ("settings", {"setting", "default", "meaning"}, "adautomix.beta"),
     ],
 )
-def test_lists(words: str, columns: set[str], entry: str, command: Command) -> None:
-    rows = command(words, "--json").json
+def test_lists(args: str, columns: set[str], entry: str, command: Command) -> None:
+    rows = command(args, "--json").json
     assert all(row.keys() == columns for row in rows)
     assert all(all(row.values()) for row in rows), "an empty cell"
     first = next(iter(rows[0]))
     assert entry in [row[first] for row in rows]
-    assert entry in command(words).out
+    assert entry in command(args).out
 
 
 def test_methods_are_listed_with_their_facts(command: Command) -> None:
@@ -417,7 +421,7 @@ def test_every_command_has_help(name: str, command: Command) -> None:
     assert f"Usage: adautomix {name}" in outcome.out
 
 
-def test_no_words_at_all_give_help(command: Command) -> None:
+def test_no_arguments_print_help(command: Command) -> None:
     assert command().out == command("--help").out
 
 
@@ -428,10 +432,10 @@ def test_no_words_at_all_give_help(command: Command) -> None:
 def test_half_precision_learns_like_single(
     precision: str, photos: Path, tmp_path: Path, command: Command
 ) -> None:
-    words = ("--data", photos, *TRAINING, "--method", "mixup", "--drop-last", "true", "--json")
+    args = ("--data", photos, *TRAINING, "--method", "mixup", "--drop-last", "true", "--json")
     figures = {}
     for name in ("fp32", precision):
-        outcome = command("train", *words, "--precision", name, "--out", tmp_path / name)
+        outcome = command("train", *args, "--precision", name, "--out", tmp_path / name)
         assert outcome.status == 0, outcome.err
         assert outcome.json["precision"] == name
         figures[name] = outcome.json["final"]["student"]["nll"]
@@ -440,8 +444,8 @@ def test_half_precision_learns_like_single(
     assert all(value.dtype != torch.float16 for value in tensors(tmp_path / precision).values())
 
 
-def test_a_first_step_that_fp16_skips_leaves_no_trace() -> None:
-    """What the optimizer allocates without filling is not a number here, as it may be anywhere."""
+def test_a_first_step_that_fp16_skips_changes_nothing() -> None:
+    """Deterministic mode fills memory that the optimizer does not initialize with NaN."""
     config = load_config(flags={"method": "vanilla", "lr": 0.5, "momentum": 0.9})
     method = build_method("vanilla", num_classes=2)
     model = nn.Linear(3, 2, bias=False)
@@ -461,27 +465,32 @@ def test_a_first_step_that_fp16_skips_leaves_no_trace() -> None:
     torch.testing.assert_close(model.weight.detach(), expected)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in NORMALISED_BY_PARTS])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in NORMALIZED_BY_PARTS])
 def test_accumulated_parts_are_the_batch(name: str, tmp_path: Path) -> None:
-    """Without batch norm, 35 images in five parts, and then 13 as 2, 3, 2, 3, 3, give the same."""
-    way = {"batch_size": 35, "drop_last": False, **TRANSFORMER, name: PART_BY_PART.get(name, {})}
+    """Without batch norm, five parts of 35 and then 13 images give the same as whole batches."""
+    options = {
+        "batch_size": 35,
+        "drop_last": False,
+        **TRANSFORMER,
+        name: PART_BY_PART.get(name, {}),
+    }
     losses, weights = [], []
     for accumulate in (1, 5):
-        trainer = trainer_of(name, tmp_path / str(accumulate), accumulate=accumulate, **way)
+        trainer = trainer_of(name, tmp_path / str(accumulate), accumulate=accumulate, **options)
         losses.append(steps_of(trainer, 2))
         weights.append(trainer.weights())
     for mine, theirs in zip(*losses, strict=True):
-        on_progress = {key: theirs[key] for key in theirs if key != "generator_mask"}
-        assert {key: mine[key] for key in on_progress} == pytest.approx(on_progress, rel=1e-4)
+        expected = {key: theirs[key] for key in theirs if key != "generator_mask"}
+        assert {key: mine[key] for key in expected} == pytest.approx(expected, rel=1e-4)
     for key, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][key], atol=1e-6, rtol=1e-5)
 
 
 def test_digits_are_learned(tmp_path: Path, command: Command) -> None:
-    """Ten labeled digits a class and ten epochs: far above the one in ten of guessing."""
-    words = ("--data", "digits", "--per-class", 10, "--method", "vanilla", "--image-size", 16)
+    """Ten labeled digits per class and ten epochs give far more than the 10 % of guessing."""
+    args = ("--data", "digits", "--per-class", 10, "--method", "vanilla", "--image-size", 16)
     rate = ("--epochs", 10, "--batch-size", 20, "--lr", 0.1, "--eval-every", 10)
-    outcome = command("train", *words, *SMALL_NET, *rate, "--out", tmp_path / "run", "--json")
+    outcome = command("train", *args, *SMALL_NET, *rate, "--out", tmp_path / "run", "--json")
     assert outcome.status == 0, outcome.err
     assert outcome.json["test_images"] == 1697
     assert outcome.json["final"]["student"]["top1"] > 0.4
@@ -491,7 +500,7 @@ def test_digits_are_learned(tmp_path: Path, command: Command) -> None:
 
 
 def test_top1_top5_and_likelihood_by_hand() -> None:
-    """Seven classes; the rank of the right one is known for each image."""
+    """Seven classes, where the rank of the right one is known for each image."""
     ranks = [0, 0, 1, 4, 5, 6]
     logits = torch.arange(7.0).flip(0).repeat(len(ranks), 1)  # class k is k-th likeliest
     scores = score(logits, torch.tensor(ranks))
@@ -517,7 +526,7 @@ def test_calibration_error_by_hand() -> None:
 
 
 def test_calibration_error_against_torchmetrics() -> None:
-    """Right in three cases of five whatever the confidence: here too sure, there too unsure."""
+    """Three of five predictions are right at any confidence, so both signs of the gap occur."""
     logits = 2 * torch.randn(200, 10, generator=generator_at(0, 0, "logits"))
     shift = torch.tensor([0, 0, 0, 1, 2]).repeat(40)
     labels = (logits.argmax(dim=1) + shift) % 10
@@ -531,7 +540,7 @@ def test_calibration_error_against_torchmetrics() -> None:
 
 
 class TwoHeads(nn.Module):
-    """Logits are the mean pixel times a factor of the head; dropout would show training mode."""
+    """Logits are the mean pixel times a factor per head; dropout would reveal training mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -554,7 +563,7 @@ def test_logits_are_collected_in_order_and_in_evaluation_mode() -> None:
     assert torch.equal(collected, labels)
 
 
-def test_evaluating_gives_every_module_its_mode_back() -> None:
+def test_evaluating_restores_the_mode_of_every_module() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())
     model[1].eval()
     other = nn.Dropout().eval()

@@ -1,4 +1,4 @@
-"""What goes wrong is told in one line that names the thing and the remedy."""
+"""An error is one line that names the problem and the remedy."""
 
 import json
 import shutil
@@ -14,8 +14,8 @@ from adautomix.runs.folder import RunFolder
 Fails = Callable[..., str]
 
 
-def the_line(outcome: Outcome, status: int) -> str:
-    """The one line that an error is, without the program's name."""
+def error_line(outcome: Outcome, status: int) -> str:
+    """Return the one line of an error, without the program's name."""
     assert outcome.status == status, outcome.err
     assert outcome.out == ""
     assert outcome.err.count("\n") == 1, outcome.err
@@ -26,13 +26,13 @@ def the_line(outcome: Outcome, status: int) -> str:
 
 @pytest.fixture
 def fails(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fails:
-    """`fails("train", …)`: the line that a command ends with, having left nothing behind."""
+    """`fails("train", …)` is the error line of a command, which must not leave files behind."""
     place = tmp_path / "here"
     place.mkdir()
     monkeypatch.chdir(place)
 
-    def run(*words: object, status: int = 2) -> str:
-        line = the_line(command(*words), status)
+    def run(*args: object, status: int = 2) -> str:
+        line = error_line(command(*args), status)
         assert not any(path.is_file() for path in place.rglob("*")), "something was left behind"
         return line
 
@@ -41,18 +41,18 @@ def fails(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def train_fails(fails: Fails, photos: Path) -> Fails:
-    """`train_fails("--lr", 0)`: the line that a training with these flags ends with."""
+    """`train_fails("--lr", 0)` is the error line of a training with these flags."""
 
-    def run(*words: object, status: int = 2) -> str:
-        data = () if "--data" in words else ("--data", photos)
-        return fails("train", *data, *SMALL_NET, "--batch-size", 6, *words, status=status)
+    def run(*args: object, status: int = 2) -> str:
+        data = () if "--data" in args else ("--data", photos)
+        return fails("train", *data, *SMALL_NET, "--batch-size", 6, *args, status=status)
 
     return run
 
 
 @pytest.fixture
 def own_photos(tmp_path: Path) -> Path:
-    """A folder of photographs to spoil: two training images and a test image a class."""
+    """A folder of photographs to damage: two training images and a test image per class."""
     return write_photos(tmp_path / "own", {"train": 2, "test": 1})
 
 
@@ -60,7 +60,7 @@ def own_photos(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("args", "line"),
     [
         (("--epohcs", 3), "unknown setting epohcs: did you mean epochs?"),
         (("--teacher.momentun", 0.9), "unknown setting teacher.momentun: did you mean"),
@@ -71,7 +71,12 @@ def own_photos(tmp_path: Path) -> Path:
         (("--epochs", -1), "epochs = '-1': input should be greater than or equal to 1"),
         (("--precision", "int8"), "precision = 'int8': input should be 'fp32', 'bf16' or 'fp16'"),
         (("--adautomix.beta", 7), "adautomix.beta = '7': input should be less than or equal to 1"),
-        (("--seed",), "seed = 'true': input should be a valid integer"),
+        (("--seed",), "Option '--seed' requires an argument. (`adautomix train --help`)"),
+        (("--seed=",), "seed = '': input should be a valid integer"),
+        (("--flip", "maybe"), "flip = 'maybe': input should be a valid boolean"),
+        (("--adautomix.no-such.x", 1), "unknown setting adautomix.no_such.x: did you mean "),
+        (("--no-flap",), "unknown setting no-flap: did you mean no-flip?"),
+        (("--sweep", "adautomix/n"), "unknown setting sweep: did you mean "),
         (("stray",), "unexpected argument 'stray': settings are written --name value"),
         (("--method", "cutmicks"), "unknown method 'cutmicks': did you mean 'cutmix'?"),
         (("--model", "resnet19"), "model 'resnet19' is not in timm; nearest: "),
@@ -85,11 +90,11 @@ def own_photos(tmp_path: Path) -> Path:
         (("--config", "nowhere.yaml"), "cannot read nowhere.yaml: No such file or directory"),
     ],
 )
-def test_settings(words: tuple[object, ...], line: str, train_fails: Fails) -> None:
-    assert train_fails(*words).startswith(line)
+def test_settings(args: tuple[object, ...], line: str, train_fails: Fails) -> None:
+    assert train_fails(*args).startswith(line)
 
 
-def test_a_file_of_settings_that_is_none(tmp_path: Path, train_fails: Fails) -> None:
+def test_a_file_without_settings(tmp_path: Path, train_fails: Fails) -> None:
     file = tmp_path / "settings.yaml"
     for text, line in {
         "epochs: [1": f"{file} is not YAML: ",
@@ -100,29 +105,30 @@ def test_a_file_of_settings_that_is_none(tmp_path: Path, train_fails: Fails) -> 
 
 
 @pytest.mark.parametrize(
-    ("words", "name"),
+    ("args", "name"),
     [
-        (("trian",), "trian"),
-        (("predict",), "run"),
+        (("trian",), "Did you mean 'train'?"),
+        (("predict",), "RUN"),
         (("export", "run"), "--out"),
         (("bench", "--steps", "1"), "--steps"),
         (("report", "--uot", "x.html"), "--uot"),
+        (("completion", "tcsh"), "tcsh"),
     ],
 )
-def test_words_that_no_command_takes(words: tuple[str, ...], name: str, fails: Fails) -> None:
-    assert name in fails(*words)
+def test_wrong_usage_of_commands(args: tuple[str, ...], name: str, fails: Fails) -> None:
+    assert name in fails(*args)
 
 
-def test_a_traceback_is_for_those_who_ask(command: Command, photos: Path, tmp_path: Path) -> None:
-    words = ("train", "--data", photos, *SMALL_NET, "--lr", 0, "--out", tmp_path / "run")
-    line = the_line(command(*words), 2)
-    outcome = command(*words, "--debug")
+def test_debug_shows_the_traceback(command: Command, photos: Path, tmp_path: Path) -> None:
+    args = ("train", "--data", photos, *SMALL_NET, "--lr", 0, "--out", tmp_path / "run")
+    line = error_line(command(*args), 2)
+    outcome = command(*args, "--debug")
     assert outcome.status == 2
     assert outcome.err.startswith("Traceback (most recent call last)")
     assert outcome.err.splitlines()[-1] == f"adautomix: {line}"
 
 
-def test_an_error_that_nobody_foresaw_is_one_line_too(
+def test_an_unexpected_error_is_one_line_too(
     fails: Fails, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken() -> None:
@@ -135,7 +141,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_too(
         command("settings", "--debug")
 
 
-def test_ctrl_c_where_nothing_is_to_be_saved(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_without_anything_to_save(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
@@ -146,7 +152,7 @@ def test_ctrl_c_where_nothing_is_to_be_saved(fails: Fails, monkeypatch: pytest.M
 # --- folders of images -----------------------------------------------------------------------
 
 
-def test_a_folder_that_is_not_there(train_fails: Fails) -> None:
+def test_a_missing_folder(train_fails: Fails) -> None:
     assert train_fails("--data", "nowhere/pets").startswith("no folder nowhere/pets and no data ")
     assert "did you mean 'digits'?" in train_fails("--data", "digist")
 
@@ -157,25 +163,25 @@ def test_a_class_without_images(own_photos: Path, train_fails: Fails) -> None:
     assert train_fails("--data", own_photos).startswith(f"class folder {empty} holds no image")
 
 
-def test_a_class_that_is_only_tested(own_photos: Path, train_fails: Fails) -> None:
+def test_a_class_without_training_images(own_photos: Path, train_fails: Fails) -> None:
     shutil.rmtree(own_photos / "train" / CLASSES[1])
     line = train_fails("--data", own_photos)
     assert line.startswith(f"class {CLASSES[1]!r} is in {own_photos / 'test'} but not in ")
 
 
-def test_an_unreadable_image_is_named_or_left_out(
+def test_an_unreadable_image_is_named_or_skipped(
     own_photos: Path, tmp_path: Path, command: Command
 ) -> None:
     bad = own_photos / "train" / CLASSES[0] / "bad.png"
     bad.write_bytes(b"no image")
-    words = ("--data", own_photos, *SMALL_NET, "--batch-size", 3, "--epochs", 1)
-    refused = command("train", *words)
+    args = ("--data", own_photos, *SMALL_NET, "--batch-size", 3, "--epochs", 1)
+    refused = command("train", *args)
     assert refused.status == 2
     line = refused.err.splitlines()[-1]  # below the bar of the decoding
     assert line.startswith(f"adautomix: cannot read image {bad}: ")
     assert "skip_bad" in line
 
-    outcome = command("train", *words, "--skip-bad", "--out", tmp_path / "run")
+    outcome = command("train", *args, "--skip-bad", "--out", tmp_path / "run")
     assert outcome.status == 0
     assert f"left out, unreadable: {bad}" in outcome.err.splitlines()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -183,11 +189,11 @@ def test_an_unreadable_image_is_named_or_left_out(
     assert summary["train_images"] == 6
 
 
-# --- batches that cannot be ------------------------------------------------------------------
+# --- impossible batches ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("words", "parts"),
+    ("args", "parts"),
     [
         ((1,), ["batch size 1", "at least 2"]),
         ((25,), ["batch size 25", "training set of 24 images", "at most 24"]),
@@ -197,8 +203,8 @@ def test_an_unreadable_image_is_named_or_left_out(
         ((22, "--drop-last", "false"), ["adautomix mixes 3", "a batch has 2", "drop_last"]),
     ],
 )
-def test_batches(words: tuple[object, ...], parts: list[str], train_fails: Fails) -> None:
-    line = train_fails("--batch-size", *words)
+def test_batches(args: tuple[object, ...], parts: list[str], train_fails: Fails) -> None:
+    line = train_fails("--batch-size", *args)
     assert all(part in line for part in parts), line
 
 
@@ -212,23 +218,23 @@ def started(photos: Path, tmp_path: Path) -> Path:
     return RunFolder.create(load_config(flags=flags)).path
 
 
-def test_a_run_folder_is_not_written_over(started: Path, train_fails: Fails) -> None:
+def test_a_run_folder_is_not_overwritten(started: Path, train_fails: Fails) -> None:
     line = train_fails("--out", started)
     assert line.startswith(f"{started} exists: choose another --out, or go on with `adautomix re")
 
 
 @pytest.mark.parametrize(
-    "words", [("resume",), ("resume", "--verify"), ("evaluate",), ("report",), ("predict", "a.png")]
+    "args", [("resume",), ("resume", "--verify"), ("evaluate",), ("report",), ("predict", "a.png")]
 )
-def test_a_folder_that_is_no_run(words: tuple[str, ...], tmp_path: Path, fails: Fails) -> None:
-    name, *others = words
+def test_a_folder_that_is_not_a_run(args: tuple[str, ...], tmp_path: Path, fails: Fails) -> None:
+    name, *others = args
     line = fails(name, tmp_path, *others)
     assert line == f"{tmp_path} is not a run folder: it has no config.yaml"
 
 
-@pytest.mark.parametrize("words", [("resume",), ("resume", "--verify"), ("evaluate",)])
-def test_a_run_without_a_checkpoint(words: tuple[str, ...], started: Path, fails: Fails) -> None:
-    name, *others = words
+@pytest.mark.parametrize("args", [("resume",), ("resume", "--verify"), ("evaluate",)])
+def test_a_run_without_a_checkpoint(args: tuple[str, ...], started: Path, fails: Fails) -> None:
+    name, *others = args
     (started / "data.json").write_text('{"classes": ["a", "b"], "mean": [0], "std": [1]}')
     assert fails(name, started, *others).startswith(f"{started} has no checkpoint yet")
 
@@ -243,13 +249,13 @@ def test_names_of_networks_and_checkpoints(started: Path, fails: Fails) -> None:
 
 
 def test_a_comparison_fails_before_it_trains(photos: Path, fails: Fails) -> None:
-    words = ("compare", "--data", photos, *SMALL_NET, "--epochs", 1, "--batch-size", 6)
-    assert fails(*words, "--methods", "vanilla,mixip").startswith("unknown method 'mixip'")
-    assert fails(*words, "--seeds", "0,x") == "--seeds: 'x' is no whole number; write 0,1,2"
-    assert fails(*words, "--seeds", ",").startswith("no run to compare")
+    args = ("compare", "--data", photos, *SMALL_NET, "--epochs", 1, "--batch-size", 6)
+    assert fails(*args, "--methods", "vanilla,mixip").startswith("unknown method 'mixip'")
+    assert fails(*args, "--seeds", "0,x") == "--seeds: 'x' is no whole number; write 0,1,2"
+    assert fails(*args, "--seeds", ",").startswith("no run to compare")
 
 
-def test_a_preview_of_a_file_that_is_no_image(tmp_path: Path, fails: Fails) -> None:
+def test_a_preview_of_a_file_that_is_not_an_image(tmp_path: Path, fails: Fails) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     line = fails("preview", "--method", "mixup", "--images", tmp_path / "notes.txt")
     assert line == f"cannot read {tmp_path / 'notes.txt'}: not an image that can be identified"

@@ -1,4 +1,4 @@
-"""Settings: which source wins, what is refused and how, what survives a file."""
+"""Settings: which source takes precedence, what is rejected and how, what survives a file."""
 
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from adautomix.config import (
     load_config,
     make_config,
     merge,
-    nest,
     read_recipe,
+    unflatten,
 )
 from adautomix.errors import UsageError
 from adautomix.methods import METHODS
@@ -23,14 +23,14 @@ from adautomix.methods import METHODS
 RECIPE = "cifar100/resnet18-cutmix"
 
 
-def written(path: Path, text: str) -> Path:
+def write_settings(path: Path, text: str) -> Path:
     file = path / "settings.yaml"
     file.write_text(text)
     return file
 
 
-def refused(**values: Any) -> str:
-    """The one line that these settings are refused with."""
+def error_line(**values: Any) -> str:
+    """Return the one-line error that these settings end with."""
     with pytest.raises(UsageError) as error:
         make_config(values)
     message = str(error.value)
@@ -38,14 +38,14 @@ def refused(**values: Any) -> str:
     return message
 
 
-# ---------------------------------------------------------------------- who wins
+# ---------------------------------------------------------------------- precedence
 
 
-def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path: Path) -> None:
+def test_flags_override_the_file_and_the_file_overrides_the_recipe(tmp_path: Path) -> None:
     recipe = read_recipe(RECIPE)
     assert recipe["epochs"] == 200
     assert recipe["lr"] == 0.1
-    file = written(tmp_path, "epochs: 7\nlr: 0.3\ncutmix: {per_sample: true}\n")
+    file = write_settings(tmp_path, "epochs: 7\nlr: 0.3\ncutmix: {per_sample: true}\n")
     config = load_config(recipe=RECIPE, file=file, flags={"epochs": "3", "cutmix.alpha": "0.6"})
     assert config.epochs == 3  # flag over file over recipe
     assert config.lr == 0.3  # file over recipe
@@ -58,7 +58,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path: Path) ->
 def test_each_source_alone(tmp_path: Path) -> None:
     assert load_config() == TrainConfig()
     assert load_config(flags={"lr": "0.05"}).lr == 0.05
-    assert load_config(file=written(tmp_path, "lr: 0.05\n")).lr == 0.05
+    assert load_config(file=write_settings(tmp_path, "lr: 0.05\n")).lr == 0.05
     assert load_config(recipe=RECIPE).method == "cutmix"
 
 
@@ -72,15 +72,15 @@ def test_merge_changes_neither_side() -> None:
 # ---------------------------------------------------------------------- flags
 
 
-def test_dotted_names_nest() -> None:
+def test_dotted_names_become_nested() -> None:
     flags = {"teacher.momentum": "0.9", "teacher.momentum-end": "1", "batch-size": "8"}
-    assert nest(flags) == {
+    assert unflatten(flags) == {
         "teacher": {"momentum": "0.9", "momentum_end": "1"},
         "batch_size": "8",
     }
 
 
-def test_text_becomes_the_type_of_the_setting() -> None:
+def test_text_is_converted_to_the_type_of_the_setting() -> None:
     config = load_config(
         flags={
             "adautomix.beta": "0.4",
@@ -99,8 +99,8 @@ def test_text_becomes_the_type_of_the_setting() -> None:
     assert config.out == Path("somewhere/x")
 
 
-def test_none_unsets(tmp_path: Path) -> None:
-    file = written(tmp_path, "clip_grad: 1\nteacher: {momentum: 0.9}\nadautomix: {tap: 2}\n")
+def test_none_unsets_a_setting(tmp_path: Path) -> None:
+    file = write_settings(tmp_path, "clip_grad: 1\nteacher: {momentum: 0.9}\nadautomix: {tap: 2}\n")
     flags = {"clip-grad": "none", "teacher.momentum": "none", "adautomix.tap": "none"}
     config = load_config(file=file, flags=flags)
     settings: Any = config.method_settings
@@ -134,7 +134,7 @@ def test_a_table_of_settings_is_one_flag_or_several() -> None:
         load_config(flags={"sumix.options": "{alpha: "})
 
 
-# ---------------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
@@ -155,8 +155,8 @@ def test_a_table_of_settings_is_one_flag_or_several() -> None:
         ({"method": "cutmx"}, "unknown method 'cutmx': did you mean 'cutmix'?"),
     ],
 )
-def test_unknown_names_are_told_with_the_nearest(values: dict[str, Any], message: str) -> None:
-    assert refused(**values).startswith(message)
+def test_unknown_names_suggest_the_nearest(values: dict[str, Any], message: str) -> None:
+    assert error_line(**values).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -174,25 +174,25 @@ def test_unknown_names_are_told_with_the_nearest(values: dict[str, Any], message
         ({"batch_size": None}, "batch_size = None", "valid integer"),
     ],
 )
-def test_values_out_of_range_are_named(values: dict[str, Any], setting: str, reason: str) -> None:
-    message = refused(**values)
+def test_errors_name_values_out_of_range(values: dict[str, Any], setting: str, reason: str) -> None:
+    message = error_line(**values)
     assert message.startswith(setting + ":")
     assert reason in message
 
 
-def test_settings_that_do_not_go_together() -> None:
-    message = refused(method="mixup", teacher={"buffers": "own"})
+def test_settings_that_contradict_each_other() -> None:
+    message = error_line(method="mixup", teacher={"buffers": "own"})
     assert "teacher.buffers = own" in message
     assert "use average or copy" in message
     make_config({"method": "adautomix", "teacher": {"buffers": "own"}})
-    assert "accumulate = 3 does not divide batch_size = 100" in refused(accumulate=3)
+    assert "accumulate = 3 does not divide batch_size = 100" in error_line(accumulate=3)
     make_config({"accumulate": 4})
 
 
 def test_groups_of_other_methods_are_accepted_and_checked() -> None:
     config = make_config({"method": "mixup", "adautomix": {"beta": 0.1}, "cutmix": {"alpha": 2}})
     assert config.method_settings == METHODS["mixup"].Settings()
-    assert "cutmix.alpha = -2" in refused(method="mixup", cutmix={"alpha": -2})
+    assert "cutmix.alpha = -2" in error_line(method="mixup", cutmix={"alpha": -2})
 
 
 def test_a_configuration_cannot_be_changed() -> None:
@@ -207,7 +207,7 @@ def test_a_configuration_cannot_be_changed() -> None:
 )
 def test_files_that_hold_no_settings(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(UsageError, match=reason) as error:
-        load_config(file=written(tmp_path, text))
+        load_config(file=write_settings(tmp_path, text))
     assert "settings.yaml" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -227,7 +227,7 @@ def test_there_are_recipes() -> None:
 
 
 @pytest.mark.parametrize("name", list_recipes())
-def test_every_recipe_loads_and_says_what_it_is(name: str) -> None:
+def test_every_recipe_loads_and_has_a_summary(name: str) -> None:
     config = load_config(recipe=name)
     recipe = read_recipe(name)
     assert config.method_settings

@@ -1,29 +1,28 @@
 """Settings of a run: their schema, and how they are read from recipes, files and flags."""
 
-from adautomix.config.files import list_packaged, merge, nest, read_packaged, read_yaml
+from adautomix.config.files import list_packaged, merge, read_packaged, read_yaml, unflatten
 from adautomix.config.loading import (
     list_recipes,
     list_settings,
     load_config,
+    merge_sources,
     read_recipe,
 )
-from adautomix.config.schema import TrainConfig, architecture_of, make_config
-from adautomix.ema import TeacherSettings
-from adautomix.validation import field_rows
+from adautomix.config.schema import TeacherSettings, TrainConfig, architecture_of, make_config
 
 __all__ = [
     "TeacherSettings",
     "TrainConfig",
     "architecture_of",
-    "field_rows",
     "list_packaged",
     "list_recipes",
     "list_settings",
     "load_config",
     "make_config",
     "merge",
-    "nest",
+    "merge_sources",
     "read_packaged",
     "read_recipe",
     "read_yaml",
+    "unflatten",
 ]

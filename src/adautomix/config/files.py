@@ -1,4 +1,4 @@
-"""Nested settings from YAML files, flags and packaged recipes, and how they are merged."""
+"""Read nested settings from YAML files and packaged recipes, and merge them."""
 
 import difflib
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from adautomix.errors import UsageError
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings where those of `over` win."""
+    """Return nested settings in which those of `over` override those of `base`."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
@@ -24,30 +24,33 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def nest(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted names, with dashes or underscores, as nested settings; the text `none` is None.
+def unflatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return dotted settings as nested ones: `{"adautomix.beta": 0.3}` as `{"adautomix": …}`.
+
+    Names may use dashes for underscores. Text is left for pydantic to convert, with two
+    exceptions: `none` becomes None, and tables (`{alpha: 0.2}`) as well as the options of timm,
+    which have no types here, are read as YAML.
 
     Raises:
-        UsageError: a table of settings is not YAML.
+        UsageError: A table is not valid YAML.
     """
     nested: dict[str, Any] = {}
-    for name, value in flags.items():
+    for name, value in settings.items():
         *groups, last = name.replace("-", "_").split(".")
         inner: Any = None if value == "none" else value
-        # Options of timm's have no types of ours: a number is a number and not text.
         if groups == ["model_options"] or str(value).startswith("{"):
-            inner = read_value(name, str(inner))
+            inner = parse_yaml(name, str(inner))
         for group in [last, *reversed(groups)]:
             inner = {group: inner}
         nested = merge(nested, inner)
     return nested
 
 
-def read_value(name: str, text: str) -> Any:
-    """The value of a flag that is written as in a file, such as `{alpha: 0.2}` or `[2, 2]`.
+def parse_yaml(name: str, text: str) -> Any:
+    """Return the value of a setting that is written in YAML, such as `{alpha: 0.2}` or `[2, 2]`.
 
     Raises:
-        UsageError: it is not YAML.
+        UsageError: The text is not valid YAML.
     """
     try:
         return yaml.safe_load(text)
@@ -57,10 +60,10 @@ def read_value(name: str, text: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Nested settings from a YAML file.
+    """Return the nested settings of a YAML file.
 
     Raises:
-        UsageError: the file is missing or is no table of settings.
+        UsageError: The file is missing or does not hold a table of settings.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -74,23 +77,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def list_packaged(kind: str) -> dict[str, str]:
-    """The packaged "recipes" or "sweeps": name -> the first comment line of the file."""
+    """Return the packaged "recipes" or "sweeps" as name -> first comment line of the file."""
     folder = resources.files("adautomix.config") / kind
-    found = {}
+    summaries = {}
     for group in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if group.is_dir():
             for file in sorted(group.iterdir(), key=lambda entry: entry.name):
                 if file.name.endswith(".yaml"):
                     first = file.read_text(encoding="utf-8").splitlines()[0]
-                    found[f"{group.name}/{file.name[:-5]}"] = first.lstrip("# ")
-    return found
+                    summaries[f"{group.name}/{file.name[:-5]}"] = first.lstrip("# ")
+    return summaries
 
 
 def read_packaged(kind: str, name: str) -> dict[str, Any]:
-    """What one of the packaged "recipes" or "sweeps" holds.
+    """Return the content of one of the packaged "recipes" or "sweeps".
 
     Raises:
-        UsageError: there is none of that name; the nearest is named.
+        UsageError: There is none of that name; the message suggests the nearest.
     """
     if name not in (known := list_packaged(kind)):
         near = difflib.get_close_matches(name, known, n=1)

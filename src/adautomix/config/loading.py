@@ -1,51 +1,68 @@
-"""Settings from recipes, YAML files and flags, merged and checked."""
+"""Merge settings from recipes, YAML files and flags, and check the result."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adautomix.config.files import list_packaged, merge, nest, read_packaged, read_yaml
+from adautomix.config.files import list_packaged, merge, read_packaged, read_yaml, unflatten
 from adautomix.config.schema import TrainConfig, make_config
-from adautomix.methods import METHODS
-from adautomix.validation import field_rows
+from adautomix.config.settings import method_settings, run_settings
 
 
 def list_settings() -> list[tuple[str, str, str]]:
-    """Every setting as (dotted name, default, description); methods' groups come last."""
-    rows = field_rows("", TrainConfig)
-    for name, cls in METHODS.items():
-        rows += field_rows(f"{name}.", cls.Settings)
-    return rows
+    """Return every setting as (dotted name, default, description), those of methods last."""
+    from adautomix.methods import METHODS
+
+    settings = run_settings()
+    for name in METHODS:
+        settings += method_settings(name)
+    return [(setting.name, setting.default, setting.description) for setting in settings]
 
 
 def list_recipes() -> dict[str, str]:
-    """Packaged recipes: name -> the first comment line of the file."""
+    """Return the packaged recipes as name -> first comment line of the file."""
     return list_packaged("recipes")
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """The settings of a packaged recipe.
+    """Return the nested settings of a packaged recipe.
 
     Raises:
-        UsageError: no recipe of that name; the nearest is named.
+        UsageError: There is no recipe of that name; the message suggests the nearest.
     """
     return read_packaged("recipes", name)
+
+
+def merge_sources(
+    *, recipe: str | None = None, file: Path | None = None, flags: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the nested settings of a recipe, a YAML file and flags, not yet checked.
+
+    Flags override the file, and the file overrides the recipe. The arguments are those of
+    `load_config`.
+
+    Raises:
+        UsageError: There is no such recipe, or the file cannot be read.
+    """
+    values: dict[str, Any] = read_recipe(recipe) if recipe else {}
+    if file:
+        values = merge(values, read_yaml(file))
+    return merge(values, unflatten(flags or {}))
 
 
 def load_config(
     *, recipe: str | None = None, file: Path | None = None, flags: Mapping[str, Any] | None = None
 ) -> TrainConfig:
-    """Settings from a recipe, a YAML file and flags, each winning over the one before.
+    """Return the configuration given by a recipe, a YAML file and flags.
 
     Args:
-        recipe: name of a packaged recipe.
-        file: YAML file with nested settings.
-        flags: dotted names with values as typed, such as `{"adautomix.beta": "0.3"}`.
+        recipe: Name of a packaged recipe.
+        file: YAML file with nested settings; it overrides the recipe.
+        flags: Dotted names and their values, converted or as text, such as
+            `{"adautomix.beta": "0.3"}`; they override the file.
 
     Raises:
-        UsageError: unknown names (with the nearest known one) and values out of range.
+        UsageError: A name is unknown (the message suggests the nearest), or a value is out of
+            range.
     """
-    values: dict[str, Any] = read_recipe(recipe) if recipe else {}
-    if file:
-        values = merge(values, read_yaml(file))
-    return make_config(merge(values, nest(flags or {})))
+    return make_config(merge_sources(recipe=recipe, file=file, flags=flags))

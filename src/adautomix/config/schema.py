@@ -1,111 +1,332 @@
-"""Settings of a run: typed, complete, and strict about what it does not know.
+"""Settings of a run: typed, complete, and strict about unknown names.
 
-A run's settings come from defaults, a recipe, a YAML file and flags, each winning over the one
-before. Settings of a method live in a group of the method's name (`--adautomix.beta 0.3`); the
-method declares them itself.
+A run's settings come from defaults, a recipe, a YAML file and flags; each source overrides the one
+before it. The settings of a method live in a group of the method's name (`--adautomix.beta 0.3`)
+and are declared by the method itself.
+
+PyTorch is not imported until a configuration is validated, so that help and shell completion
+answer at once.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from adautomix.config.files import read_yaml
-from adautomix.ema import TeacherSettings
 from adautomix.errors import UsageError
-from adautomix.methods import METHODS, MethodSettings, find_method
-from adautomix.models import Stem, suited_stem
 from adautomix.validation import one_line_errors, setting_names, unknown_setting
 
+if TYPE_CHECKING:
+    from adautomix.methods import MethodSettings
+    from adautomix.models import Stem
+
 ARCHITECTURE = ("model", "stem", "width", "model_options", "image_size")
-"""The settings that say which network weights belong to."""
+"""The settings that determine which network a set of weights belongs to."""
 
 
-class TrainConfig(BaseModel):
-    """Everything that decides a run. Unknown names raise; so do values out of range.
+class SettingsGroup(BaseModel):
+    """A titled group of settings. Groups are immutable and documented by their fields."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+
+class MethodChoice(SettingsGroup, title="Method"):
+    """Which mixing method trains the network."""
+
+    method: str = Field(
+        "adautomix", description="Mixing method to train with; `adautomix methods` lists them."
+    )
+
+
+class DataSettings(SettingsGroup, title="Data"):
+    """Which images are used, and how they are split and read."""
+
+    data: Annotated[str, BeforeValidator(str)] = Field(
+        "digits",
+        description="Data set: digits, cifar10, cifar100, or the path of a folder of images.",
+    )
+    data_root: Path | None = Field(
+        None, description="Folder that holds CIFAR, or that it is downloaded to; none: ./data."
+    )
+    download: bool = Field(
+        False, description="Download CIFAR if it is missing, instead of stopping."
+    )
+    image_size: int | None = Field(
+        None,
+        ge=8,
+        description="Side of the network's input in pixels; cost grows with its square. "
+        "none: the size of the images if they are small and square, else 224.",
+    )
+    per_class: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum number of training images per class, chosen by the seed; none: all.",
+    )
+    test_fraction: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="Fraction of each class used for testing, if the data set has no test split.",
+    )
+    val_fraction: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Fraction of each class's training images held out for validation; raising it "
+        "leaves fewer to train on.",
+    )
+    skip_bad: bool = Field(
+        False, description="Skip and list unreadable images, instead of stopping at the first."
+    )
+    workers: int | None = Field(
+        None, ge=0, description="Number of processes that decode images; none: one per CPU core."
+    )
+
+
+class AugmentationSettings(SettingsGroup, title="Augmentation"):
+    """What happens to a training image before it is mixed."""
+
+    crop: Literal["auto", "pad", "resized", "off"] = Field(
+        "auto",
+        description="Random crop of training images: shifted within reflection padding, or "
+        "resized from a random box. auto: pad up to 96 pixels, else resized.",
+    )
+    pad: int | None = Field(
+        None,
+        ge=0,
+        description="Reflection padding in pixels for crop=pad; more padding allows larger "
+        "shifts. none: 1/8 of the image side (digits: 1/16).",
+    )
+    flip: bool | None = Field(
+        None,
+        description="Flip half of the training images left to right; none: on, except for digits.",
+    )
+    scale_min: float = Field(
+        0.08,
+        gt=0,
+        le=1,
+        description="Minimum area of a resized crop, as a fraction of the image; raising it "
+        "weakens the augmentation.",
+    )
+
+
+class ModelSettings(SettingsGroup, title="Model"):
+    """Which network is trained, and from which weights."""
+
+    model: str = Field("resnet18", description="Backbone: the name of any timm model.")
+    stem: Literal["auto", "standard", "cifar"] = Field(
+        "auto",
+        description="First layers: timm's own, or a 3x3 convolution of stride 1 (cifar). "
+        "auto: cifar for images up to 64 pixels, unless pretrained.",
+    )
+    width: float = Field(
+        1.0,
+        gt=0,
+        le=4,
+        description="Multiplier of the backbone's channels; cost grows with its square.",
+    )
+    pretrained: bool = Field(False, description="Start from timm's pretrained weights.")
+    init: Path | None = Field(
+        None,
+        description="Start from the backbone of this run (its teacher), exported folder or "
+        "safetensors file; its architecture is the default for this run.",
+    )
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="Stochastic depth rate; raising it regularizes more."
+    )
+    model_options: dict[str, Any] = Field(
+        {}, description="Options passed to timm.create_model, such as patch_size."
+    )
+
+
+class OptimizationSettings(SettingsGroup, title="Optimization"):
+    """How long, in which batches and with which optimizer the network is trained."""
+
+    epochs: int = Field(
+        100,
+        ge=1,
+        description="Number of passes over the training images; training time grows with it.",
+    )
+    batch_size: int = Field(
+        100,
+        ge=1,
+        description="Images per optimizer step, over all processes; raising it needs more memory "
+        "and takes fewer steps per epoch.",
+    )
+    drop_last: bool = Field(
+        True, description="Leave out the last batch of an epoch if it is incomplete."
+    )
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="Number of equal parts a batch is split into (gradient accumulation); raising "
+        "it saves memory.",
+    )
+    optimizer: Literal["sgd", "adamw"] = Field(
+        "sgd", description="Optimizer: SGD with momentum, or AdamW."
+    )
+    lr: float = Field(
+        0.1,
+        gt=0,
+        description="Maximum learning rate, reached after the warm-up; if it is too high, the "
+        "loss diverges.",
+    )
+    min_lr: float = Field(0.0, ge=0, description="Learning rate at the end of the cosine schedule.")
+    warmup_epochs: float = Field(
+        0.0,
+        ge=0,
+        description="Epochs over which the learning rate rises linearly from 0; 0: no warm-up.",
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum, or AdamW β₁.")
+    nesterov: bool = Field(False, description="Use Nesterov momentum with SGD.")
+    weight_decay: float = Field(
+        1e-4,
+        ge=0,
+        description="Weight decay of the network and of the method's own weights; raising it "
+        "regularizes more.",
+    )
+    decay_1d: bool = Field(
+        True, description="Also apply weight decay to biases and normalization weights."
+    )
+    clip_grad: float | None = Field(
+        None,
+        gt=0,
+        description="Maximum gradient norm; larger gradients are scaled down to it. none: off.",
+    )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Fraction of each label spread evenly over all classes; raising it makes "
+        "predictions less confident.",
+    )
+
+
+class RuntimeSettings(SettingsGroup, title="Runtime"):
+    """Where and in which arithmetic the run is computed."""
+
+    seed: int = Field(0, ge=0, description="Random seed of the data split, weights and batches.")
+    device: str = Field(
+        "auto", description="Device: cpu, cuda or cuda:1; auto: a GPU if there is one."
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="Floating-point type of forward and backward passes (autocast)."
+    )
+    runtime: Literal["auto", "eager", "compile", "graph"] = Field(
+        "auto",
+        description="How a step runs: eagerly, with torch.compile, or as a CUDA graph; auto: "
+        "eager.",
+    )
+    channels_last: bool = Field(
+        True, description="Store images and weights channels-last, which most devices prefer."
+    )
+    sync_bn: bool = Field(
+        True, description="Share batch-norm statistics between processes (SyncBatchNorm)."
+    )
+
+
+class EvaluationSettings(SettingsGroup, title="Evaluation"):
+    """How often the networks are tested during training."""
+
+    eval_every: int = Field(
+        1,
+        ge=1,
+        description="Epochs between evaluations; raising it saves time. The last epoch is always "
+        "evaluated.",
+    )
+    eval_batch_size: int = Field(
+        500,
+        ge=1,
+        description="Images per forward pass in evaluation; raising it needs more memory.",
+    )
+
+
+class LoggingSettings(SettingsGroup, title="Logging and checkpoints"):
+    """Where a run is written, and how often."""
+
+    out: Path | None = Field(
+        None, description="Folder to write the run to; none: runs/<data>-<method>-s<seed>."
+    )
+    label: str | None = Field(
+        None, description="Name of the run in tables and reports; none: the method's name."
+    )
+    log_every: int = Field(50, ge=1, description="Optimizer steps between lines of metrics.jsonl.")
+    checkpoint_every: int = Field(
+        1, ge=1, description="Epochs between checkpoints; raising it risks losing more work."
+    )
+    keep_every: int | None = Field(
+        None,
+        ge=1,
+        description="Epochs between checkpoints that are never overwritten; none: keep only the "
+        "last and the best.",
+    )
+    tensorboard: bool = Field(False, description="Also write TensorBoard event files.")
+
+
+class TeacherSettings(BaseModel):
+    """The teacher: an exponential moving average of the student, kept for every method."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, title="Teacher")
+
+    momentum: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Teacher momentum at the start of training; closer to 1 averages over more "
+        "steps. none: 1 - 100/steps, at most 0.999.",
+    )
+    momentum_end: float = Field(
+        0.999999,
+        ge=0,
+        le=1,
+        description="Teacher momentum at the end of training; closer to 1 averages over more "
+        "steps.",
+    )
+    constant_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Fraction of training during which the teacher momentum stays constant, before "
+        "it rises to momentum_end.",
+    )
+    buffers: Literal["average", "copy", "own"] = Field(
+        "average",
+        description="The teacher's batch-norm statistics: averaged like its weights, copied from "
+        "the student, or updated by its own forward passes.",
+    )
+
+
+class TrainConfig(
+    # Pydantic orders fields from the last base to the first.
+    LoggingSettings,
+    EvaluationSettings,
+    RuntimeSettings,
+    OptimizationSettings,
+    ModelSettings,
+    AugmentationSettings,
+    DataSettings,
+    MethodChoice,
+    title="Settings of a run",
+):
+    """All settings of a run. Unknown names raise an error, as do values out of range.
 
     Besides the fields below, a group of settings named after a method is accepted, for example
     `TrainConfig(method="adautomix", adautomix={"beta": 0.3})`.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="allow")
 
-    method: str = Field("adautomix", description="one of `adautomix methods`")
-    data: Annotated[str, BeforeValidator(str)] = Field(
-        "digits", description="digits, cifar10, cifar100 or a folder of images"
+    teacher: TeacherSettings = Field(
+        TeacherSettings(), description="The moving average of the student."
     )
-    data_root: Path | None = Field(None, description="folder of downloaded data sets")
-    download: bool = Field(False, description="fetch a known data set that is not there")
-    image_size: int | None = Field(None, ge=8, description="pixels a side; none: suits the data")
-    per_class: int | None = Field(None, ge=1, description="at most so many training images a class")
-    test_fraction: float = Field(0.2, gt=0, lt=1, description="where a set has no test split")
-    val_fraction: float = Field(0.0, ge=0, lt=1, description="of the training images, held out")
-    skip_bad: bool = Field(False, description="go on without unreadable images, and list them")
-    workers: int | None = Field(None, ge=0, description="decoding processes; none: all cores")
-    crop: Literal["auto", "pad", "resized", "off"] = Field(
-        "auto", description="training crop: shifted with reflect padding, or random-resized"
-    )
-    pad: int | None = Field(None, ge=0, description="pixels of padding; none: suits the data")
-    flip: bool | None = Field(None, description="mirror half of the images; none: suits the data")
-    scale_min: float = Field(0.08, gt=0, le=1, description="smallest area of a resized crop")
-    drop_last: bool = Field(True, description="leave out the last short batch of an epoch")
-
-    model: str = Field("resnet18", description="any timm backbone")
-    stem: Literal["auto", "standard", "cifar"] = Field(
-        "auto", description="cifar: 3×3, stride 1; auto: that for images up to 64 pixels"
-    )
-    width: float = Field(1.0, gt=0, le=4, description="factor on the channels of the backbone")
-    pretrained: bool = Field(False, description="start from timm's weights")
-    init: Path | None = Field(
-        None,
-        description="start from the backbone of this run (its teacher), exported folder or "
-        "safetensors file, and be that network where not told otherwise",
-    )
-    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate")
-    model_options: dict[str, Any] = Field({}, description="passed on to timm.create_model")
-
-    epochs: int = Field(100, ge=1, description="passes over the training images")
-    batch_size: int = Field(100, ge=1, description="images an optimizer step")
-    accumulate: int = Field(1, ge=1, description="process a batch in so many equal parts")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum, or AdamW")
-    lr: float = Field(0.1, gt=0, description="learning rate after warm-up")
-    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine")
-    warmup_epochs: float = Field(0.0, ge=0, description="linear rise of the learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD; β₁ of AdamW")
-    nesterov: bool = Field(False, description="Nesterov momentum for SGD")
-    weight_decay: float = Field(1e-4, ge=0, description="on all weights")
-    decay_1d: bool = Field(True, description="decay biases and norm weights too")
-    clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share spread over all classes")
-
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the networks")
-    device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto: a GPU where there is one")
-    channels_last: bool = Field(True, description="memory layout of images and weights")
-    runtime: Literal["auto", "eager", "compile", "graph"] = Field(
-        "auto", description="of the step: plain, torch.compile, or a CUDA graph; auto: eager"
-    )
-    sync_bn: bool = Field(True, description="several processes share their batch statistics")
-    seed: int = Field(0, ge=0, description="names every random number of the run")
-
-    eval_batch_size: int = Field(500, ge=1, description="images a forward in evaluation")
-    eval_every: int = Field(1, ge=1, description="epochs between evaluations")
-    log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
-    checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
-    keep_every: int | None = Field(
-        None, ge=1, description="epochs between checkpoints that are kept; none: only last and best"
-    )
-    tensorboard: bool = Field(False, description="write TensorBoard events too")
-    out: Path | None = Field(None, description="run folder; none: runs/<data>-<method>-s<seed>")
-    label: str | None = Field(None, description="name in tables; none: the method's")
-
-    teacher: TeacherSettings = Field(TeacherSettings(), description="the moving average")
 
     @model_validator(mode="before")
     @classmethod
-    def _as_init_says(cls, values: Any) -> Any:
-        """Which network it is: a complete configuration says so itself and needs no `init`."""
+    def _inherit_architecture(cls, values: Any) -> Any:
+        """Take the architecture from `init`, unless the configuration states all of it."""
         if not isinstance(values, Mapping) or not values.get("init"):
             return values
         if values.keys() >= set(ARCHITECTURE):
@@ -114,13 +335,15 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        from adautomix.methods import find_method
+
         cls = find_method(self.method)
         for name, options in (self.model_extra or {}).items():
             check_group(name, options)
         if self.teacher.buffers == "own" and not cls.supports_own_teacher_buffers:
             raise UsageError(
                 f"teacher.buffers = own: {self.method} never runs the teacher, so its statistics "
-                "would stay at their start; use average or copy"
+                "would keep their initial values; use average or copy"
             )
         if self.init and self.pretrained:
             raise UsageError("init and pretrained both say where the weights start: leave out one")
@@ -131,30 +354,36 @@ class TrainConfig(BaseModel):
         return self
 
     @property
-    def method_settings(self) -> MethodSettings:
+    def method_settings(self) -> "MethodSettings":
         """The settings of this run's method, with its defaults filled in."""
+        from adautomix.methods import find_method
+
         return find_method(self.method).Settings(**(self.model_extra or {}).get(self.method, {}))
 
-    def stem_for(self, image_size: int) -> Stem:
-        """The stem for images of this side in pixels, "auto" made up."""
+    def stem_for(self, image_size: int) -> "Stem":
+        """The stem for images of this side in pixels, with "auto" resolved."""
+        from adautomix.models import suited_stem
+
         if self.stem != "auto":
             return self.stem
         # Published weights fit only the stem they were trained with.
         return "standard" if self.pretrained else suited_stem(self.model, image_size)
 
     def resolved(self) -> dict[str, Any]:
-        """Every setting with its value, as plain data: what `config.yaml` holds."""
+        """Every setting and its value as plain data: the content of `config.yaml`."""
         plain: dict[str, Any] = self.model_dump(mode="json", exclude=set(self.model_extra or {}))
         settings = self.method_settings.model_dump(mode="json")
         return {**plain, self.method: settings} if settings else plain
 
 
 def check_group(name: str, options: Any) -> None:
-    """Accept a group of settings only if it is a method's and the method knows them all.
+    """Check that a group of settings belongs to a method and that the method knows them all.
 
     Raises:
-        UsageError: with the nearest name.
+        UsageError: the group or one of its settings is unknown or out of range.
     """
+    from adautomix.methods import METHODS
+
     if name not in METHODS:
         raise UsageError(unknown_setting(name, [*TrainConfig.model_fields, *METHODS]))
     settings = METHODS[name].Settings
@@ -163,13 +392,13 @@ def check_group(name: str, options: Any) -> None:
 
 
 def architecture_of(path: Path) -> dict[str, Any]:
-    """The settings that build the network whose weights lie at `path`; none of a plain file.
+    """Return the settings that rebuild the network stored at `path`; none for a plain file.
 
     Args:
-        path: a run folder, a folder of `adautomix export`, or a file of weights.
+        path: A run folder, a folder written by `adautomix export`, or a file of weights.
 
     Raises:
-        UsageError: the folder does not say.
+        UsageError: The folder does not describe its network.
     """
     try:
         if (path / "config.yaml").is_file():
@@ -187,10 +416,10 @@ def architecture_of(path: Path) -> dict[str, Any]:
 
 
 def make_config(values: Mapping[str, Any]) -> TrainConfig:
-    """A checked configuration from nested plain values.
+    """Return the checked configuration for nested plain values.
 
     Raises:
-        UsageError: one line that names the setting and what would be right.
+        UsageError: One line that names the setting and says what would be right.
     """
     with one_line_errors(known=_all_setting_names):
         return TrainConfig.model_validate(values)
@@ -198,6 +427,8 @@ def make_config(values: Mapping[str, Any]) -> TrainConfig:
 
 def _all_setting_names() -> list[str]:
     """Names of all settings: those of every run, and those of each method in its group."""
+    from adautomix.methods import METHODS
+
     names = setting_names("", TrainConfig)
     for name, cls in METHODS.items():
         names += setting_names(f"{name}.", cls.Settings)

@@ -1,6 +1,6 @@
-"""Sweeps: named variants of the settings of a run, to be trained with the same seeds.
+"""Sweeps: named variants of the settings of a run, trained with the same seeds.
 
-A file of its own or a packaged one, such as `adautomix/n`, holds
+A sweep is a YAML file, packaged (such as `adautomix/n`) or your own:
 
     # what is varied, on the first line
     common: {method: adautomix}         # settings of all variants, if any
@@ -8,7 +8,7 @@ A file of its own or a packaged one, such as `adautomix/n`, holds
       N=2: {adautomix: {n: 2}}
       N=3: {adautomix: {n: 3}}
 
-The settings of a variant win over the common ones, and those over recipe, file and flags.
+The settings of a variant override the common ones, and those override recipe, file and flags.
 """
 
 from pathlib import Path
@@ -20,11 +20,11 @@ from adautomix.config import list_packaged, merge, read_packaged, read_yaml
 from adautomix.errors import UsageError
 
 Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.,=+-]*$")]
-"""Of a variant: it names the run folders, too."""
+"""Name of a variant. It becomes part of the names of run folders."""
 
 
 class Sweep(BaseModel):
-    """What a file of a sweep holds."""
+    """The content of a sweep file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,16 +33,17 @@ class Sweep(BaseModel):
 
 
 def read_sweep(name: str) -> dict[str, dict[str, Any]]:
-    """The variants of a sweep by name, each with all its settings and labeled by its name.
+    """Return the variants of a sweep by name, each with all its settings and its name as label.
 
     Args:
-        name: of a packaged sweep, or the path of a YAML file.
+        name: Name of a packaged sweep, or path of a YAML file.
 
     Raises:
-        UsageError: there is none of that name, and the nearest is told; or the file is no sweep.
+        UsageError: There is no sweep of that name (the message suggests the nearest), or the file
+            is not a sweep.
     """
-    own = Path(name).suffix in (".yaml", ".yml")
-    sweep = check_sweep(name, read_yaml(Path(name)) if own else read_packaged("sweeps", name))
+    is_file = Path(name).suffix in (".yaml", ".yml")
+    sweep = check_sweep(name, read_yaml(Path(name)) if is_file else read_packaged("sweeps", name))
     return {
         variant: merge(merge(sweep.common, settings), {"label": variant})
         for variant, settings in sweep.variants.items()
@@ -50,10 +51,10 @@ def read_sweep(name: str) -> dict[str, dict[str, Any]]:
 
 
 def check_sweep(name: str, values: dict[str, Any]) -> Sweep:
-    """What a file holds, as a sweep.
+    """Return the content of a file as a sweep.
 
     Raises:
-        UsageError: it is none; the place and what is wrong there are told.
+        UsageError: It is not a sweep; the message names the place and the problem.
     """
     try:
         return Sweep.model_validate(values)
@@ -67,7 +68,7 @@ def check_sweep(name: str, values: dict[str, Any]) -> Sweep:
 
 
 def list_sweeps() -> list[tuple[str, str, str]]:
-    """Packaged sweeps as (name, what is varied, names of the variants)."""
+    """Return the packaged sweeps as (name, what is varied, names of the variants)."""
     return [
         (name, summary, ", ".join(read_sweep(name)))
         for name, summary in list_packaged("sweeps").items()

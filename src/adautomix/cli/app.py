@@ -1,0 +1,64 @@
+"""The group of all commands, and how a command ends: its exit status and its error line."""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from adautomix.cli.base import CommandGroup, Session
+from adautomix.cli.checking import check_mix, doctor
+from adautomix.cli.comparing import compare, report
+from adautomix.cli.completing import completion
+from adautomix.cli.evaluating import evaluate, export, predict
+from adautomix.cli.listing import datasets, methods, recipes, settings, suites, sweeps
+from adautomix.cli.previewing import preview
+from adautomix.cli.timing import bench, plan
+from adautomix.cli.training import resume, train
+from adautomix.errors import AdAutoMixError
+from adautomix.version import __version__
+
+
+@click.version_option(__version__)
+@click.group(
+    cls=CommandGroup,
+    sections={
+        "Train": [train, resume, compare, plan],
+        "Look at results": [evaluate, predict, report, preview, export],
+        "List what there is": [methods, settings, recipes, sweeps, datasets, suites],
+        "Check and time": [check_mix, doctor, bench],
+        "Shell": [completion],
+    },
+    epilog="`adautomix COMMAND --help` lists the options of a command, and `adautomix train "
+    "--help` every setting of a run.",
+)
+def cli() -> None:
+    """Train image classifiers with mixing augmentation: AdAutoMix and its peers."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; an error is one line, and exit status 2 (wrong usage) or 1 (failed)."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    session = Session()
+    try:
+        cli.main(args or ["--help"], prog_name="adautomix", standalone_mode=False, obj=session)
+    except click.Abort:
+        fail("stopped", 1)
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "adautomix"
+        fail(f"{error.format_message()} (`{path} --help`)", 2)
+    except AdAutoMixError as error:
+        if session.debug:
+            traceback.print_exc()
+        fail(str(error), error.exit_status)
+    except Exception as error:
+        if session.debug:
+            raise
+        fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
+
+
+def fail(text: str, status: int) -> NoReturn:
+    """Print one line on stderr and exit with this status."""
+    print(f"adautomix: {' '.join(text.split())}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,150 @@
+"""Commands about several runs: compare and report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adautomix.cli.base import Command
+from adautomix.cli.options import (
+    FILE,
+    baseline_option,
+    complete_packaged,
+    json_option,
+    names_in,
+    source_options,
+)
+from adautomix.cli.output import command_line, console, print_json, print_line
+from adautomix.cli.settings import SettingsCommand
+from adautomix.errors import UsageError
+
+
+@click.command(cls=SettingsCommand)
+@click.option("--methods", help="Methods to compare, comma-separated; none: vanilla,adautomix.")
+@click.option(
+    "--sweep",
+    shell_complete=complete_packaged("sweeps"),
+    help="Compare the variants of this sweep instead: one of `adautomix sweeps`, or a YAML file.",
+)
+@click.option("--seeds", default="0,1,2", show_default=True, help="Seeds, comma-separated.")
+@click.option(
+    "--out",
+    "folder",
+    type=FILE,
+    default="runs/compare",
+    show_default=True,
+    help="Folder of the run folders.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Runs trained side by side; none: one per core, or one on a GPU.",
+)
+@baseline_option
+@source_options
+@json_option
+def compare(
+    methods: str | None,
+    sweep: str | None,
+    seeds: str,
+    folder: Path,
+    jobs: int | None,
+    baseline: str | None,
+    recipe: str | None,
+    config: Path | None,
+    as_json: bool,
+    flags: dict[str, Any],
+) -> None:
+    """Train several methods, or variants of one, with several seeds.
+
+    The result is one table, with confidence intervals and significance, and one report. Runs that
+    exist already are finished, not repeated. With --help, `--methods NAME,…` also lists the
+    settings of these methods.
+    """
+    from adautomix.config import merge_sources
+    from adautomix.reporting.page import write_page
+    from adautomix.reporting.significance import pick_baseline
+    from adautomix.reporting.tables import comparison_table, verdict_lines
+    from adautomix.runs.records import read_runs
+    from adautomix.training import compare as comparing
+
+    variants = variants_of(methods, sweep)
+    if baseline:
+        pick_baseline(list(variants), baseline)  # A wrong name must stop us before the training.
+    folders = comparing.compare(
+        merge_sources(recipe=recipe, file=config, flags=flags),
+        variants=variants,
+        seeds=[read_seed(seed) for seed in names_in(seeds)],
+        out=folder,
+        jobs=jobs,
+        quiet=as_json,
+        command=command_line(),
+    )
+    page = write_page(folders, folder / "report.html", baseline=baseline)
+    runs = read_runs(folders)
+    if as_json:
+        print_json([run.summary for run in runs])
+        return
+    console().print(comparison_table(runs))
+    for line in verdict_lines(runs, baseline):
+        console().print(line)
+    print_line(f"Page: {page.resolve()}")
+
+
+def variants_of(methods: str | None, sweep: str | None) -> dict[str, dict[str, Any]]:
+    """Return what is compared, by name: methods, or the variants of a sweep.
+
+    Raises:
+        UsageError: Both were named, or there is no such sweep.
+    """
+    from adautomix.config.sweeps import read_sweep
+    from adautomix.training.compare import of_methods
+
+    if sweep is None:
+        return of_methods(names_in("vanilla,adautomix" if methods is None else methods))
+    if methods is not None:
+        raise UsageError("--methods and --sweep both say what to compare: leave out one")
+    return read_sweep(sweep)
+
+
+def read_seed(text: str) -> int:
+    """Return a seed.
+
+    Raises:
+        UsageError: The text is not a whole number.
+    """
+    if not text.isdigit():
+        raise UsageError(f"--seeds: {text!r} is no whole number; write 0,1,2")
+    return int(text)
+
+
+@click.command(cls=Command)
+@click.argument("runs", nargs=-1, required=True, type=FILE, metavar="RUN...")
+@click.option("--out", "page", type=FILE, help="HTML file to write; none: report.html.")
+@click.option("--rows", type=FILE, help="Also write the final results to this file, as JSON lines.")
+@click.option("--markdown", is_flag=True, help="Also print the table and the verdicts in Markdown.")
+@baseline_option
+def report(
+    runs: tuple[Path, ...],
+    page: Path | None,
+    rows: Path | None,
+    markdown: bool,
+    baseline: str | None,
+) -> None:
+    """Write one self-contained HTML report about runs.
+
+    It holds the final table, significance, accuracy at equal time, curves, samples and settings.
+    """
+    from adautomix.reporting.page import write_page
+    from adautomix.reporting.tables import markdown_table, result_rows, verdict_lines
+    from adautomix.runs.records import read_runs
+
+    records = read_runs(runs)
+    if markdown:
+        print(markdown_table(records), *verdict_lines(records, baseline), sep="\n")
+    if rows:
+        lines = [json.dumps(row) + "\n" for row in result_rows(records, baseline)]
+        rows.write_text("".join(lines))
+    target = page or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    print_line(f"Wrote {write_page(runs, target, baseline=baseline)}")

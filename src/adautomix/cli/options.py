@@ -1,0 +1,65 @@
+"""Options that several commands take."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+FILE = click.Path(path_type=Path)
+"""A path as a `pathlib.Path`; whether it exists is checked where it is read."""
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+run_argument = click.argument("run", type=FILE)
+baseline_option = click.option(
+    "--baseline",
+    help="Method or variant to compare the others with; none: vanilla, or the first.",
+)
+network_option = click.option(
+    "--network",
+    type=click.Choice(["teacher", "student"]),
+    default="teacher",
+    show_default=True,
+    help="Network: the teacher (moving average) or the student.",
+)
+which_option = click.option(
+    "--which",
+    default="last",
+    show_default=True,
+    help="Checkpoint: last, best, or one that was kept, such as epoch-0005.",
+)
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="Device: cpu, cuda or auto."
+)
+
+
+def complete_packaged(
+    kind: str,
+) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Return a callback that offers shell completion the packaged "recipes" or "sweeps"."""
+
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+        from adautomix.config import list_packaged
+
+        return [name for name in list_packaged(kind) if name.startswith(incomplete)]
+
+    return complete
+
+
+def source_options(function: Function) -> Function:
+    """Add --recipe and --config, which flags override."""
+    function = click.option(
+        "--config", type=FILE, help="YAML file with settings; it overrides the recipe."
+    )(function)
+    return click.option(
+        "--recipe",
+        shell_complete=complete_packaged("recipes"),
+        help="Packaged recipe to start from; `adautomix recipes` lists them.",
+    )(function)
+
+
+def names_in(text: str) -> list[str]:
+    """Return the items of a comma-separated list."""
+    return [item.strip() for item in text.split(",") if item.strip()]

@@ -1,0 +1,49 @@
+"""Print tables, lines and JSON."""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@cache
+def console() -> "Console":
+    """The terminal. Text is printed as it is: class names and paths are no markup."""
+    from rich.console import Console
+
+    return Console(
+        width=None if sys.stdout.isatty() else 120, markup=False, emoji=False, highlight=False
+    )
+
+
+def print_line(text: object, *, bold: bool = False) -> None:
+    """Print a line that the terminal may wrap."""
+    console().print(str(text), style="bold" if bold else None, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Print machine-readable output."""
+    print(json.dumps(value, indent=1))
+
+
+def print_listing(rows: Sequence[tuple[str, ...]], columns: tuple[str, ...], as_json: bool) -> None:
+    """Print rows as a table, or as JSON objects."""
+    if as_json:
+        print_json([dict(zip(columns, row, strict=True)) for row in rows])
+        return
+    from rich.table import Table
+
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def command_line() -> str:
+    """The command as typed, for the record."""
+    return shlex.join(["adautomix", *sys.argv[1:]])

@@ -1,0 +1,137 @@
+"""Commands that time training steps: plan and bench."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adautomix.cli.options import FILE, json_option, names_in, source_options
+from adautomix.cli.output import console, print_json, print_line, print_listing
+from adautomix.cli.settings import SettingsCommand
+
+
+@click.command(cls=SettingsCommand)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=2),
+    default=20,
+    show_default=True,
+    help="Steps to time per method.",
+)
+@source_options
+@json_option
+def plan(
+    steps: int, recipe: str | None, config: Path | None, as_json: bool, flags: dict[str, Any]
+) -> None:
+    """Estimate what a run would cost, beside plain training and Mixup.
+
+    Takes the settings of train, runs a few steps on the actual images, and writes no run folder.
+    """
+    from adautomix.bench import plan as planning
+    from adautomix.config import load_config
+
+    settings = load_config(recipe=recipe, file=config, flags=flags)
+    with timing_status(steps) as on_progress:
+        rows = planning.plan(settings, steps=steps, on_progress=on_progress)
+    print_figures(rows, as_json)
+
+
+@click.command(cls=SettingsCommand)
+@click.option(
+    "--methods",
+    default="vanilla,adautomix",
+    show_default=True,
+    help="Methods, comma-separated; all: every method that the network supports.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=2),
+    default=10,
+    show_default=True,
+    help="Steps to time per method.",
+)
+@click.option(
+    "--classes",
+    type=click.IntRange(min=2),
+    default=100,
+    show_default=True,
+    help="Number of classes.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(min=8),
+    default=32,
+    show_default=True,
+    help="Side of the images in pixels.",
+)
+@click.option("--phases", is_flag=True, help="Also time the phases of a step.")
+@click.option(
+    "--work", is_flag=True, help="Also count operations, as a fraction of the peak throughput."
+)
+@click.option("--rows", type=FILE, help="Append the results to this file, as JSON lines.")
+@source_options
+@json_option
+def bench(
+    methods: str,
+    steps: int,
+    classes: int,
+    size: int,
+    phases: bool,
+    work: bool,
+    rows: Path | None,
+    recipe: str | None,
+    config: Path | None,
+    as_json: bool,
+    flags: dict[str, Any],
+) -> None:
+    """Time the real training step of several methods, in alternation.
+
+    Takes the settings of train. With --help, `--methods NAME,…` also lists the settings of these
+    methods.
+    """
+    from adautomix.bench.rows import append
+    from adautomix.bench.suite import run_suite
+    from adautomix.bench.workload import Workload
+    from adautomix.config import make_config, merge_sources
+    from adautomix.methods import METHODS, suits
+
+    values = merge_sources(recipe=recipe, file=config, flags=flags)
+    names = names_in(methods)
+    if methods == "all":
+        names = [name for name in METHODS if suits(name, make_config(values).model)]
+    workload = Workload(values, names, steps, classes, size)
+    with timing_status(steps) as on_progress:
+        results = run_suite(
+            workload,
+            phases=phases,
+            work=work,
+            on_progress=on_progress,
+        )
+    for kind, figures in results.items():
+        if rows:
+            append(rows, kind, figures, device=workload.device())
+        if not as_json:
+            print_line(kind, bold=True)
+            print_figures(figures)
+    if as_json:
+        print_json(results)
+
+
+@contextmanager
+def timing_status(steps: int) -> Iterator[Callable[[int], None]]:
+    """Show on a terminal how many rounds are timed; yields the callback that is told."""
+    with console().status("timing", spinner="dots") as status:
+        yield lambda done: status.update(f"timing: {done} of {steps} rounds")
+
+
+def print_figures(figures: list[dict[str, Any]], as_json: bool = False) -> None:
+    """Print rows of data as a table, or as JSON."""
+    from adautomix.reporting.bench_table import table_of
+
+    if as_json:
+        print_json(figures)
+        return
+    titles, cells = table_of(figures)
+    print_listing([tuple(line) for line in cells], tuple(titles), as_json=False)

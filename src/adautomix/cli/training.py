@@ -1,0 +1,85 @@
+"""Commands that train one run: train and resume."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adautomix.cli.base import Command
+from adautomix.cli.options import json_option, run_argument, source_options
+from adautomix.cli.output import command_line, console, print_json, print_line, print_listing
+from adautomix.cli.settings import SettingsCommand
+from adautomix.errors import RunError
+
+
+@click.command(cls=SettingsCommand)
+@source_options
+@json_option
+def train(recipe: str | None, config: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
+    """Train one classifier into a run folder.
+
+    Settings come from a recipe, a YAML file and the options below; each overrides the one before.
+    The settings of a method are listed by `adautomix train --method NAME --help`.
+    """
+    from adautomix import training
+    from adautomix.config import load_config
+
+    settings = load_config(recipe=recipe, file=config, flags=flags)
+    result = training.train(settings, quiet=as_json, command=command_line())
+    finish_run(result.folder, as_json)
+
+
+@click.command(cls=Command)
+@run_argument
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Prove that resuming is exact: train the last stretch again and compare.",
+)
+@json_option
+def resume(run: Path, verify: bool, as_json: bool) -> None:
+    """Continue a stopped run exactly where it stopped, or prove that this would be exact."""
+    from adautomix import training
+
+    if verify:
+        print_verification(run, as_json)
+        return
+    training.resume(run, quiet=as_json, command=command_line())
+    finish_run(run, as_json)
+
+
+def print_verification(run: Path, as_json: bool) -> None:
+    """Print the hashes of a run and of the same run resumed from its previous checkpoint.
+
+    Raises:
+        RunError: The two differ.
+    """
+    from adautomix.training.verify import verify_resume
+
+    result = verify_resume(run)
+    rows = [
+        (what, original[:16], resumed[:16], "equal" if original == resumed else "DIFFERENT")
+        for what, original, resumed in result.rows
+    ]
+    print_listing(rows, ("what", "run", "resumed", "verdict"), as_json)
+    if not result.equal:
+        raise RunError(f"{run} does not resume exactly from step {result.start}")
+    if not as_json:
+        print_line(
+            f"From step {result.start} to step {result.step}, resumed and uninterrupted are equal."
+        )
+
+
+def finish_run(folder: Path, as_json: bool) -> None:
+    """Write the report of a run, then print its results and where they are."""
+    from adautomix.reporting.page import write_page
+    from adautomix.reporting.tables import comparison_table
+    from adautomix.runs.folder import RunFolder
+    from adautomix.runs.records import read_run
+
+    page = write_page([folder], folder / "report.html")
+    if as_json:
+        print_json(RunFolder.open(folder).summary())
+        return
+    console().print(comparison_table([read_run(folder)]))
+    print_line(f"Run folder {folder}, page {page}")
