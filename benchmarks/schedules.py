@@ -18,7 +18,7 @@ from adautomix.config import make_config, merge, read_recipe
 from adautomix.device import pick_device
 from adautomix.reporting.figures import t_interval
 from adautomix.runs.folder import RunFolder
-from adautomix.training.compare import compare, of_methods
+from adautomix.training.compare import compare, method_variants
 
 
 def main() -> None:
@@ -87,7 +87,7 @@ def scores(values: dict[str, Any], every: int, asked: argparse.Namespace) -> dic
     """Mean top-1 of student and teacher over the seeds, with the half-width of its interval."""
     seeds = [int(seed) for seed in asked.seeds.split(",")]
     out = asked.out / f"every-{every}"
-    runs = compare(values, variants=of_methods(["adautomix"]), seeds=seeds, out=out)
+    runs = compare(values, variants=method_variants(["adautomix"]), seeds=seeds, out=out)
     found: dict[str, Any] = {"seeds": len(seeds)}
     for network in ("student", "teacher"):
         top1 = [(RunFolder.open(run).summary() or {})["final"][network]["top1"] for run in runs]

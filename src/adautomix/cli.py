@@ -264,10 +264,10 @@ def variants_of(methods: str | None, sweep: str | None) -> dict[str, dict[str, A
         UsageError: both were named, or there is no such sweep.
     """
     from adautomix.config.sweeps import read_sweep
-    from adautomix.training.compare import of_methods
+    from adautomix.training.compare import method_variants
 
     if sweep is None:
-        return of_methods(names_in("vanilla,adautomix" if methods is None else methods))
+        return method_variants(names_in("vanilla,adautomix" if methods is None else methods))
     if methods is not None:
         raise UsageError("--methods and --sweep both say what to compare: leave out one")
     return read_sweep(sweep)

@@ -186,7 +186,7 @@ def test_timing_its_phases_changes_no_step() -> None:
         plain.step += 1
     theirs = plain.weights()
     assert all(torch.equal(value, theirs[name]) for name, value in timed.weights().items())
-    owners = (timed.student, timed.teacher.model, timed.method.generator, timed.plain_step)
+    owners = (timed.student, timed.teacher.model, timed.method.generator, timed.eager_step)
     assert not any({*phases.PASSES, "inputs"} & vars(owner).keys() for owner in owners)
 
 

@@ -308,9 +308,9 @@ def test_verify_finds_an_honest_run_equal(copied: Path, command: Command) -> Non
     assert [row["verdict"] for row in outcome.json] == ["equal"] * 6
     assert all(row["run"] == row["resumed"] for row in outcome.json)
     assert everything_in(copied) == before, "verifying must change nothing"
-    on_progress = command("resume", copied, "--verify")
-    assert on_progress.status == 0
-    assert "From step 4 to step 8, resumed and uninterrupted are equal." in on_progress.out
+    described = command("resume", copied, "--verify")
+    assert described.status == 0
+    assert "From step 4 to step 8, resumed and uninterrupted are equal." in described.out
 
 
 @pytest.mark.parametrize("owner", ["student", "teacher", "method"])

@@ -33,7 +33,7 @@ from adautomix.evaluation.target import EvalTarget
 from adautomix.methods import Mixed, MixParams
 from adautomix.pictures.sheet import Tile, heat_tile, image_tile, write_sheet
 from adautomix.pictures.thin import thin
-from adautomix.runs.checkpoint import kept_epochs, kept_name
+from adautomix.runs.checkpoint import epoch_checkpoint_name, kept_epochs
 
 TOO_FEW = (
     "the run kept fewer than two checkpoints; train with --keep-every 5, say, to see the same "
@@ -198,7 +198,7 @@ def over_training(
 
 def mixes_at(subject: EvalTarget, settings: DiversitySettings, epoch: int) -> Iterator[Mixed]:
     """The mixes of each batch as the method made them after so many epochs: always one draw."""
-    mixer = own_mixer(subject, kept_name(epoch))
+    mixer = own_mixer(subject, epoch_checkpoint_name(epoch))
     generator = subject.generator("diversity/training")
     for pixels, labels in batches_of(subject, settings):
         yield mixer.mix(pixels, labels, mixer.make_params(pixels, generator))

@@ -51,7 +51,7 @@ class Checkpoint:
 
 
 @contextmanager
-def naming_full_disk(folder: Path) -> Iterator[None]:
+def explain_full_disk(folder: Path) -> Iterator[None]:
     """Say which folder could not be written, and what to do."""
     try:
         yield
@@ -73,7 +73,7 @@ def save_checkpoint(
         run: the run folder.
         checkpoint: what to write.
         best: write `best` too.
-        kept: name under which the weights are kept for good, see `kept_name`; None: they are not.
+        kept: also keep the weights for good under this name, see `epoch_checkpoint_name`.
 
     Raises:
         RunError: the disk is full; older checkpoints are as they were.
@@ -81,12 +81,12 @@ def save_checkpoint(
     folder = run / "checkpoints"
     fresh, last, previous = (folder / name for name in ("writing", "last", "previous"))
     try:
-        with naming_full_disk(run):
+        with explain_full_disk(run):
             write_files(fresh, checkpoint)
             if best:
                 replace_folder(folder / "best", copy_of=fresh)
             if kept is not None:
-                keep_weights(folder / kept, checkpoint)
+                save_weights_only(folder / kept, checkpoint)
     except RunError:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
@@ -119,7 +119,7 @@ def replace_folder(folder: Path, *, copy_of: Path) -> None:
     fresh.rename(folder)
 
 
-def keep_weights(folder: Path, checkpoint: Checkpoint) -> None:
+def save_weights_only(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint without its state: it can be looked at, and not gone on from."""
     fresh = folder.with_name(folder.name + "-writing")
     write_files(fresh, replace(checkpoint, state={}))
@@ -127,7 +127,7 @@ def keep_weights(folder: Path, checkpoint: Checkpoint) -> None:
     fresh.rename(folder)
 
 
-def kept_name(epoch: int) -> str:
+def epoch_checkpoint_name(epoch: int) -> str:
     """What the checkpoint kept after so many epochs is called."""
     return f"epoch-{epoch:04d}"
 
@@ -141,7 +141,7 @@ def kept_epochs(run: Path) -> list[int]:
 def checkpoint_names(run: Path) -> list[str]:
     """The checkpoints of a run that can be looked at, the kept ones first."""
     folder = run / "checkpoints"
-    kept = [kept_name(epoch) for epoch in kept_epochs(run)]
+    kept = [epoch_checkpoint_name(epoch) for epoch in kept_epochs(run)]
     return kept + [name for name in ("best", "last") if (folder / name).is_dir()]
 
 
@@ -170,13 +170,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise RunError(f"damaged checkpoint: {folder} ({type(error).__name__}: {error})") from None
 
 
-def present_checkpoints(run: Path) -> list[Path]:
+def resumable_checkpoints(run: Path) -> list[Path]:
     """The folders that a run can go on from, the newest first."""
     folders = (run / "checkpoints" / name for name in ("last", "previous"))
     return [folder for folder in folders if folder.exists()]
 
 
-def set_aside_last(run: Path) -> None:
+def move_damaged_last(run: Path) -> None:
     """Put a damaged `last` out of the way, so that the next save does not take it for whole."""
     damaged = run / "checkpoints" / "damaged"
     shutil.rmtree(damaged, ignore_errors=True)
@@ -190,7 +190,7 @@ def load_checkpoint(run: Path) -> tuple[Checkpoint, str]:
         UsageError: the run has none yet.
         RunError: all are damaged.
     """
-    present = present_checkpoints(run)
+    present = resumable_checkpoints(run)
     if not present:
         raise UsageError(f"{run} has no checkpoint yet: start it again with another --out")
     problem = ""

@@ -73,7 +73,7 @@ class RunFolder:
         lines = self.metrics_path.read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("}\n")]
 
-    def forget_after(self, step: int) -> None:
+    def truncate_after(self, step: int) -> None:
         """Drop lines past a step: the run goes on from there and will write them again."""
         kept = [row for row in self.rows() if row["step"] <= step]
         fresh = self.metrics_path.with_suffix(".writing")

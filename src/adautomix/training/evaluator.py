@@ -51,7 +51,7 @@ class Evaluator:
     def scores(self, split: str) -> dict[str, Scores]:
         """Scores of both networks on one split."""
         every = self.data.splits()[split]
-        rows = my_rows(len(every)).to(every.labels.device)
+        rows = rank_rows(len(every)).to(every.labels.device)
         batches = eval_batches(
             every.subset(rows) if world() > 1 else every,
             self.data,
@@ -101,7 +101,7 @@ class Evaluator:
             mix_grid(rows, path)
 
 
-def my_rows(count: int) -> Tensor:
+def rank_rows(count: int) -> Tensor:
     """The rows that this process evaluates, as many as any other: the last may begin again at 0."""
     share = -(-count // world())
     return torch.arange(rank() * share, (rank() + 1) * share) % count

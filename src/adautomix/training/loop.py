@@ -19,7 +19,7 @@ from adautomix.distributed import (
 from adautomix.ema import momentum_schedule
 from adautomix.errors import RunError
 from adautomix.runs.build import build_networks, check_smallest_part, train_batches
-from adautomix.runs.checkpoint import Checkpoint, kept_name, save_checkpoint
+from adautomix.runs.checkpoint import Checkpoint, epoch_checkpoint_name, save_checkpoint
 from adautomix.runs.folder import RunFolder
 from adautomix.training.evaluator import Evaluator, best_so_far
 from adautomix.training.graphs import GraphedStep
@@ -72,13 +72,13 @@ class Trainer:
             from_checkpoint=from_checkpoint,
         )
         check_smallest_part(config, len(data.train), self.method)
-        self.judge = Evaluator(
+        self.evaluator = Evaluator(
             config, self.data, self.method, self.student, self.teacher.model, self.device
         )
         self.optimizer = build_optimizer(config, self.student, self.method)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.runtime = pick_runtime(config, self.device)
-        self.plain_step = TrainStep(
+        self.eager_step = TrainStep(
             config,
             self.batches,
             self.student,
@@ -89,7 +89,7 @@ class Trainer:
             compiled=self.runtime == "compile",
         )
         graphed = self.runtime == "graph"
-        self.run_step = GraphedStep(self.plain_step) if graphed else self.plain_step
+        self.run_step = GraphedStep(self.eager_step) if graphed else self.eager_step
         self.steps = config.epochs * self.batches.steps_per_epoch
         warmup = round(config.warmup_epochs * self.batches.steps_per_epoch)
         self.lr_factors = cosine_schedule(self.steps, warmup)
@@ -99,7 +99,7 @@ class Trainer:
             end=config.teacher.momentum_end,
             constant_share=config.teacher.constant_share,
         )
-        self.step = self.begun = 0
+        self.step = self.start_step = 0
         self.events: EventWriter | None = None
         self.epoch_meters, self.log_meters = Meters(), Meters()
         self.finite = FiniteWatch(self.device)
@@ -136,7 +136,7 @@ class Trainer:
         self.epoch_meters.restart_clock()
         self.log_meters.restart_clock()
         for batch in self.batches.epoch(epoch, start=done):
-            with self.display.compiling(self.runtime == "compile" and self.step == self.begun):
+            with self.display.compiling(self.runtime == "compile" and self.step == self.start_step):
                 self.train_step(batch)
             self.step += 1
             self.display.show(self.step)
@@ -156,7 +156,7 @@ class Trainer:
     def train_step(self, batch: Batch) -> None:
         """One step and its figures. Nothing here waits for the device."""
         share, momentum = self.lr_factors[self.step], self.teacher_momentum[self.step]
-        losses = self.run_step(self.plain_step.inputs(batch, self.step, share, momentum))
+        losses = self.run_step(self.eager_step.inputs(batch, self.step, share, momentum))
         self.method.after_step(self.step)
         self.epoch_meters.add(losses)
         self.log_meters.add(losses)
@@ -171,15 +171,15 @@ class Trainer:
         self.epoch_meters.reset()
         last = self.step == self.steps
         if epoch % self.config.eval_every == 0 or last:
-            row |= self.judge.evaluate()
+            row |= self.evaluator.evaluate()
         better = best_so_far(row, self.best)
         self.best = better or self.best
         self.log(row)
         self.display.epoch(row, self.config.epochs)
         if epoch in (1, (self.config.epochs + 1) // 2, self.config.epochs):
-            self.judge.draw_samples(self.folder.samples / f"epoch-{epoch:04d}.png", self.step)
+            self.evaluator.draw_samples(self.folder.samples / f"epoch-{epoch:04d}.png", self.step)
         every = self.config.keep_every
-        kept = kept_name(epoch) if every and epoch % every == 0 else None
+        kept = epoch_checkpoint_name(epoch) if every and epoch % every == 0 else None
         if epoch % self.config.checkpoint_every == 0 or last or better or kept:
             self.save(best=better is not None, kept=kept)
 
@@ -291,6 +291,6 @@ class Trainer:
         self.epoch_meters.load_state_dict(state["epoch_meters"], self.device)
         self.log_meters.load_state_dict(state["log_meters"], self.device)
         self.best, self.seconds_before = state["best"], state["seconds"]
-        self.step = self.begun = checkpoint.step
+        self.step = self.start_step = checkpoint.step
         if is_main():
-            self.folder.forget_after(self.step)
+            self.folder.truncate_after(self.step)

@@ -1,7 +1,7 @@
 """What a person sees of a running training: a bar on a terminal, a line an epoch elsewhere."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -58,23 +58,17 @@ class Display:
         self._progress.update(self._task, completed=step)
         if figures:
             self._read = time.monotonic()
-            text = (
-                f"loss {figures['loss']:.3f}  mixture {figures.get('mixture_accuracy') or 0:.1%}  "
-                f"{figures['images_per_second']:.0f} images/s"
-            )
-            self._progress.update(self._task, figures=text)
+            self._progress.update(self._task, figures="  ".join(figure_texts(figures)))
 
     def epoch(self, row: dict[str, Any], epochs: int) -> None:
         """A line for a finished epoch that was evaluated; the bar is enough for the others."""
         if "student" not in row:
             return
-        scores = "  ".join(
-            f"{name} {row[name]['top1']:.2%}" for name in ("student", "teacher") if name in row
-        )
+        *losses, speed = figure_texts(row)
+        scores = [f"{name} {row[name]['top1']:.2%}" for name in ("student", "teacher")]
+        line = "  ".join([f"epoch {row['epoch']}/{epochs}", *losses, *scores, speed])
         self.console.print(
-            f"[dim]{self._title}[/dim]  epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f}  "
-            f"mixture {row['mixture_accuracy']:.1%}  {scores}  "
-            f"{row['images_per_second']:.0f} images/s",
+            f"[dim]{self._title}[/dim]  {line}",
             highlight=False,
             soft_wrap=True,
         )
@@ -95,6 +89,14 @@ class Display:
     def say(self, text: str) -> None:
         """A line for the reader."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def figure_texts(figures: Mapping[str, Any]) -> list[str]:
+    """The loss, the mixture accuracy (where the method has one) and the speed, as text."""
+    texts = [f"loss {figures['loss']:.3f}"]
+    if figures["mixture_accuracy"] is not None:
+        texts.append(f"mixture accuracy {figures['mixture_accuracy']:.1%}")
+    return [*texts, f"{figures['images_per_second']:.0f} images/s"]
 
 
 @contextmanager

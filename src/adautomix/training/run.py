@@ -13,7 +13,7 @@ from adautomix.distributed import barrier, broadcast_from_main, init_processes, 
 from adautomix.errors import AdAutoMixError
 from adautomix.metrics import Scores
 from adautomix.runs.build import data_info, load_images
-from adautomix.runs.checkpoint import load_checkpoint, set_aside_last
+from adautomix.runs.checkpoint import load_checkpoint, move_damaged_last
 from adautomix.runs.folder import RunFolder
 from adautomix.training.loop import Trainer
 
@@ -61,7 +61,7 @@ def run_to_end(trainer: Trainer) -> RunResult:
         trainer.display.say(f"left out, unreadable: {name}")
     trainer.fit()
     result = summarize(trainer)
-    keep_predictions(trainer)
+    save_predictions(trainer)
     return result
 
 
@@ -93,13 +93,13 @@ def summarize(trainer: Trainer) -> RunResult:
     return RunResult(trainer.folder.path, scores, summary)
 
 
-def keep_predictions(trainer: Trainer) -> None:
+def save_predictions(trainer: Trainer) -> None:
     """Write which test images the networks of the last epoch got right: runs are paired by it."""
-    if not trainer.judge.right:  # the last evaluation was in an earlier sitting
-        trainer.judge.evaluate()
+    if not trainer.evaluator.right:  # the last evaluation was in an earlier sitting
+        trainer.evaluator.evaluate()
     if is_main():
         fresh = trainer.folder.path / "predictions.writing"
-        fresh.write_bytes(save(trainer.judge.predictions()))
+        fresh.write_bytes(save(trainer.evaluator.predictions()))
         fresh.replace(trainer.folder.path / "predictions.safetensors")
 
 
@@ -124,7 +124,7 @@ def open_run(path: Path, *, quiet: bool = False, command: str = "") -> Trainer:
     )
     if problem and is_main():
         trainer.display.say(problem)
-        set_aside_last(path)
+        move_damaged_last(path)
     trainer.restore(checkpoint)
     return trainer
 
