@@ -256,7 +256,7 @@ def test_a_disk_that_fills_up_while_the_best_is_copied(
 ) -> None:
     save_checkpoint(tmp_path, checkpoint(1), best=True)
 
-    def full(*arguments: Any) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shutil, "copytree", full)

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from adautomix.errors import RunError, UsageError
+from adautomix.files import atomic_folder
 
 FILES = ("weights.safetensors", "state.pt")
 
@@ -79,28 +80,21 @@ def save_checkpoint(
         RunError: the disk is full; older checkpoints are as they were.
     """
     folder = run / "checkpoints"
-    fresh, last, previous = (folder / name for name in ("writing", "last", "previous"))
-    try:
-        with explain_full_disk(run):
-            write_files(fresh, checkpoint)
-            if best:
-                replace_folder(folder / "best", copy_of=fresh)
-            if kept is not None:
-                save_weights_only(folder / kept, checkpoint)
-    except RunError:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    if last.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        last.rename(previous)
-    fresh.rename(last)
+    last, previous = folder / "last", folder / "previous"
+    with explain_full_disk(run), atomic_folder(last, backup=previous) as fresh:
+        write_files(fresh, checkpoint)
+        if best:
+            with atomic_folder(folder / "best") as copy:
+                shutil.copytree(fresh, copy, dirs_exist_ok=True)
+        if kept is not None:
+            # Without the training state: these weights are evaluated, never resumed from.
+            with atomic_folder(folder / kept) as weights_only:
+                write_files(weights_only, replace(checkpoint, state={}))
 
 
 def write_files(folder: Path, checkpoint: Checkpoint) -> None:
-    """The files of one checkpoint in a new folder, the manifest last."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    # Written here and not by torch and safetensors, whose errors do not tell a full disk.
+    """Write the files of one checkpoint to a folder, the manifest last."""
+    # write_bytes reports a full disk as an OSError; torch.save and save_file raise other errors.
     state = io.BytesIO()
     torch.save(checkpoint.state, state)
     weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
@@ -108,23 +102,6 @@ def write_files(folder: Path, checkpoint: Checkpoint) -> None:
         (folder / name).write_bytes(content)
     manifest = {"step": checkpoint.step, "sha256": {n: file_hash(folder / n) for n in FILES}}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
-
-
-def replace_folder(folder: Path, *, copy_of: Path) -> None:
-    """Put a copy in the place of a folder, which stays as it was until the copy is complete."""
-    fresh = folder.with_name(folder.name + "-writing")
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(copy_of, fresh)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
-
-
-def save_weights_only(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint without its state: it can be looked at, and not gone on from."""
-    fresh = folder.with_name(folder.name + "-writing")
-    write_files(fresh, replace(checkpoint, state={}))
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
 
 
 def epoch_checkpoint_name(epoch: int) -> str:

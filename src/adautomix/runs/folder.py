@@ -8,6 +8,7 @@ import yaml
 
 from adautomix.config import TrainConfig, make_config
 from adautomix.errors import UsageError
+from adautomix.files import atomic_write
 
 TIMING = ("seconds", "images_per_second")
 
@@ -34,7 +35,8 @@ class RunFolder:
             )
         path.mkdir(parents=True, exist_ok=True)
         resolved = config.resolved() | {"out": str(path)}
-        (path / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+        with atomic_write(path / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(resolved, sort_keys=False))
         return cls(path)
 
     @classmethod
@@ -54,7 +56,8 @@ class RunFolder:
 
     def write_data_info(self, card: dict[str, Any]) -> None:
         """Write `data.json`: classes, image size and normalization, for use without the data."""
-        (self.path / "data.json").write_text(json.dumps(card, indent=1) + "\n")
+        with atomic_write(self.path / "data.json") as temporary:
+            temporary.write_text(json.dumps(card, indent=1) + "\n")
 
     def data_info(self) -> dict[str, Any]:
         """What `data.json` holds."""
@@ -76,15 +79,13 @@ class RunFolder:
     def truncate_after(self, step: int) -> None:
         """Drop lines past a step: the run goes on from there and will write them again."""
         kept = [row for row in self.rows() if row["step"] <= step]
-        fresh = self.metrics_path.with_suffix(".writing")
-        fresh.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        fresh.replace(self.metrics_path)
+        with atomic_write(self.metrics_path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""
-        fresh = self.path / "summary.writing"
-        fresh.write_text(json.dumps(summary, indent=1) + "\n")
-        fresh.replace(self.path / "summary.json")
+        with atomic_write(self.path / "summary.json") as temporary:
+            temporary.write_text(json.dumps(summary, indent=1) + "\n")
 
     def summary(self) -> dict[str, Any] | None:
         """The final figures, or None while the run is unfinished."""

@@ -11,6 +11,7 @@ from adautomix.config import TrainConfig
 from adautomix.device import describe_device, peak_memory_mib, pick_device, versions
 from adautomix.distributed import barrier, broadcast_from_main, init_processes, is_main, world
 from adautomix.errors import AdAutoMixError
+from adautomix.files import atomic_write
 from adautomix.metrics import Scores
 from adautomix.runs.build import data_info, load_images
 from adautomix.runs.checkpoint import load_checkpoint, move_damaged_last
@@ -98,9 +99,8 @@ def save_predictions(trainer: Trainer) -> None:
     if not trainer.evaluator.right:  # the last evaluation was in an earlier sitting
         trainer.evaluator.evaluate()
     if is_main():
-        fresh = trainer.folder.path / "predictions.writing"
-        fresh.write_bytes(save(trainer.evaluator.predictions()))
-        fresh.replace(trainer.folder.path / "predictions.safetensors")
+        with atomic_write(trainer.folder.path / "predictions.safetensors") as temporary:
+            temporary.write_bytes(save(trainer.evaluator.predictions()))
 
 
 def open_run(path: Path, *, quiet: bool = False, command: str = "") -> Trainer:
