@@ -93,9 +93,9 @@ def test_the_command_trains_and_resumes_in_two(photos: Path, tmp_path: Path) -> 
     run = RunFolder.open(tmp_path / "run")
     summary = run.summary()
     assert summary is not None
-    assert summary["processes"] == 2
+    assert summary.processes == 2
     rows = run.rows()
-    assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [row.step for row in rows if row.kind == "train"] == [1, 2, 3, 4, 5, 6]
 
     newest = run.path / "checkpoints" / "last"
     (run.path / "summary.json").unlink()

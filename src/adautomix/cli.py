@@ -193,12 +193,11 @@ def finish_run(folder: Path, as_json: bool) -> None:
     """Draw the page and say where everything is."""
     from adautomix.reporting.page import write_page
     from adautomix.reporting.tables import comparison_table
-    from adautomix.runs.folder import RunFolder
-    from adautomix.runs.records import read_run
+    from adautomix.runs.records import read_run, summary_fields
 
     page = write_page([folder], folder / "report.html")
     if as_json:
-        print_json(RunFolder.open(folder).summary())
+        print_json(summary_fields(read_run(folder)))
         return
     out.print(comparison_table([read_run(folder)]))
     out.print(f"Run folder {folder}, page {page}", soft_wrap=True)
@@ -232,7 +231,7 @@ def compare(
     from adautomix.reporting.page import write_page
     from adautomix.reporting.significance import pick_baseline
     from adautomix.reporting.tables import comparison_table, verdict_lines
-    from adautomix.runs.records import read_runs
+    from adautomix.runs.records import read_runs, summary_fields
     from adautomix.training import compare as comparing
 
     variants = variants_of(methods, sweep)
@@ -249,7 +248,7 @@ def compare(
     )
     page = write_page(runs, folder / "report.html", baseline=baseline)
     if as_json:
-        print_json([run.summary for run in read_runs(runs)])
+        print_json([summary_fields(run) for run in read_runs(runs)])
         return
     out.print(comparison_table(read_runs(runs)))
     for line in verdict_lines(read_runs(runs), baseline):

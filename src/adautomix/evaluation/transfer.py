@@ -287,8 +287,7 @@ def finetune(
     start.unlink()
     summary = RunFolder.open(folder).summary()
     assert summary is not None
-    final: dict[str, dict[str, float]] = summary["final"]
-    return final
+    return {name: scores._asdict() for name, scores in summary.final.items()}
 
 
 TRANSFER = Suite(

@@ -114,7 +114,7 @@ def progress_line(config: TrainConfig, done: int, runs: int, passed: float) -> s
     assert config.out is not None
     summary = RunFolder.open(config.out).summary()
     assert summary is not None
-    scores = "  ".join(f"{name} {s['top1']:.2%}" for name, s in summary["final"].items())
+    scores = "  ".join(f"{name} {s.top1:.2%}" for name, s in summary.final.items())
     left = passed / done * (runs - done)
     name = config.label or config.method
     return f"{name} s{config.seed}: {scores}  ({done} of {runs} runs, {left:.0f} s left)"

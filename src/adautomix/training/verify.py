@@ -15,7 +15,7 @@ from torch import Tensor
 from adautomix.errors import UsageError
 from adautomix.runs.build import load_images
 from adautomix.runs.checkpoint import Checkpoint, read_checkpoint
-from adautomix.runs.folder import RunFolder, without_timing
+from adautomix.runs.folder import RunFolder
 from adautomix.training.loop import Trainer
 
 
@@ -87,7 +87,7 @@ def fingerprint(trainer: Trainer, checkpoint: Checkpoint, run: RunFolder) -> dic
     }
     prints["optimizer"] = tensor_hash(flatten(checkpoint.state["optimizer"]["state"]))
     prints["next batch"] = tensor_hash(next_batch(trainer, checkpoint.step))
-    logged = [without_timing(row) for row in run.rows() if row["step"] <= checkpoint.step]
+    logged = [row.without_timing() for row in run.rows() if row.step <= checkpoint.step]
     prints["metrics"] = hashlib.sha256(json.dumps(logged).encode()).hexdigest()
     return prints
 
