@@ -17,8 +17,8 @@ from adautomix.bench.workload import Workload, real_step
 from adautomix.config import make_config, merge, read_recipe
 from adautomix.device import pick_device
 from adautomix.reporting.figures import t_interval
-from adautomix.runs.folder import RunFolder
-from adautomix.training.compare import compare, of_methods
+from adautomix.runs.records import read_runs
+from adautomix.training.compare import compare, method_variants
 
 
 def main() -> None:
@@ -87,10 +87,11 @@ def scores(values: dict[str, Any], every: int, asked: argparse.Namespace) -> dic
     """Mean top-1 of student and teacher over the seeds, with the half-width of its interval."""
     seeds = [int(seed) for seed in asked.seeds.split(",")]
     out = asked.out / f"every-{every}"
-    runs = compare(values, variants=of_methods(["adautomix"]), seeds=seeds, out=out)
+    runs = compare(values, variants=method_variants(["adautomix"]), seeds=seeds, out=out)
     found: dict[str, Any] = {"seeds": len(seeds)}
     for network in ("student", "teacher"):
-        top1 = [(RunFolder.open(run).summary() or {})["final"][network]["top1"] for run in runs]
+        figures = (run.figure(network, "top1") for run in read_runs(runs))
+        top1 = [figure for figure in figures if figure is not None]
         mean = t_interval(top1)
         found |= {network: mean.mean, f"{network}_half_width": mean.half_width}
     return found

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adautomix.cli import main
 from adautomix.data import load_data
-from adautomix.runs.folder import RunFolder, without_timing
+from adautomix.runs.folder import RunFolder
 
 CLASSES = ("<script>alert(1)", "café", "猫")  # in the order of the labels
 IMAGES = {"train": 8, "test": 3}  # of each class
@@ -101,7 +101,7 @@ def tensors(run: Path, checkpoint: str = "last") -> dict[str, Tensor]:
 
 def logged(run: Path) -> list[dict[str, Any]]:
     """The metrics lines without what depends on the clock."""
-    return [without_timing(row) for row in RunFolder(run).rows()]
+    return [row.without_timing() for row in RunFolder(run).rows()]
 
 
 def steps_in(run: Path) -> int:
@@ -118,6 +118,6 @@ def assert_same_run(run: Path, reference: Path) -> None:
     assert logged(run) == logged(reference)
     summaries = [RunFolder(folder).summary() for folder in (run, reference)]
     for name in ("final", "best", "steps", "classes"):
-        first, second = (summary and summary[name] for summary in summaries)
+        first, second = (getattr(summary, name) for summary in summaries)
         assert first == second
         assert first, f"{name} is missing"

@@ -20,7 +20,7 @@ from adautomix.data import TrainBatches
 from adautomix.errors import UsageError
 from adautomix.methods import METHODS
 from adautomix.runs.folder import RunFolder
-from adautomix.training.evaluator import my_rows
+from adautomix.training.evaluator import rank_rows
 
 HELPERS = Path(__file__).parent / "helpers"
 
@@ -93,9 +93,9 @@ def test_the_command_trains_and_resumes_in_two(photos: Path, tmp_path: Path) -> 
     run = RunFolder.open(tmp_path / "run")
     summary = run.summary()
     assert summary is not None
-    assert summary["processes"] == 2
+    assert summary.processes == 2
     rows = run.rows()
-    assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [row.step for row in rows if row.kind == "train"] == [1, 2, 3, 4, 5, 6]
 
     newest = run.path / "checkpoints" / "last"
     (run.path / "summary.json").unlink()
@@ -162,7 +162,7 @@ def test_every_test_image_is_judged_once(monkeypatch: pytest.MonkeyPatch) -> Non
     rows = []
     for place in range(4):
         monkeypatch.setattr("adautomix.training.evaluator.rank", lambda place=place: place)
-        rows += my_rows(13).tolist()
+        rows += rank_rows(13).tolist()
     assert rows[:13] == list(range(13))
     assert len(rows) == 16
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Command
+from records import train_fields
 from tiny import state_of
 
 from adautomix.bench import phases, plan, rows, steps, work, workload
@@ -27,6 +28,7 @@ from adautomix.bench.workload import Workload, cycle, endless_trainer, real_step
 from adautomix.config import make_config
 from adautomix.errors import UsageError
 from adautomix.reporting.bench_table import table_of
+from adautomix.runs.schema import TrainRow
 from adautomix.training.loop import Trainer
 
 CPU = torch.device("cpu")
@@ -91,7 +93,7 @@ def test_a_trainer_outlasts_its_measurement_and_has_nowhere_to_write() -> None:
     trainer = trainer_of(TOY)
     assert trainer.steps >= workload.LASTING
     with pytest.raises(OSError, match="Not a directory"):
-        trainer.folder.log({"step": 0})
+        trainer.folder.log(TrainRow(**train_fields(0)))
 
 
 def test_a_cycle_has_every_kind_of_step() -> None:
@@ -186,7 +188,7 @@ def test_timing_its_phases_changes_no_step() -> None:
         plain.step += 1
     theirs = plain.weights()
     assert all(torch.equal(value, theirs[name]) for name, value in timed.weights().items())
-    owners = (timed.student, timed.teacher.model, timed.method.generator, timed.plain_step)
+    owners = (timed.student, timed.teacher.model, timed.method.generator, timed.eager_step)
     assert not any({*phases.PASSES, "inputs"} & vars(owner).keys() for owner in owners)
 
 

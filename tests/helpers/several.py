@@ -13,6 +13,7 @@ import torch
 from every import trainer_of
 
 from adautomix.distributed import init_processes, is_main
+from adautomix.runs.schema import EpochRow, TrainRow
 
 STEPS = 4
 # A cut of a graph may turn over with the last digit of a gradient, and batch norm over processes
@@ -29,8 +30,9 @@ def course(method: str, **values: Any) -> dict[str, Any]:
         rows = trainer.folder.rows()
     sums = {name: float(value.double().abs().sum()) for name, value in trainer.weights().items()}
     variances = {name: total for name, total in sums.items() if "running_var" in name}
-    losses = [{"loss": row["loss"], **row["parts"]} for row in rows if row["kind"] == "train"]
-    scores = [row[network] for row in rows for network in ("student", "teacher") if network in row]
+    losses = [{"loss": row.loss, **row.parts} for row in rows if isinstance(row, TrainRow)]
+    evaluated = [row for row in rows if isinstance(row, EpochRow) and row.student is not None]
+    scores = [row.model_dump()[name] for row in evaluated for name in ("student", "teacher")]
     weights = sum(sums.values()) - sum(variances.values())
     return {
         "losses": losses,

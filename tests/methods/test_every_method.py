@@ -28,7 +28,7 @@ def test_it_trains(name: str, tmp_path: Path) -> None:
     trainer = trainer_of(name, tmp_path, epochs=12, crop="off", flip=False)
     rows = steps_of(trainer, 48)
     assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in rows)
-    assert trainer.judge.probe() > 0.5, "on unmixed training images"
+    assert trainer.evaluator.probe() > 0.5, "on unmixed training images"
 
 
 @EVERY

@@ -14,6 +14,7 @@ import torch
 import yaml
 from pages import CHROMIUM, Page, assert_accessible, assert_fits, assert_self_contained
 from PIL import Image
+from records import epoch_fields, summary_fields, train_fields
 from rich.console import Console
 
 from adautomix.errors import UsageError
@@ -25,6 +26,7 @@ from adautomix.reporting.plots import curves
 from adautomix.reporting.tables import comparison_table, markdown_table, result_rows
 from adautomix.rng import generator_at
 from adautomix.runs.records import read_run, read_runs
+from adautomix.runs.schema import TrainRow
 
 SCRIPT = "<script>alert(1)</script>"
 # s² = (9 + 1 + 16) / 2 = 13 over three seeds, and t(0.975, 2) = 4.30265 from a printed table.
@@ -37,20 +39,11 @@ def measures(top1: float) -> dict[str, float]:
 
 def epoch_row(epoch: int, top1: float) -> dict[str, Any]:
     networks = {"student": measures(top1), "teacher": measures(top1 + 0.02)}
-    common = {"kind": "epoch", "epoch": epoch, "step": 10 * epoch, "seconds": 5.0 * epoch}
-    return common | networks | {"mixture_accuracy": 0.5, "probe": 0.9, "loss": 1.0}
+    return epoch_fields(10 * epoch, epoch=epoch, seconds=5.0 * epoch, probe=0.9, **networks)
 
 
 def train_row(step: int) -> dict[str, Any]:
-    schedule = {"lr": 0.1, "teacher_momentum": 0.999}
-    row = {
-        "kind": "train",
-        "step": step,
-        "epoch": step / 10,
-        "loss": 2.0 / step,
-        "seconds": step / 2,
-    }
-    return row | schedule
+    return train_fields(step, epoch=step / 10, loss=2.0 / step, seconds=step / 2)
 
 
 def make_run(
@@ -65,23 +58,19 @@ def make_run(
     """A run folder of two epochs whose student ends at `top1` and whose teacher 0.02 above."""
     (folder / "samples").mkdir(parents=True)
     config = {"method": method, "data": "digits", "model": "resnet18", "epochs": 2, "seed": seed}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"out": str(folder)} | settings))
+    config |= {"out": str(folder)} | settings
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     rows = [train_row(5), train_row(10), epoch_row(1, top1 / 2), train_row(20), epoch_row(2, top1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Image.new("RGB", (8, 8), "red").save(folder / "samples" / "epoch_002.png")
     if finished:
-        summary = {
-            "method": method,
-            "seconds": 12.34,
-            "command": "adautomix train --method " + method,
-            "versions": {"torch": "2.14.1"},
-            "classes": list(classes),
-            "train_images": 1437,
-            "final": {"student": measures(top1), "teacher": measures(top1 + 0.02)},
-            "best": {"epoch": 1, "network": "teacher", "top1": 0.8, "split": "validation"},
-            "peak_memory_mib": 512.4,
-        }
-        (folder / "summary.json").write_text(json.dumps(summary))
+        summary = summary_fields(
+            command=f"adautomix train --method {method}",
+            classes=list(classes),
+            final={"student": measures(top1), "teacher": measures(top1 + 0.02)},
+        )
+        same = {name: value for name, value in config.items() if name in summary}
+        (folder / "summary.json").write_text(json.dumps(summary | same))
     return folder
 
 
@@ -100,8 +89,8 @@ def compared(tmp_path: Path) -> list[Path]:
 
 def test_read_run_splits_rows_by_kind(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "a"))
-    assert [row["step"] for row in run.train_rows] == [5, 10, 20]
-    assert [row["epoch"] for row in run.epoch_rows] == [1, 2]
+    assert [row.step for row in run.train_rows] == [5, 10, 20]
+    assert [row.epoch for row in run.epoch_rows] == [1, 2]
     assert run.name == "a"
     assert run.finished
     assert run.figure("teacher", "top1") == pytest.approx(0.72)
@@ -113,7 +102,7 @@ def test_a_last_line_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a", finished=False)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"kind":"train","step":25,"lo')
-    assert [row["step"] for row in read_run(folder).train_rows] == [5, 10, 20]
+    assert [row.step for row in read_run(folder).train_rows] == [5, 10, 20]
 
 
 def test_steps_trained_again_after_a_resume_replace_the_first(tmp_path: Path) -> None:
@@ -121,7 +110,7 @@ def test_steps_trained_again_after_a_resume_replace_the_first(tmp_path: Path) ->
     with (folder / "metrics.jsonl").open("a") as file:
         file.write("\n".join(json.dumps(train_row(step) | {"loss": 9.0}) for step in (20, 10, 30)))
     rows = read_run(folder).train_rows
-    assert [(row["step"], row["loss"]) for row in rows] == [(5, 0.4), (10, 9), (20, 9), (30, 9)]
+    assert [(row.step, row.loss) for row in rows] == [(5, 0.4), (10, 9), (20, 9), (30, 9)]
 
 
 def test_an_unfinished_run_gives_its_latest_figures(tmp_path: Path) -> None:
@@ -135,7 +124,7 @@ def test_a_run_that_has_only_begun_can_be_read(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a", finished=False)
     (folder / "metrics.jsonl").unlink()
     run = read_run(folder)
-    assert run.train_rows == run.epoch_rows == []
+    assert [*run.train_rows, *run.epoch_rows] == []
     assert run.figure("student", "top1") is None
     assert run.seconds is None
     assert "epoch 0 of 2" in Page(write_page([folder], tmp_path / "page.html")).text
@@ -273,7 +262,7 @@ def test_every_curve_has_its_numbers(tmp_path: Path) -> None:
 
 def test_numbers_are_thinned_over_all_runs(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "a"))
-    long = replace(run, train_rows=[train_row(step) for step in range(1, 2000)])
+    long = replace(run, train_rows=[TrainRow(**train_row(step)) for step in range(1, 2000)])
     loss = curves([long, replace(long, name="b")])[2]
     assert len(loss.rows) == 60
     assert Counter(row[0] for row in loss.rows) == {"a": 30, "b": 30}
@@ -460,7 +449,7 @@ def test_page_prints_the_final_figures(compared: list[Path], tmp_path: Path) -> 
         *("adautomix", "1", *student, *teacher),
         *("80.00 teacher, epoch 1", "12.3", "512"),
     ]
-    assert "picked on the\nvalidation split" in page.text
+    assert "picked on the\nval split" in page.text
     assert "a choice that flatters it" not in page.text
 
 

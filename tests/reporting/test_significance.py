@@ -5,6 +5,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from conftest import SMALL_NET, Command
 from numpy.typing import ArrayLike
 from pages import Page
+from records import epoch_fields
 from rich.console import Console
 from safetensors.numpy import save_file
 from test_reporting import SCRIPT, make_run, measures
@@ -21,6 +23,7 @@ from test_reporting import SCRIPT, make_run, measures
 from adautomix.data import load_data
 from adautomix.data.dataset import OnDisk
 from adautomix.errors import UsageError
+from adautomix.metrics import Scores
 from adautomix.reporting.figures import equal_time, groups
 from adautomix.reporting.page import write_page
 from adautomix.reporting.plots import time_chart
@@ -72,7 +75,7 @@ def write_epochs(run: Path, *epochs: tuple[float, float | None]) -> Path:
     """Log (seconds, student's top-1) a row; None: an epoch that was not tested."""
     rows = []
     for epoch, (seconds, top1) in enumerate(epochs, 1):
-        row = {"kind": "epoch", "epoch": epoch, "step": epoch, "seconds": seconds}
+        row = epoch_fields(epoch, epoch=epoch, seconds=seconds)
         networks = ("student", "teacher") if top1 is not None else ()
         rows.append(row | {network: measures(top1 or 0) for network in networks})
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -101,7 +104,7 @@ def test_an_interval_over_zero_names_the_seeds_it_takes_by_hand(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("differences", "told"),
+    ("differences", "word"),
     [
         ((0.02, 0.02, 0.02), "better"),
         ((-0.02, -0.02, -0.02), "worse"),
@@ -113,11 +116,11 @@ def test_an_interval_over_zero_names_the_seeds_it_takes_by_hand(tmp_path: Path) 
     ],
 )
 def test_the_word_follows_the_interval_over_seeds(
-    tmp_path: Path, differences: Sequence[float], on_progress: str
+    tmp_path: Path, differences: Sequence[float], word: str
 ) -> None:
     runs = make_runs(tmp_path, [0.5] * 3)
     runs += make_runs(tmp_path, [0.5 + difference for difference in differences], "mixup")
-    assert student_verdict(*runs).word == on_progress
+    assert student_verdict(*runs).word == word
 
 
 def test_one_seed_gives_no_verdict(tmp_path: Path) -> None:
@@ -303,14 +306,22 @@ def test_one_method_is_not_timed_against_itself(tmp_path: Path) -> None:
     assert time_chart(runs) == []
 
 
+def best_epoch(run: Run) -> int | None:
+    row = run.best_row("student")
+    return None if row is None else row.epoch
+
+
 def test_the_best_epoch_is_each_networks_own(tmp_path: Path) -> None:
     (folder,) = make_runs(tmp_path, [0.6])
     run = read_run(write_epochs(folder, (1.0, 0.4), (2.0, 0.7), (3.0, 0.7), (4.0, 0.6)))
-    assert (run.best_row("student") or {})["epoch"] == 2
+    assert best_epoch(run) == 2
     assert run.picked_on == "test"
-    rows = [row | {"val": {"student": {"top1": row["seconds"] / 10}}} for row in run.epoch_rows]
-    held_out = Run(**{**vars(run), "epoch_rows": rows})
-    assert (held_out.best_row("student") or {})["epoch"] == 4
+    rows = [
+        row.model_copy(update={"val": {"student": Scores(row.seconds / 10, 1, 1, 0)}})
+        for row in run.epoch_rows
+    ]
+    held_out = replace(run, epoch_rows=rows)
+    assert best_epoch(held_out) == 4
     assert held_out.picked_on == "val"
 
 

@@ -20,9 +20,9 @@ from adautomix.runs.build import data_info, load_images
 from adautomix.runs.checkpoint import (
     Checkpoint,
     checkpoint_names,
+    epoch_checkpoint_name,
     file_hash,
     kept_epochs,
-    kept_name,
     load_checkpoint,
     read_checkpoint,
     save_checkpoint,
@@ -103,7 +103,9 @@ def test_the_last_two_and_the_best_are_kept(tmp_path: Path) -> None:
 
 def test_kept_checkpoints_stay_and_hold_weights_alone(tmp_path: Path) -> None:
     for epoch in (2, 10, 11):
-        save_checkpoint(tmp_path, checkpoint(epoch), kept=kept_name(epoch) if epoch < 11 else None)
+        save_checkpoint(
+            tmp_path, checkpoint(epoch), kept=epoch_checkpoint_name(epoch) if epoch < 11 else None
+        )
     assert kept_epochs(tmp_path) == [2, 10]
     assert checkpoint_names(tmp_path) == ["epoch-0002", "epoch-0010", "last"]
     kept = read_checkpoint(tmp_path / "checkpoints/epoch-0002")
@@ -254,7 +256,7 @@ def test_a_disk_that_fills_up_while_the_best_is_copied(
 ) -> None:
     save_checkpoint(tmp_path, checkpoint(1), best=True)
 
-    def full(*arguments: Any) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shutil, "copytree", full)
@@ -318,7 +320,7 @@ def test_a_crash_at_any_moment_leaves_a_loadable_run(
             assert_equal(found, checkpoint(found.step))
             found_steps.append(found.step)
         for epoch in kept_epochs(run):
-            assert read_checkpoint(run / "checkpoints" / kept_name(epoch)).step == epoch
+            assert read_checkpoint(run / "checkpoints" / epoch_checkpoint_name(epoch)).step == epoch
         save_checkpoint(run, checkpoint(4), best=True)  # and the run goes on
         assert load_checkpoint(run)[0].step == read_checkpoint(run / "checkpoints/best").step == 4
         if not crashed:
@@ -419,8 +421,8 @@ def test_a_kept_checkpoint_is_loaded_by_its_name(
     run = tmp_path / "run"
     train(settings(photos, run, keep_every=1), quiet=True)
     for epoch in (1, 2):
-        trained = load_trained(run, which=kept_name(epoch))
-        weights = tensors(run, kept_name(epoch))
+        trained = load_trained(run, which=epoch_checkpoint_name(epoch))
+        weights = tensors(run, epoch_checkpoint_name(epoch))
         assert trained.step == 4 * epoch
         for network, model in trained.networks.items():
             for name, value in model.state_dict().items():
@@ -461,7 +463,8 @@ def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(run: Pat
     trainer.config = trainer.config.model_copy(update={"log_every": 1})
     with torch.no_grad():
         trainer.student.get_parameter("heads.clean.weight")[0, 0] = torch.nan
-    with pytest.raises(RunError, match=r"loss no longer finite at step 4: lower --lr") as failure:
+    message = "the loss became NaN or infinite at step 4: lower --lr"
+    with pytest.raises(RunError, match=message) as failure:
         trainer.fit()
     assert str(run) in str(failure.value)
     kept = tensors(run)
@@ -476,6 +479,6 @@ def test_a_learning_rate_out_of_this_world(photos: Path, tmp_path: Path, command
     outcome = command("train", *words, "--lr", "1e30", "--epochs", 3, "--out", tmp_path / "run")
     assert outcome.status == 1
     assert outcome.err.splitlines()[-1].startswith(
-        "adautomix: loss no longer finite at step 1: lower --lr"
+        "adautomix: the loss became NaN or infinite at step 1: lower --lr"
     )
     assert not (tmp_path / "run/checkpoints").exists(), "weights that no one can use"

@@ -30,6 +30,7 @@ from adautomix.errors import UsageError
 from adautomix.runs.build import data_info, load_images
 from adautomix.runs.checkpoint import file_hash
 from adautomix.runs.folder import RunFolder
+from adautomix.runs.records import write_metrics
 from adautomix.training.loop import Trainer
 from adautomix.training.run import open_run, resume, train
 from adautomix.training.verify import verify_resume
@@ -155,7 +156,7 @@ def test_asked_to_stop_in_the_middle_of_an_epoch(
     assert outcome.status == 1
     assert outcome.err.splitlines()[-1] == (
         f"adautomix: stopped by {number.name} at step {STEPS_PER_EPOCH + 2} of 8; "
-        f"`adautomix resume {run}` goes on from there"
+        f"continue with `adautomix resume {run}`"
     )
     assert steps_in(run) == STEPS_PER_EPOCH + 2
     assert command("resume", run).status == 0
@@ -238,7 +239,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def test_resumed_inside_an_epoch(variant: str, photos: Path, tmp_path: Path) -> None:
     flags = VARIANTS[variant]
     whole = train(load_config(flags=settings(photos, tmp_path / "whole", **flags)), quiet=True)
-    stop = whole.summary["steps"] // 2 + 1
+    stop = whole.summary.steps // 2 + 1
     trainer = begun(settings(photos, tmp_path / "stopped", **flags))
     assert stop % trainer.batches.steps_per_epoch, "the point is to stop inside an epoch"
     trainer.fit(until=stop)
@@ -308,9 +309,9 @@ def test_verify_finds_an_honest_run_equal(copied: Path, command: Command) -> Non
     assert [row["verdict"] for row in outcome.json] == ["equal"] * 6
     assert all(row["run"] == row["resumed"] for row in outcome.json)
     assert everything_in(copied) == before, "verifying must change nothing"
-    on_progress = command("resume", copied, "--verify")
-    assert on_progress.status == 0
-    assert "From step 4 to step 8, resumed and uninterrupted are equal." in on_progress.out
+    described = command("resume", copied, "--verify")
+    assert described.status == 0
+    assert "From step 4 to step 8, resumed and uninterrupted are equal." in described.out
 
 
 @pytest.mark.parametrize("owner", ["student", "teacher", "method"])
@@ -325,9 +326,8 @@ def test_verify_finds_an_altered_weight(owner: str, copied: Path, command: Comma
 
 def test_verify_finds_an_altered_line_of_metrics(copied: Path) -> None:
     rows = RunFolder(copied).rows()
-    rows[-1]["loss"] += 1e-9
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (copied / "metrics.jsonl").write_text(text)
+    rows[-1] = rows[-1].model_copy(update={"loss": rows[-1].loss + 1e-9})
+    write_metrics(copied / "metrics.jsonl", rows)
     result = verify_resume(copied)
     assert [name for name, mine, theirs in result.rows if mine != theirs] == ["metrics"]
     assert not result.equal

@@ -49,7 +49,7 @@ def assert_same_course(one: Trainer, other: Trainer, tolerance: float) -> None:
 
 FAULTS = """
 import resource, torch
-from adautomix.training.runtime import keep_freed_memory
+from adautomix.device import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -196,7 +196,7 @@ def test_a_replayed_run_takes_the_eager_course(name: str, tmp_path: Path) -> Non
     eager = trainer_of(name, tmp_path / "eager", epochs=4, clip_grad=1.0)
     replayed = trainer_of(name, tmp_path / "replayed", epochs=4, clip_grad=1.0)
     recorder = Recorder()
-    replayed.run_step = GraphedStep(replayed.plain_step, recorder)
+    replayed.run_step = GraphedStep(replayed.eager_step, recorder)
     assert_same_course(replayed, eager, 1e-5)
     assert recorder.tapes, "no kind of step came back often enough to be captured"
     assert sum(tape.replays for tape in recorder.tapes) <= STEPS - EAGER_STEPS
@@ -209,13 +209,13 @@ def test_a_kind_of_step_is_its_shapes_and_its_python_values(tmp_path: Path) -> N
     batches = list(trainer.batches.epoch(0))
 
     def kind(number: int, step: int, share: float = 0.5) -> Any:
-        inputs = trainer.plain_step.inputs(batches[number], step, share, 0.9)
+        inputs = trainer.eager_step.inputs(batches[number], step, share, 0.9)
         return signature(numbers_to_tensors(inputs, torch.device("cpu")))
 
     assert kind(0, 0) == kind(1, 2, share=0.1)
     assert kind(0, 0) != kind(0, 1)  # the other player's turn
     short = dataclasses.replace(batches[0], pixels=batches[0].pixels[:6])
-    inputs = trainer.plain_step.inputs(short, 0, 0.5, 0.9)
+    inputs = trainer.eager_step.inputs(short, 0, 0.5, 0.9)
     assert signature(numbers_to_tensors(inputs, torch.device("cpu"))) != kind(0, 0)
 
 
@@ -223,12 +223,12 @@ def test_schedules_reach_the_step_as_tensors(tmp_path: Path) -> None:
     trainer = trainer_of("vanilla", tmp_path)
     batch = next(trainer.batches.epoch(0))
     inputs = numbers_to_tensors(
-        trainer.plain_step.inputs(batch, 0, 0.25, 0.999), batch.labels.device
+        trainer.eager_step.inputs(batch, 0, 0.25, 0.999), batch.labels.device
     )
     assert isinstance(inputs, StepInputs)
     assert isinstance(inputs.momentum, Tensor)
     before = {name: value.clone() for name, value in trainer.teacher.model.named_parameters()}
-    trainer.plain_step(inputs)
+    trainer.eager_step(inputs)
     assert [float(group["lr"]) for group in trainer.optimizer.param_groups] == pytest.approx(
         [0.0125]
     )

@@ -4,9 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from records import train_fields
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adautomix.errors import UsageError
+from adautomix.runs.schema import TrainRow
 from adautomix.training.tensorboard import EventWriter, scalars
 
 
@@ -18,8 +20,6 @@ def read(folder: Path, name: str) -> list[tuple[int, float]]:
 
 def test_scalars_are_named_by_their_path() -> None:
     row = {
-        "kind": "epoch",
-        "step": 8,
         "loss": 0.5,
         "teacher": {"top1": 0.25},
         "mixture_accuracy": None,
@@ -30,8 +30,8 @@ def test_scalars_are_named_by_their_path() -> None:
 def test_events_of_a_run_cut_off_are_purged(tmp_path: Path) -> None:
     first = EventWriter(tmp_path)
     for step in (1, 2, 3):
-        first.add({"kind": "train", "step": step, "loss": float(step)})
-    EventWriter(tmp_path, step=2).add({"kind": "train", "step": 3, "loss": 30.0})
+        first.add(TrainRow(**train_fields(step, loss=float(step))))
+    EventWriter(tmp_path, step=2).add(TrainRow(**train_fields(3, loss=30.0)))
     assert read(tmp_path, "train/loss") == [(1, 1.0), (2, 2.0), (3, 30.0)]
 
 

@@ -118,7 +118,7 @@ def timed_parts(trainer: Trainer, clock: PhaseClock) -> Iterator[None]:
 
 def parts_of(trainer: Trainer) -> list[tuple[Any, str, str]]:
     """What to wrap: an object, the name of its function, and the phase that it is."""
-    step = trainer.plain_step
+    step = trainer.eager_step
     parts = [
         (step, "inputs", "data"),
         (trainer.batches, "augment", "data"),

@@ -54,10 +54,10 @@ def seconds_to_evaluate(trainer: Trainer) -> float:
     config, data = trainer.config, trainer.data
     count = min(len(data.test), config.eval_batch_size)
     chunk = replace(data, test=data.test.subset(torch.arange(count)))
-    judge = replace(trainer.judge, data=chunk)
+    evaluator = replace(trainer.evaluator, data=chunk)
     with autocast(trainer.device, config.precision):
-        judge.scores("test")  # the first time is no measure: libraries are loaded
-        seconds = time_call(partial(judge.scores, "test"), trainer.device)
+        evaluator.scores("test")  # the first time is no measure: libraries are loaded
+        seconds = time_call(partial(evaluator.scores, "test"), trainer.device)
     return seconds * (len(data.test) + (len(data.val) if data.val else 0)) / count
 
 

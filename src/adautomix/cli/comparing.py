@@ -66,7 +66,7 @@ def compare(
     from adautomix.reporting.page import write_page
     from adautomix.reporting.significance import pick_baseline
     from adautomix.reporting.tables import comparison_table, verdict_lines
-    from adautomix.runs.records import read_runs
+    from adautomix.runs.records import read_runs, summary_fields
     from adautomix.training import compare as comparing
 
     variants = variants_of(methods, sweep)
@@ -84,7 +84,7 @@ def compare(
     page = write_page(folders, folder / "report.html", baseline=baseline)
     runs = read_runs(folders)
     if as_json:
-        print_json([run.summary for run in runs])
+        print_json([summary_fields(run) for run in runs])
         return
     console().print(comparison_table(runs))
     for line in verdict_lines(runs, baseline):
@@ -99,10 +99,10 @@ def variants_of(methods: str | None, sweep: str | None) -> dict[str, dict[str, A
         UsageError: Both were named, or there is no such sweep.
     """
     from adautomix.config.sweeps import read_sweep
-    from adautomix.training.compare import of_methods
+    from adautomix.training.compare import method_variants
 
     if sweep is None:
-        return of_methods(names_in("vanilla,adautomix" if methods is None else methods))
+        return method_variants(names_in("vanilla,adautomix" if methods is None else methods))
     if methods is not None:
         raise UsageError("--methods and --sweep both say what to compare: leave out one")
     return read_sweep(sweep)
@@ -138,7 +138,7 @@ def report(
     """
     from adautomix.reporting.page import write_page
     from adautomix.reporting.tables import markdown_table, result_rows, verdict_lines
-    from adautomix.runs.records import read_runs
+    from adautomix.runs.records import read_runs, summary_fields
 
     records = read_runs(runs)
     if markdown:

@@ -74,12 +74,11 @@ def finish_run(folder: Path, as_json: bool) -> None:
     """Write the report of a run, then print its results and where they are."""
     from adautomix.reporting.page import write_page
     from adautomix.reporting.tables import comparison_table
-    from adautomix.runs.folder import RunFolder
-    from adautomix.runs.records import read_run
+    from adautomix.runs.records import read_run, summary_fields
 
     page = write_page([folder], folder / "report.html")
     if as_json:
-        print_json(RunFolder.open(folder).summary())
+        print_json(summary_fields(read_run(folder)))
         return
     console().print(comparison_table([read_run(folder)]))
     print_line(f"Run folder {folder}, page {page}")

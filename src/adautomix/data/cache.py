@@ -6,8 +6,6 @@ all the same counts as absent.
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ import numpy as np
 from adautomix.data.color import Moments, Pixels, image_moments
 from adautomix.data.decoding.decoders import BadRows
 from adautomix.errors import RunError
+from adautomix.files import atomic_folder
 
 FORMAT = 1  # raise it when decoding gives other pixels
 
@@ -127,21 +126,10 @@ def remembered(folder: Path, compute: Callable[[], Any]) -> Any:
 def _writing(folder: Path) -> Iterator[Path]:
     """A new folder to write to, which replaces `folder` once it is complete."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as beside:
-            yield Path(beside)
-            shutil.rmtree(folder, ignore_errors=True)
-            _rename(Path(beside), folder)
+        with atomic_folder(folder, concurrent=True) as temporary:
+            yield temporary
     except OSError as error:
         raise RunError(
             f"cannot write the image cache in {folder.parent}: {error.strerror or error}; free "
             "space there, or set ADAUTOMIX_CACHE to another folder"
         ) from error
-
-
-def _rename(beside: Path, folder: Path) -> None:
-    try:
-        beside.rename(folder)
-    except OSError:
-        if not folder.exists():  # else another process was quicker, with the same content
-            raise

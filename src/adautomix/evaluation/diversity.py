@@ -40,7 +40,7 @@ from adautomix.evaluation.target import EvalTarget
 from adautomix.methods import Mixed, MixParams
 from adautomix.pictures.sheet import Tile, heat_tile, image_tile, write_sheet
 from adautomix.pictures.thin import thin
-from adautomix.runs.checkpoint import kept_epochs, kept_name
+from adautomix.runs.checkpoint import epoch_checkpoint_name, kept_epochs
 
 TOO_FEW_CHECKPOINTS = (
     "the run kept fewer than two checkpoints; train with --keep-every 5, for example, to compare "
@@ -211,7 +211,7 @@ def compare_checkpoints(
 
 def mixes_at(target: EvalTarget, settings: DiversitySettings, epoch: int) -> Iterator[Mixed]:
     """Yield the mixes of each batch with the weights after an epoch and the same parameters."""
-    mixer = run_mixer(target, kept_name(epoch))
+    mixer = run_mixer(target, epoch_checkpoint_name(epoch))
     generator = target.generator("diversity/training")
     for pixels, labels in image_batches(target, settings):
         yield mixer.mix(pixels, labels, mixer.make_params(pixels, generator))

@@ -34,7 +34,7 @@ from adautomix.methods import find_method
 from adautomix.models import evaluating
 from adautomix.runs.build import load_images
 from adautomix.runs.folder import RunFolder
-from adautomix.training.compare import run_once
+from adautomix.training.compare import train_or_resume
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Candidate values of C, the inverse regularization strength, from strong to weak."""
@@ -295,12 +295,11 @@ def finetune(
         device=str(target.device),
         out=folder,
     )
-    run_once(config, quiet=True, command="")
+    train_or_resume(config, quiet=True, command="")
     start.unlink()
     summary = RunFolder.open(folder).summary()
     assert summary is not None
-    final: dict[str, dict[str, float]] = summary["final"]
-    return final
+    return {name: scores._asdict() for name, scores in summary.final.items()}
 
 
 SUITE = Suite(

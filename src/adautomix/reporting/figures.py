@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, TypeVar
 
-from adautomix.runs.records import Row, Run, number_at
+from adautomix.runs.records import Run, number_at
+from adautomix.runs.schema import EpochRow
 
 MISSING = "–"
 MEMORY = "memory: the peak of the GPU, or of the whole process, which may have trained before"
@@ -78,7 +79,7 @@ class EqualTime:
     fastest: str
     ends: dict[Any, float]
 
-    def row(self, run: Run) -> Row | None:
+    def row(self, run: Run) -> EpochRow | None:
         """The last tested epoch of `run` by then, None where the fastest has no such seed."""
         end = self.ends.get(run.fact("seed"))
         return None if end is None else run.reached_by(end)

@@ -38,6 +38,7 @@ from adautomix.reporting.plots import curves, efficiency_chart, time_chart
 from adautomix.reporting.section import embedded
 from adautomix.reporting.significance import Verdict, difference, how_to_read, significance, span
 from adautomix.runs.records import Run, number_at, read_runs
+from adautomix.runs.schema import BestEpoch
 
 _MAX_SAMPLES = 4  # pictures of one run
 _MAX_PICTURES = 8  # of all runs, as long as each method has one: a page is to be sent by mail
@@ -75,7 +76,7 @@ def write_page(runs: Sequence[Path], out: Path, *, baseline: str | None = None) 
         memory=MEMORY,
         results=[_result(run) for run in read],
         unfinished=[run for run in read if not run.finished],
-        splits=sorted({str(best["split"]) for run in read if "split" in (best := _best(run))}),
+        splits=sorted({best.split for run in read if (best := _best(run))}),
         means=_means(read),
         significance=[(verdict, _verdict(verdict)) for verdict in found],
         how_to_read=how_to_read(found),
@@ -141,9 +142,8 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def _best(run: Run) -> dict[str, Any]:
-    best = (run.summary or {}).get("best")
-    return best if isinstance(best, dict) else {}
+def _best(run: Run) -> BestEpoch | None:
+    return None if run.summary is None else run.summary.best
 
 
 def _result(run: Run) -> dict[str, Any]:
@@ -156,16 +156,14 @@ def _result(run: Run) -> dict[str, Any]:
         "state": "" if run.finished else _progress(run),
         "figures": [m.show(run.figure(network, m.key)) for network in NETWORKS for m in METRICS],
         "best": percent(number_at(best, "top1")),
-        "best_note": f"{best.get('network', '')}, epoch {best.get('epoch', MISSING)}"
-        if best
-        else "",
+        "best_note": f"{best.network}, epoch {best.epoch}" if best else "",
         "seconds": duration(run.seconds),
         "memory": mebibytes(peak_memory(run)),
     }
 
 
 def _progress(run: Run) -> str:
-    done = run.epoch_rows[-1].get("epoch", 0) if run.epoch_rows else 0
+    done = run.epoch_rows[-1].epoch if run.epoch_rows else 0
     return f"unfinished: epoch {done} of {run.fact('epochs') or '?'}"
 
 
@@ -269,9 +267,8 @@ def _written(value: Any) -> str:
 
 def _making(run: Run) -> list[tuple[str, str]]:
     """How a run was made, as (term, text); the command apart, since it is set as code."""
-    summary = run.summary or {}
-    classes = [str(name) for name in summary.get("classes") or []]
-    versions = (summary.get("versions") or {}).items()
+    classes = run.summary.classes if run.summary else []
+    versions = run.summary.versions.items() if run.summary else ()
     facts = {
         "Machine": run.fact("device"),
         "Precision": run.fact("precision"),
@@ -279,10 +276,10 @@ def _making(run: Run) -> list[tuple[str, str]]:
         "Commit": run.fact("commit"),
         "Versions": ", ".join(f"{name} {version}" for name, version in versions),
         "Epochs": run.fact("epochs"),
-        "Steps": _grouped(summary.get("steps")),
-        "Training images": _grouped(summary.get("train_images")),
-        "Test images": _grouped(summary.get("test_images")),
-        "Parameters": _grouped(summary.get("parameters")),
+        "Steps": _grouped(run.fact("steps")),
+        "Training images": _grouped(run.fact("train_images")),
+        "Test images": _grouped(run.fact("test_images")),
+        "Parameters": _grouped(run.fact("parameters")),
         f"Classes ({len(classes)})" if classes else "Classes": ", ".join(classes),
     }
     return [(term, _written(value)) for term, value in facts.items()]

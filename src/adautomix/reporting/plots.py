@@ -7,6 +7,7 @@ from math import ceil, nan
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
+from adautomix.metrics import Scores
 from adautomix.pictures.thin import thin
 from adautomix.reporting.drawing import (
     DASHED,
@@ -32,7 +33,8 @@ from adautomix.reporting.figures import (
     seconds_an_epoch,
     significant,
 )
-from adautomix.runs.records import Row, Run, number_at
+from adautomix.runs.records import Run, number_at
+from adautomix.runs.schema import EpochRow, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,7 +91,7 @@ class Plan:
 
     def rows(self, run: Run) -> list[Row]:
         """The rows of `run` in which at least one line has a value."""
-        rows = run.epoch_rows if self.kind == "epoch" else run.train_rows
+        rows: Sequence[Row] = run.epoch_rows if self.kind == "epoch" else run.train_rows
         return [row for row in rows if any(line.value(row) is not None for line in self.lines)]
 
     def place(self, row: Row) -> float | None:
@@ -248,18 +250,17 @@ def mean_course(group: Group) -> Run:
     epochs = defaultdict(list)
     for run in group.runs:
         for row in run.evaluated if run.finished else []:
-            epochs[row["epoch"]].append(row)
+            epochs[row.epoch].append(row)
     rows = [_mean_row(rows) for _, rows in sorted(epochs.items())]
     return replace(group.runs[0], name=group.label, train_rows=[], epoch_rows=rows)
 
 
-def _mean_row(rows: Sequence[Row]) -> Row:
-    def mean(*path: str) -> float | None:
-        values = [value for row in rows if (value := number_at(row, path)) is not None]
-        return fmean(values) if values else None
+def _mean_row(rows: Sequence[EpochRow]) -> EpochRow:
+    def mean(*path: str) -> float:
+        return fmean(value for row in rows if (value := number_at(row, path)) is not None)
 
-    scores = {network: {"top1": mean(network, "top1")} for network in NETWORKS}
-    return {"epoch": rows[0]["epoch"], "seconds": mean("seconds"), **scores}
+    scores = {name: Scores(*(mean(name, key) for key in Scores._fields)) for name in NETWORKS}
+    return rows[0].model_copy(update={"seconds": mean("seconds"), **scores})
 
 
 def _chart(plan: Plan, runs: Sequence[Run]) -> Chart:

@@ -91,15 +91,16 @@ def result_rows(runs: Sequence[Run], baseline: str | None = None) -> list[dict[s
 
 
 def _run_row(run: Run, clock: EqualTime | None) -> dict[str, Any]:
-    shown = ("epoch", "seconds", "student", "teacher")
+    assert run.summary is not None
+    shown = {"epoch", "seconds", "student", "teacher"}
     reached = clock and clock.row(run)
     best = {name: row for name in NETWORKS if (row := run.best_row(name))}
     return {
         "run": run.name,
-        **{name: value for name, value in (run.summary or {}).items() if name != "classes"},
-        "equal_time": reached and {name: reached.get(name) for name in shown},
+        **run.summary.model_dump(mode="json", exclude={"schema_version", "classes"}),
+        "equal_time": reached and reached.model_dump(mode="json", include=shown),
         "best_epochs": {
-            name: {"epoch": row["epoch"], "picked_on": run.picked_on, **row[name]}
+            name: {"epoch": row.epoch, "picked_on": run.picked_on, **row.model_dump()[name]}
             for name, row in best.items()
         },
     }

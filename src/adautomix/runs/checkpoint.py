@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from adautomix.errors import RunError, UsageError
+from adautomix.files import atomic_folder
 
 FILES = ("weights.safetensors", "state.pt")
 
@@ -51,7 +52,7 @@ class Checkpoint:
 
 
 @contextmanager
-def naming_full_disk(folder: Path) -> Iterator[None]:
+def explain_full_disk(folder: Path) -> Iterator[None]:
     """Say which folder could not be written, and what to do."""
     try:
         yield
@@ -73,34 +74,27 @@ def save_checkpoint(
         run: the run folder.
         checkpoint: what to write.
         best: write `best` too.
-        kept: name under which the weights are kept for good, see `kept_name`; None: they are not.
+        kept: also keep the weights for good under this name, see `epoch_checkpoint_name`.
 
     Raises:
         RunError: the disk is full; older checkpoints are as they were.
     """
     folder = run / "checkpoints"
-    fresh, last, previous = (folder / name for name in ("writing", "last", "previous"))
-    try:
-        with naming_full_disk(run):
-            write_files(fresh, checkpoint)
-            if best:
-                replace_folder(folder / "best", copy_of=fresh)
-            if kept is not None:
-                keep_weights(folder / kept, checkpoint)
-    except RunError:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    if last.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        last.rename(previous)
-    fresh.rename(last)
+    last, previous = folder / "last", folder / "previous"
+    with explain_full_disk(run), atomic_folder(last, backup=previous) as fresh:
+        write_files(fresh, checkpoint)
+        if best:
+            with atomic_folder(folder / "best") as copy:
+                shutil.copytree(fresh, copy, dirs_exist_ok=True)
+        if kept is not None:
+            # Without the training state: these weights are evaluated, never resumed from.
+            with atomic_folder(folder / kept) as weights_only:
+                write_files(weights_only, replace(checkpoint, state={}))
 
 
 def write_files(folder: Path, checkpoint: Checkpoint) -> None:
-    """The files of one checkpoint in a new folder, the manifest last."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    # Written here and not by torch and safetensors, whose errors do not tell a full disk.
+    """Write the files of one checkpoint to a folder, the manifest last."""
+    # write_bytes reports a full disk as an OSError; torch.save and save_file raise other errors.
     state = io.BytesIO()
     torch.save(checkpoint.state, state)
     weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
@@ -110,24 +104,7 @@ def write_files(folder: Path, checkpoint: Checkpoint) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
-def replace_folder(folder: Path, *, copy_of: Path) -> None:
-    """Put a copy in the place of a folder, which stays as it was until the copy is complete."""
-    fresh = folder.with_name(folder.name + "-writing")
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(copy_of, fresh)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
-
-
-def keep_weights(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint without its state: it can be looked at, and not gone on from."""
-    fresh = folder.with_name(folder.name + "-writing")
-    write_files(fresh, replace(checkpoint, state={}))
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
-
-
-def kept_name(epoch: int) -> str:
+def epoch_checkpoint_name(epoch: int) -> str:
     """What the checkpoint kept after so many epochs is called."""
     return f"epoch-{epoch:04d}"
 
@@ -141,7 +118,7 @@ def kept_epochs(run: Path) -> list[int]:
 def checkpoint_names(run: Path) -> list[str]:
     """The checkpoints of a run that can be looked at, the kept ones first."""
     folder = run / "checkpoints"
-    kept = [kept_name(epoch) for epoch in kept_epochs(run)]
+    kept = [epoch_checkpoint_name(epoch) for epoch in kept_epochs(run)]
     return kept + [name for name in ("best", "last") if (folder / name).is_dir()]
 
 
@@ -170,13 +147,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise RunError(f"damaged checkpoint: {folder} ({type(error).__name__}: {error})") from None
 
 
-def present_checkpoints(run: Path) -> list[Path]:
+def resumable_checkpoints(run: Path) -> list[Path]:
     """The folders that a run can go on from, the newest first."""
     folders = (run / "checkpoints" / name for name in ("last", "previous"))
     return [folder for folder in folders if folder.exists()]
 
 
-def set_aside_last(run: Path) -> None:
+def move_damaged_last(run: Path) -> None:
     """Put a damaged `last` out of the way, so that the next save does not take it for whole."""
     damaged = run / "checkpoints" / "damaged"
     shutil.rmtree(damaged, ignore_errors=True)
@@ -190,7 +167,7 @@ def load_checkpoint(run: Path) -> tuple[Checkpoint, str]:
         UsageError: the run has none yet.
         RunError: all are damaged.
     """
-    present = present_checkpoints(run)
+    present = resumable_checkpoints(run)
     if not present:
         raise UsageError(f"{run} has no checkpoint yet: start it again with another --out")
     problem = ""

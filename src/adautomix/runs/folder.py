@@ -1,4 +1,4 @@
-"""The run folder: settings, a line a logged step, the final figures."""
+"""The run folder: settings, metrics, and the summary of a finished run."""
 
 import json
 from pathlib import Path
@@ -8,41 +8,50 @@ import yaml
 
 from adautomix.config import TrainConfig, make_config
 from adautomix.errors import UsageError
-
-TIMING = ("seconds", "images_per_second")
+from adautomix.files import atomic_write
+from adautomix.runs.records import (
+    append_row,
+    read_metrics,
+    read_summary,
+    write_metrics,
+    write_summary,
+)
+from adautomix.runs.schema import Row, Summary
 
 
 class RunFolder:
-    """Where a run keeps everything; made by `create`, found again by `open`."""
+    """Paths and files of one run: make a new folder with `create`, find one with `open`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metrics_path = path / "metrics.jsonl"
+        self.summary_path = path / "summary.json"
         self.samples = path / "samples"
 
     @classmethod
     def create(cls, config: TrainConfig) -> "RunFolder":
-        """A new folder with its `config.yaml`.
+        """Create a new folder with a `config.yaml` of the resolved settings.
 
         Raises:
-            UsageError: the folder asked for holds something already.
+            UsageError: the folder that the settings name is not empty.
         """
         path = config.out or unused_folder(config)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UsageError(
-                f"{path} exists: choose another --out, or go on with `adautomix resume {path}`"
+                f"{path} exists: choose another --out, or continue it with "
+                f"`adautomix resume {path}`"
             )
-        path.mkdir(parents=True, exist_ok=True)
         resolved = config.resolved() | {"out": str(path)}
-        (path / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+        with atomic_write(path / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(resolved, sort_keys=False))
         return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """An existing run.
+        """Find the folder of an existing run.
 
         Raises:
-            UsageError: there is none.
+            UsageError: there is no run folder at `path`.
         """
         if not (path / "config.yaml").is_file():
             raise UsageError(f"{path} is not a run folder: it has no config.yaml")
@@ -52,53 +61,39 @@ class RunFolder:
         """The settings that the run was started with."""
         return make_config(yaml.safe_load((self.path / "config.yaml").read_text()))
 
-    def write_data_info(self, card: dict[str, Any]) -> None:
-        """Write `data.json`: classes, image size and normalization, for use without the data."""
-        (self.path / "data.json").write_text(json.dumps(card, indent=1) + "\n")
+    def write_data_info(self, info: dict[str, Any]) -> None:
+        """Write `data.json`: what prediction needs to know about the data, see `data_info`."""
+        with atomic_write(self.path / "data.json") as temporary:
+            temporary.write_text(json.dumps(info, indent=1) + "\n")
 
     def data_info(self) -> dict[str, Any]:
-        """What `data.json` holds."""
-        card: dict[str, Any] = json.loads((self.path / "data.json").read_text())
-        return card | {name: tuple(card[name]) for name in ("mean", "std")}
+        """The content of `data.json`: classes, image size, normalization and image counts."""
+        info: dict[str, Any] = json.loads((self.path / "data.json").read_text())
+        return info | {name: tuple(info[name]) for name in ("mean", "std")}
 
-    def log(self, row: dict[str, Any]) -> None:
-        """Add a line to `metrics.jsonl`."""
-        with self.metrics_path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+    def log(self, row: Row) -> None:
+        """Append a row to `metrics.jsonl`."""
+        append_row(self.metrics_path, row)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The lines logged so far; one that a crash cut off is left out."""
-        if not self.metrics_path.exists():
-            return []
-        lines = self.metrics_path.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("}\n")]
+    def rows(self) -> list[Row]:
+        """The rows logged so far, see `read_metrics`."""
+        return read_metrics(self.metrics_path)
 
-    def forget_after(self, step: int) -> None:
-        """Drop lines past a step: the run goes on from there and will write them again."""
-        kept = [row for row in self.rows() if row["step"] <= step]
-        fresh = self.metrics_path.with_suffix(".writing")
-        fresh.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        fresh.replace(self.metrics_path)
+    def truncate_after(self, step: int) -> None:
+        """Delete the rows after a step, from which the run is about to be resumed."""
+        write_metrics(self.metrics_path, [row for row in self.rows() if row.step <= step])
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
+    def write_summary(self, summary: Summary) -> None:
         """Write `summary.json`."""
-        fresh = self.path / "summary.writing"
-        fresh.write_text(json.dumps(summary, indent=1) + "\n")
-        fresh.replace(self.path / "summary.json")
+        write_summary(self.summary_path, summary)
 
-    def summary(self) -> dict[str, Any] | None:
-        """The final figures, or None while the run is unfinished."""
-        path = self.path / "summary.json"
-        return json.loads(path.read_text()) if path.exists() else None
-
-
-def without_timing(row: dict[str, Any]) -> dict[str, Any]:
-    """A logged line without what depends on the clock: equal for equal runs."""
-    return {name: value for name, value in row.items() if name not in TIMING}
+    def summary(self) -> Summary | None:
+        """The content of `summary.json`, or None while the run is unfinished."""
+        return read_summary(self.summary_path)
 
 
 def unused_folder(config: TrainConfig) -> Path:
-    """`runs/<data>-<method>-s<seed>`, numbered where that exists."""
+    """The first of `runs/<data>-<method>-s<seed>`, the same with `-2`, … that does not exist."""
     base = Path("runs") / f"{Path(config.data).name}-{config.method}-s{config.seed}"
     path, number = base, 2
     while path.exists():

@@ -41,7 +41,7 @@ def compare(
         runs = adautomix.compare({"data": "digits", "epochs": 5}, ["vanilla", "mixup"], seeds=[0])
     """
     shared = changed_settings(config) if isinstance(config, TrainConfig) else dict(config)
-    variants = methods if isinstance(methods, Mapping) else runs.of_methods(methods)
+    variants = methods if isinstance(methods, Mapping) else runs.method_variants(methods)
     return runs.compare(
         shared, variants=variants, seeds=seeds, out=Path(out), jobs=jobs, quiet=quiet
     )

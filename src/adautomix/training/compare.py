@@ -19,7 +19,7 @@ from adautomix.config import TrainConfig, make_config, merge
 from adautomix.device import pick_device
 from adautomix.errors import RunError, UsageError
 from adautomix.runs.build import load_images
-from adautomix.runs.checkpoint import present_checkpoints
+from adautomix.runs.checkpoint import resumable_checkpoints
 from adautomix.runs.folder import RunFolder
 from adautomix.training.run import resume, train
 
@@ -41,7 +41,7 @@ def compare(
 
     Args:
         values: nested settings common to all runs.
-        variants: by name, the settings of each that win over `values`: see `of_methods`.
+        variants: by name, the settings of each that win over `values`: see `method_variants`.
         seeds: a run each; seed s splits and shuffles the data alike for all variants.
         out: folder of the run folders `<variant>-s<seed>`.
         jobs: runs side by side; none: what suits the device.
@@ -61,28 +61,26 @@ def compare(
     ]
     if not configs:
         raise UsageError("no run to compare: name at least one method and one seed")
-    jobs = min(jobs or suited_jobs(configs[0]), len(configs))
+    jobs = min(jobs or default_jobs(configs[0]), len(configs))
     if jobs == 1:
         for config in configs:
-            run_once(config, quiet=quiet, command=command)
+            train_or_resume(config, quiet=quiet, command=command)
     else:
-        run_side_by_side(configs, jobs, quiet=quiet, command=command)
+        run_parallel(configs, jobs, quiet=quiet, command=command)
     return [out / f"{name}-s{seed}" for name in variants for seed in seeds]
 
 
-def of_methods(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def method_variants(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Variants that differ in the method, each called by its name."""
     return {name: {"method": name} for name in names}
 
 
-def suited_jobs(config: TrainConfig) -> int:
+def default_jobs(config: TrainConfig) -> int:
     """Runs side by side: one a core on the CPU, one on a GPU."""
     return 1 if pick_device(config.device).type == "cuda" else os.cpu_count() or 1
 
 
-def run_side_by_side(
-    configs: Sequence[TrainConfig], jobs: int, *, quiet: bool, command: str
-) -> None:
+def run_parallel(configs: Sequence[TrainConfig], jobs: int, *, quiet: bool, command: str) -> None:
     """All runs, `jobs` at a time; a line for each that is done.
 
     Raises:
@@ -95,7 +93,9 @@ def run_side_by_side(
     with ProcessPoolExecutor(
         jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)
     ) as pool:
-        runs = [pool.submit(run_once, config, quiet=True, command=command) for config in configs]
+        runs = [
+            pool.submit(train_or_resume, config, quiet=True, command=command) for config in configs
+        ]
         named = dict(zip(runs, configs, strict=True))
         try:
             for done, run in enumerate(as_completed(runs), 1):
@@ -103,7 +103,7 @@ def run_side_by_side(
                 passed = time.perf_counter() - started
                 console.print(progress_line(named[run], done, len(runs), passed), highlight=False)
         except BaseException as error:
-            give_up(runs)
+            cancel_pending(runs)
             if isinstance(error, KeyboardInterrupt):
                 raise RunError("stopped by Ctrl-C; the same command goes on from there") from None
             raise
@@ -114,19 +114,19 @@ def progress_line(config: TrainConfig, done: int, runs: int, passed: float) -> s
     assert config.out is not None
     summary = RunFolder.open(config.out).summary()
     assert summary is not None
-    scores = "  ".join(f"{name} {s['top1']:.2%}" for name, s in summary["final"].items())
+    scores = "  ".join(f"{name} {s.top1:.2%}" for name, s in summary.final.items())
     left = passed / done * (runs - done)
     name = config.label or config.method
     return f"{name} s{config.seed}: {scores}  ({done} of {runs} runs, {left:.0f} s left)"
 
 
-def give_up(runs: Sequence[Future[None]]) -> None:
+def cancel_pending(runs: Sequence[Future[None]]) -> None:
     """Start no further run; those that are going on get the same signal, and save."""
     for run in runs:
         run.cancel()
 
 
-def run_once(config: TrainConfig, *, quiet: bool, command: str) -> None:
+def train_or_resume(config: TrainConfig, *, quiet: bool, command: str) -> None:
     """Train this run, finish it, or see that it is done."""
     assert config.out is not None
     if not (config.out / "config.yaml").exists():
@@ -136,7 +136,7 @@ def run_once(config: TrainConfig, *, quiet: bool, command: str) -> None:
     if folder.config().resolved() != config.resolved():
         raise UsageError(f"{config.out} was run with other settings: choose another --out")
     if folder.summary() is None:
-        if present_checkpoints(config.out):
+        if resumable_checkpoints(config.out):
             resume(config.out, quiet=quiet, command=command)
         else:
             shutil.rmtree(config.out)

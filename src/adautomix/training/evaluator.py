@@ -1,4 +1,4 @@
-"""How good the networks of a running training are, and what its mixes look like."""
+"""Evaluate the networks of a running training, and draw the mixes that it learns from."""
 
 import os
 from collections.abc import Iterable
@@ -17,19 +17,32 @@ from adautomix.data.dataset import OnDisk, Split
 from adautomix.device import autocast
 from adautomix.distributed import gather_rows, is_main, rank, world
 from adautomix.methods import Method
-from adautomix.metrics import Scores, collect_logits, score
+from adautomix.metrics import collect_logits, score
 from adautomix.models import Classifier, evaluating, frozen_statistics
 from adautomix.pictures.image_grid import mix_grid
 from adautomix.pictures.mix_rows import data_batch, mix_rows
 from adautomix.rng import generator_at
+from adautomix.runs.schema import BestEpoch, EpochRow, NetworkName, NetworkScores
 
 PROBE_IMAGES = 512
 SAMPLE_ROWS = 4
+NETWORKS: tuple[NetworkName, NetworkName] = ("student", "teacher")
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Looks at the networks of a run without changing them."""
+    """Evaluates student and teacher without changing them.
+
+    Attributes:
+        config: the settings.
+        data: the images.
+        method: the mixing method; it names the head to evaluate.
+        student: the trained network.
+        teacher: its moving average.
+        device: where the networks are.
+        correct: for each network a uint8 tensor `[n]`, 1 for each test image that the latest
+            evaluation classified correctly; empty before the first evaluation.
+    """
 
     config: TrainConfig
     data: ImageData
@@ -37,55 +50,54 @@ class Evaluator:
     student: Classifier
     teacher: Classifier
     device: torch.device
-    right: dict[str, Tensor] = field(default_factory=dict, init=False)
-    """Of each network, which test images it got right when last evaluated: uint8 `[n]`."""
+    correct: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def evaluate(self) -> dict[str, Any]:
-        """Scores of both networks on the test set and on held-out images, and the probe."""
+        """The evaluation fields of an `EpochRow`: student, teacher, val and probe."""
         with autocast(self.device, self.config.precision):
-            row = plain(self.scores("test"))
-            if self.data.val is not None:
-                row["val"] = plain(self.scores("val"))
-            return row | {"probe": self.probe()}
+            test = self.scores("test")
+            val = None if self.data.val is None else self.scores("val")
+            fields: dict[str, Any] = {"val": val, "probe": self.probe()}
+            return fields | {name: test[name] for name in NETWORKS}
 
-    def scores(self, split: str) -> dict[str, Scores]:
-        """Scores of both networks on one split."""
-        every = self.data.splits()[split]
-        rows = my_rows(len(every)).to(every.labels.device)
+    def scores(self, split: str) -> NetworkScores:
+        """The scores of both networks on one split, which the processes evaluate together."""
+        images = self.data.splits()[split]
+        rows = rank_rows(len(images)).to(images.labels.device)
         batches = eval_batches(
-            every.subset(rows) if world() > 1 else every,
+            images.subset(rows) if world() > 1 else images,
             self.data,
             batch_size=self.config.eval_batch_size,
             device=self.device,
         )
         networks = {"student": self.student, "teacher": self.teacher}
         logits, _ = collect_logits(networks, batches, self.method.eval_head)
-        logits = {name: gather_rows(values)[: len(every)] for name, values in logits.items()}
-        labels = every.labels.to(self.device)
+        # The last process repeats the first rows to have as many as the others; drop them here.
+        logits = {name: gather_rows(values)[: len(images)] for name, values in logits.items()}
+        labels = images.labels.to(self.device)
         if split == "test":
             for name, values in logits.items():
-                self.right[name] = (values.argmax(dim=1) == labels).to(torch.uint8)
-        return {name: score(values, labels) for name, values in logits.items()}
+                self.correct[name] = (values.argmax(dim=1) == labels).to(torch.uint8)
+        return {name: score(logits[name], labels) for name in NETWORKS}
 
     def predictions(self) -> dict[str, Tensor]:
-        """`right` of the latest evaluation, beside it which "images" these were."""
-        return {name: values.cpu() for name, values in self.right.items()} | {
-            "images": fingerprints(self.data.test)
-        }
+        """`correct` of the latest evaluation, and in "images" a fingerprint of each test image."""
+        correct = {name: values.cpu() for name, values in self.correct.items()}
+        return correct | {"images": fingerprints(self.data.test)}
 
     def probe(self) -> float:
-        """The student's accuracy on a few unmixed, uncropped training images."""
+        """The student's accuracy on a fixed random sample of unmixed training images, 0 to 1."""
         count = min(PROBE_IMAGES, len(self.data.train))
         generator = generator_at(self.config.seed, 0, "probe")
         rows = torch.randperm(len(self.data.train), generator=generator)[:count]
-        some = self.data.train.subset(rows.to(self.device))
-        images, labels = next(eval_batches(some, self.data, batch_size=count, device=self.device))
+        sample = self.data.train.subset(rows.to(self.device))
+        images, labels = next(eval_batches(sample, self.data, batch_size=count, device=self.device))
         with evaluating(self.student):
             predicted = self.student(images, head=self.method.eval_head).argmax(dim=1)
         return float((predicted == labels).double().mean())
 
     def draw_samples(self, path: Path, step: int) -> None:
-        """A picture of the mixes that the student learns from at this step."""
+        """Write a picture of the mixes that the student is trained on at this step."""
         batch = data_batch(self.data, self.config.seed, self.device)
         with frozen_statistics(self.teacher), autocast(self.device, self.config.precision):
             rows = mix_rows(
@@ -101,16 +113,19 @@ class Evaluator:
             mix_grid(rows, path)
 
 
-def my_rows(count: int) -> Tensor:
-    """The rows that this process evaluates, as many as any other: the last may begin again at 0."""
-    share = -(-count // world())
-    return torch.arange(rank() * share, (rank() + 1) * share) % count
+def rank_rows(count: int) -> Tensor:
+    """The rows that this process evaluates, int64.
+
+    Every process gets the same number of rows; the last one wraps around to row 0 if necessary.
+    """
+    per_rank = -(-count // world())
+    return torch.arange(rank() * per_rank, (rank() + 1) * per_rank) % count
 
 
 def fingerprints(split: Split) -> Tensor:
-    """int64 `[n]`: a number for each image, the same in every run that has it in any place.
+    """A hash of each image, int64 `[n]`: equal in every run that has the image at any position.
 
-    A hash of its pixels; of its path where every reading would decode the file again.
+    The hash is of the pixels, or of the path where reading the pixels would decode the file again.
     """
     contents: Iterable[bytes]
     if isinstance(split, OnDisk):
@@ -122,26 +137,22 @@ def fingerprints(split: Split) -> Tensor:
     return torch.from_numpy(np.frombuffer(digests, dtype=np.int64).copy())
 
 
-def plain(scores: dict[str, Scores]) -> dict[str, Any]:
-    """Scores as nested dictionaries."""
-    return {name: values._asdict() for name, values in scores.items()}
+def best_so_far(row: EpochRow, best: BestEpoch | None) -> BestEpoch | None:
+    """The better network of an epoch if it beats the best one before, else None.
 
-
-def best_so_far(row: dict[str, Any], best: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The better network of an epoch if it beats all before, else None.
-
-    It is picked on held-out images where there are some, else on the test set, and says which.
+    Networks are compared on the held-out images if there are any, else on the test images.
 
     Args:
-        row: an epoch's line of `metrics.jsonl`; one without scores beats nothing.
-        best: the best before.
+        row: the row of the epoch; one without scores beats nothing.
+        best: the best so far.
     """
-    split = "val" if "val" in row else "test"
-    scores = row["val"] if split == "val" else row
-    if "student" not in scores:
+    if row.student is None or row.teacher is None:
         return None
-    network = max(("student", "teacher"), key=lambda name: scores[name]["top1"])
-    top1 = scores[network]["top1"]
-    if best is not None and top1 <= best["top1"]:
+    test: NetworkScores = {"student": row.student, "teacher": row.teacher}
+    scores = test if row.val is None else row.val
+    network = max(NETWORKS, key=lambda name: scores[name].top1)
+    top1 = scores[network].top1
+    if best is not None and top1 <= best.top1:
         return None
-    return {"epoch": row["epoch"], "network": network, "top1": top1, "split": split}
+    split = "test" if row.val is None else "val"
+    return BestEpoch(epoch=row.epoch, network=network, top1=top1, split=split)

@@ -1,7 +1,7 @@
-"""The training loop: an epoch and a step, each readable from top to bottom."""
+"""The training loop: steps, epochs, logging and checkpoints."""
 
 import time
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -19,30 +19,31 @@ from adautomix.distributed import (
 from adautomix.ema import momentum_schedule
 from adautomix.errors import RunError
 from adautomix.runs.build import build_networks, check_smallest_part, train_batches
-from adautomix.runs.checkpoint import Checkpoint, kept_name, save_checkpoint
+from adautomix.runs.checkpoint import Checkpoint, epoch_checkpoint_name, save_checkpoint
 from adautomix.runs.folder import RunFolder
+from adautomix.runs.schema import BestEpoch, EpochRow, Row, TrainRow
 from adautomix.training.evaluator import Evaluator, best_so_far
 from adautomix.training.graphs import GraphedStep
-from adautomix.training.meters import NEVER, FiniteWatch, Meters
+from adautomix.training.meters import NEVER, Figures, FiniteWatch, Meters
 from adautomix.training.optim import build_optimizer, cosine_schedule, learning_rate
 from adautomix.training.progress import Display
 from adautomix.training.runtimes import StopRequest, pick_runtime, stop_on_signals
 from adautomix.training.step import TrainStep
 from adautomix.training.tensorboard import EventWriter
 
-AGREE_EVERY = 20  # steps between the moments at which several processes ask whether to stop
+AGREE_EVERY = 20  # steps between two exchanges about whether any process was asked to stop
 
 
 class Trainer:
-    """One run: networks, data, schedules and the folder they are written to.
+    """Trains one run: owns the networks, the data, the schedules and the run folder.
 
     Args:
         config: the settings.
         data: the images.
-        folder: where figures and checkpoints go.
+        folder: where metrics and checkpoints are written.
         quiet: show no progress.
         command: the command line, for the summary.
-        from_checkpoint: `restore` follows, so published weights need not be fetched.
+        from_checkpoint: whether `restore` will be called, which makes initial weights unnecessary.
 
     Raises:
         UsageError: the settings do not fit the data.
@@ -72,13 +73,13 @@ class Trainer:
             from_checkpoint=from_checkpoint,
         )
         check_smallest_part(config, len(data.train), self.method)
-        self.judge = Evaluator(
+        self.evaluator = Evaluator(
             config, self.data, self.method, self.student, self.teacher.model, self.device
         )
         self.optimizer = build_optimizer(config, self.student, self.method)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.runtime = pick_runtime(config, self.device)
-        self.plain_step = TrainStep(
+        self.eager_step = TrainStep(
             config,
             self.batches,
             self.student,
@@ -89,7 +90,7 @@ class Trainer:
             compiled=self.runtime == "compile",
         )
         graphed = self.runtime == "graph"
-        self.run_step = GraphedStep(self.plain_step) if graphed else self.plain_step
+        self.run_step = GraphedStep(self.eager_step) if graphed else self.eager_step
         self.steps = config.epochs * self.batches.steps_per_epoch
         warmup = round(config.warmup_epochs * self.batches.steps_per_epoch)
         self.lr_factors = cosine_schedule(self.steps, warmup)
@@ -99,11 +100,11 @@ class Trainer:
             end=config.teacher.momentum_end,
             constant_share=config.teacher.constant_share,
         )
-        self.step = self.begun = 0
+        self.step = self.start_step = 0
         self.events: EventWriter | None = None
         self.epoch_meters, self.log_meters = Meters(), Meters()
         self.finite = FiniteWatch(self.device)
-        self.best: dict[str, Any] | None = None
+        self.best: BestEpoch | None = None
         self.seconds_before = 0.0
         self.started = time.perf_counter()
         silent = quiet or not is_main()
@@ -113,10 +114,11 @@ class Trainer:
     # ------------------------------------------------------------------ the loop
 
     def fit(self, until: int | None = None) -> None:
-        """Train to the end, or to a number of steps; on a request to stop, save and raise.
+        """Train until the last step, or until the step `until`.
 
         Raises:
-            RunError: stopped by a signal, or the loss is no longer finite.
+            RunError: a signal asked the run to stop (a checkpoint was saved), or the loss or the
+                weights became NaN or infinite.
         """
         last = min(until or self.steps, self.steps)
         self.started = time.perf_counter()
@@ -127,16 +129,17 @@ class Trainer:
                 self.train_epoch(last)
                 if self.step % self.batches.steps_per_epoch == 0:
                     self.finish_epoch()
-                if self.step < self.steps and self.asked_to_stop():
+                if self.step < self.steps and self.stop_requested():
                     self.save_and_stop()
 
     def train_epoch(self, last: int) -> None:
-        """The rest of the current epoch, wherever the run stands; less if asked to stop."""
+        """Train the rest of the current epoch, or less after `last` steps or a request to stop."""
         epoch, done = divmod(self.step, self.batches.steps_per_epoch)
         self.epoch_meters.restart_clock()
         self.log_meters.restart_clock()
         for batch in self.batches.epoch(epoch, start=done):
-            with self.display.compiling(self.runtime == "compile" and self.step == self.begun):
+            first_compiled = self.runtime == "compile" and self.step == self.start_step
+            with self.display.compiling(first_compiled):
                 self.train_step(batch)
             self.step += 1
             self.display.show(self.step)
@@ -144,66 +147,87 @@ class Trainer:
                 self.log_step()
             elif self.display.due():
                 self.display.show(self.step, self.figures(self.log_meters))
-            if self.step == last or self.asked_to_stop():
+            if self.step == last or self.stop_requested():
                 return
 
-    def asked_to_stop(self) -> bool:
-        """Whether to stop here: where several processes train, at a step that all agree on."""
+    def stop_requested(self) -> bool:
+        """Whether to stop after this step.
+
+        Several processes only ask one another every `AGREE_EVERY` steps and after each epoch, so
+        that all of them stop after the same step.
+        """
         if world() > 1 and self.step % AGREE_EVERY and self.step % self.batches.steps_per_epoch:
             return False
         return any_process(bool(self.stop))
 
     def train_step(self, batch: Batch) -> None:
-        """One step and its figures. Nothing here waits for the device."""
-        share, momentum = self.lr_factors[self.step], self.teacher_momentum[self.step]
-        losses = self.run_step(self.plain_step.inputs(batch, self.step, share, momentum))
+        """Train on one batch and record its losses, without waiting for the device."""
+        # Look up this step's schedules and draw its random numbers on the host.
+        lr_factor, momentum = self.lr_factors[self.step], self.teacher_momentum[self.step]
+        inputs = self.eager_step.inputs(batch, self.step, lr_factor, momentum)
+        # Update student, method and teacher.
+        losses = self.run_step(inputs)
+        # Let the method update state of its own that is not trained by gradients.
         self.method.after_step(self.step)
+        # Accumulate the losses on the device; they are read when a row is logged.
         self.epoch_meters.add(losses)
         self.log_meters.add(losses)
         self.finite.check(losses["loss"], self.step)
 
     def finish_epoch(self) -> None:
-        """Evaluate, log, checkpoint."""
+        """Evaluate, log and save a checkpoint after an epoch, each as often as the settings ask."""
         epoch = self.step // self.batches.steps_per_epoch
-        self.check_finite()
-        row = {"kind": "epoch", "epoch": epoch, "step": self.step}
-        row |= self.figures(self.epoch_meters, shared=True)
-        self.epoch_meters.reset()
         last = self.step == self.steps
-        if epoch % self.config.eval_every == 0 or last:
-            row |= self.judge.evaluate()
+        # Never evaluate or save a network that diverged.
+        self.check_finite()
+        # Read the training figures of the epoch.
+        figures = self.figures(self.epoch_meters, all_processes=True)
+        self.epoch_meters.reset()
+        # Evaluate student and teacher, and find out whether one of them is the best so far.
+        due = epoch % self.config.eval_every == 0 or last
+        scores = self.evaluator.evaluate() if due else {}
+        row = EpochRow(epoch=epoch, step=self.step, **figures, **scores)
         better = best_so_far(row, self.best)
         self.best = better or self.best
+        # Log the row, and draw mixes after the first, the middle and the last epoch.
         self.log(row)
         self.display.epoch(row, self.config.epochs)
         if epoch in (1, (self.config.epochs + 1) // 2, self.config.epochs):
-            self.judge.draw_samples(self.folder.samples / f"epoch-{epoch:04d}.png", self.step)
+            self.evaluator.draw_samples(self.folder.samples / f"epoch-{epoch:04d}.png", self.step)
+        # Save a checkpoint last, so that a run resumed from it need not repeat anything above.
         every = self.config.keep_every
-        kept = kept_name(epoch) if every and epoch % every == 0 else None
+        kept = epoch_checkpoint_name(epoch) if every and epoch % every == 0 else None
         if epoch % self.config.checkpoint_every == 0 or last or better or kept:
             self.save(best=better is not None, kept=kept)
 
     def save_and_stop(self) -> NoReturn:
-        """Answer a request to stop.
+        """Save a checkpoint and end the run because a signal asked for it.
 
         Raises:
-            RunError: says how to go on.
+            RunError: always; the message says how to continue.
         """
         self.save()
         raise RunError(
             f"stopped by {self.stop.signal_name} at step {self.step} of {self.steps}; "
-            f"`adautomix resume {self.folder.path}` goes on from there"
+            f"continue with `adautomix resume {self.folder.path}`"
         )
 
     # ------------------------------------------------------------------ figures
 
     def seconds(self) -> float:
-        """Time spent on this run so far, earlier sittings included."""
+        """Seconds spent on this run so far, including time before a resume."""
         return self.seconds_before + time.perf_counter() - self.started
 
-    def figures(self, meters: Meters, *, shared: bool = False) -> dict[str, Any]:
-        """Means since the meters' reset, over all processes if `shared`; waits for the device."""
-        means = mean_over_processes(meters.read()) if shared else meters.read()
+    def figures(self, meters: Meters, *, all_processes: bool = False) -> Figures:
+        """Mean losses since the meters were reset, and the speed. Waits for the device.
+
+        Args:
+            meters: the meters to read.
+            all_processes: average over all processes, which must all call this.
+        """
+        means = meters.read()
+        if all_processes:
+            means = mean_over_processes(means)
         return {
             "loss": means.pop("loss"),
             "mixture_accuracy": means.pop("mixture_accuracy", None),
@@ -213,48 +237,47 @@ class Trainer:
         }
 
     def log_step(self) -> None:
-        """A line of `metrics.jsonl` for the steps since the last one."""
+        """Log a row for the steps since the last one."""
         self.check_finite()
-        figures = self.figures(self.log_meters, shared=True)
+        figures = self.figures(self.log_meters, all_processes=True)
         self.log_meters.reset()
         self.display.show(self.step, figures)
-        self.log(
-            {
-                "kind": "train",
-                "step": self.step,
-                "epoch": self.step / self.batches.steps_per_epoch,
-                "lr": learning_rate(self.optimizer.param_groups[0], self.lr_factors[self.step - 1]),
-                "teacher_momentum": self.teacher_momentum[self.step - 1],
-                **figures,
-            }
+        lr = learning_rate(self.optimizer.param_groups[0], self.lr_factors[self.step - 1])
+        row = TrainRow(
+            step=self.step,
+            epoch=self.step / self.batches.steps_per_epoch,
+            lr=float(lr),
+            teacher_momentum=self.teacher_momentum[self.step - 1],
+            **figures,
         )
+        self.log(row)
 
-    def log(self, row: dict[str, Any]) -> None:
-        """A line of `metrics.jsonl`, and the same as TensorBoard events where asked."""
+    def log(self, row: Row) -> None:
+        """Append a row to `metrics.jsonl`, and to the TensorBoard events if they are enabled."""
         if is_main():
             self.folder.log(row)
         if self.events is not None:
             self.events.add(row)
 
     def check_finite(self) -> None:
-        """Stop a run whose loss or weights have left the numbers, before anything is saved.
+        """End a run whose loss or weights became NaN or infinite, before anything is saved.
 
         Raises:
-            RunError: names the step.
+            RunError: names the first such step.
         """
         norms = torch._foreach_norm(list(self.student.parameters()))
         self.finite.check(torch.stack(norms).sum(), self.step)
         bad = min_over_processes(self.finite.first_bad())
         if bad < NEVER:
             raise RunError(
-                f"loss no longer finite at step {bad}: lower --lr or set --clip-grad 1; what was "
-                f"saved before is kept in {self.folder.path}"
+                f"the loss became NaN or infinite at step {bad}: lower --lr or set --clip-grad 1; "
+                f"earlier checkpoints are kept in {self.folder.path}"
             )
 
     # ------------------------------------------------------------------ state
 
     def weights(self) -> dict[str, Tensor]:
-        """Every tensor that is learned or averaged, by owner."""
+        """Every parameter and buffer, named "student.…", "teacher.…" or "method.…"."""
         owners = {"student": self.student, "teacher": self.teacher.model, "method": self.method}
         return {
             f"{owner}.{name}": tensor
@@ -263,25 +286,29 @@ class Trainer:
         }
 
     def checkpoint(self) -> Checkpoint:
-        """All that the run needs to go on exactly."""
+        """The complete state of the run after this step."""
         state = {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch_meters": self.epoch_meters.state_dict(),
             "log_meters": self.log_meters.state_dict(),
-            "best": self.best,
+            "best": self.best and self.best.model_dump(),
             "seconds": self.seconds(),
         }
         return Checkpoint(self.step, self.weights(), state)
 
     def save(self, *, best: bool = False, kept: str | None = None) -> None:
-        """Write a checkpoint; never one whose loss was not finite."""
+        """Save a checkpoint, see `save_checkpoint`.
+
+        Raises:
+            RunError: the loss or the weights are not finite, or the disk is full.
+        """
         self.check_finite()
         if is_main():
             save_checkpoint(self.folder.path, self.checkpoint(), best=best, kept=kept)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Stand where a checkpoint was written."""
+        """Restore the state saved in a checkpoint, and delete the rows logged after it."""
         self.student.load_state_dict(checkpoint.part("student"))
         self.teacher.model.load_state_dict(checkpoint.part("teacher"))
         self.method.load_state_dict(checkpoint.part("method"))
@@ -290,7 +317,8 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.epoch_meters.load_state_dict(state["epoch_meters"], self.device)
         self.log_meters.load_state_dict(state["log_meters"], self.device)
-        self.best, self.seconds_before = state["best"], state["seconds"]
-        self.step = self.begun = checkpoint.step
+        self.best = BestEpoch.model_validate(state["best"]) if state["best"] else None
+        self.seconds_before = state["seconds"]
+        self.step = self.start_step = checkpoint.step
         if is_main():
-            self.folder.forget_after(self.step)
+            self.folder.truncate_after(self.step)

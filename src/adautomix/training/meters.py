@@ -1,16 +1,26 @@
-"""Figures of the running training, kept on the device until somebody reads them."""
+"""Running figures of the training, kept on the device until they are read."""
 
 import time
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
-NEVER = 2**62
+NEVER = 2**62  # the first bad step of a run that has none
+
+
+class Figures(TypedDict):
+    """What a progress bar and a row of `metrics.jsonl` show, see `MetricsRow`."""
+
+    loss: float
+    mixture_accuracy: float | None
+    parts: dict[str, float]
+    seconds: float
+    images_per_second: float
 
 
 class Meters:
-    """Running means of named scalars; adding costs no wait for the device, reading one."""
+    """Running means of named scalars. Only `read` waits for the device."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -18,15 +28,15 @@ class Meters:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Measure the rate from here on."""
+        """Measure the rate from now on."""
         self._since, self._adds = time.perf_counter(), 0
 
     def rate(self) -> float:
-        """Additions a second since the clock was last restarted."""
+        """Calls of `add` per second since the clock was last restarted."""
         return self._adds / max(time.perf_counter() - self._since, 1e-9)
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """Count one value of each name."""
+        """Add one scalar tensor of each name, in float64."""
         self._adds += 1
         for name, value in values.items():
             value = value.detach().double()
@@ -43,16 +53,16 @@ class Meters:
         }
 
     def reset(self) -> None:
-        """Forget everything and restart the clock."""
+        """Clear all means and restart the clock."""
         self._sums, self._counts = {}, {}
         self.restart_clock()
 
     def state_dict(self) -> dict[str, Any]:
-        """Sums and counts."""
+        """Sums and counts, for a checkpoint."""
         return {"sums": dict(self._sums), "counts": dict(self._counts)}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Go on from saved sums and counts."""
+        """Restore saved sums and counts."""
         self._sums = {name: value.to(device) for name, value in state["sums"].items()}
         self._counts = dict(state["counts"])
 
@@ -64,10 +74,10 @@ class FiniteWatch:
         self._first_bad = torch.tensor(NEVER, device=device)
 
     def check(self, loss: Tensor, step: int) -> None:
-        """Note the step if its loss is not finite."""
-        here = torch.where(torch.isfinite(loss.detach()), NEVER, step)
-        self._first_bad = torch.minimum(self._first_bad, here)
+        """Record the step if its loss is NaN or infinite."""
+        bad_step = torch.where(torch.isfinite(loss.detach()), NEVER, step)
+        self._first_bad = torch.minimum(self._first_bad, bad_step)
 
     def first_bad(self) -> int:
-        """The first such step, or NEVER; waits for the device."""
+        """The first recorded step, or `NEVER`. Waits for the device."""
         return int(self._first_bad)

@@ -1,17 +1,20 @@
-"""What a person sees of a running training: a bar on a terminal, a line an epoch elsewhere."""
+"""Progress on stderr: a bar on a terminal, and a line per evaluated epoch."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from adautomix.runs.schema import EpochRow
+from adautomix.training.meters import Figures
+
 
 class Display:
-    """Progress of one run on stderr; use as a context manager.
+    """Progress of one run; use it as a context manager.
 
     Args:
         title: what is being trained.
@@ -50,56 +53,61 @@ class Display:
         self._progress.stop()
 
     def due(self) -> bool:
-        """Whether it is time to read new figures; at most every two seconds, and never unseen."""
+        """Whether to show new figures: every two seconds, and never without a progress bar."""
         return not self._progress.disable and time.monotonic() - self._read > 2
 
-    def show(self, step: int, figures: dict[str, float] | None = None) -> None:
-        """Move the bar; with figures, show them too."""
+    def show(self, step: int, figures: Figures | None = None) -> None:
+        """Move the bar to a step and, if figures are given, show them."""
         self._progress.update(self._task, completed=step)
-        if figures:
+        if figures is not None:
             self._read = time.monotonic()
-            text = (
-                f"loss {figures['loss']:.3f}  mixture {figures.get('mixture_accuracy') or 0:.1%}  "
-                f"{figures['images_per_second']:.0f} images/s"
-            )
+            losses = losses_text(figures["loss"], figures["mixture_accuracy"])
+            text = f"{losses}  {figures['images_per_second']:.0f} images/s"
             self._progress.update(self._task, figures=text)
 
-    def epoch(self, row: dict[str, Any], epochs: int) -> None:
-        """A line for a finished epoch that was evaluated; the bar is enough for the others."""
-        if "student" not in row:
+    def epoch(self, row: EpochRow, epochs: int) -> None:
+        """Print a line for an epoch that was evaluated; the bar is enough for the others."""
+        if row.student is None or row.teacher is None:
             return
-        scores = "  ".join(
-            f"{name} {row[name]['top1']:.2%}" for name in ("student", "teacher") if name in row
-        )
+        scores = f"student {row.student.top1:.2%}  teacher {row.teacher.top1:.2%}"
+        losses, speed = losses_text(row.loss, row.mixture_accuracy), row.images_per_second
         self.console.print(
-            f"[dim]{self._title}[/dim]  epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f}  "
-            f"mixture {row['mixture_accuracy']:.1%}  {scores}  "
-            f"{row['images_per_second']:.0f} images/s",
+            f"[dim]{self._title}[/dim]  epoch {row.epoch}/{epochs}  {losses}  {scores}  "
+            f"{speed:.0f} images/s",
             highlight=False,
             soft_wrap=True,
         )
 
     @contextmanager
     def compiling(self, first: bool) -> Iterator[None]:
-        """Around a step: if it is the first, it is compiled, and people are told how long it took.
+        """Wrap a training step, and announce the compilation that its first call causes.
 
-        Where a method's steps are of two kinds, the second is compiled at its own first step.
+        A method with two kinds of steps compiles the second kind at its own first step.
+
+        Args:
+            first: whether this is the first compiled step of the process.
         """
         if first:
-            self.say("compiling the step: minutes at first, seconds from PyTorch's cache later")
+            self.say("compiling the training step: takes minutes once, then PyTorch caches it")
         started = time.perf_counter()
         yield
         if first:
-            self.say(f"compiled; the first step took {time.perf_counter() - started:.0f} s")
+            self.say(f"compiled: the first step took {time.perf_counter() - started:.0f} s")
 
     def say(self, text: str) -> None:
-        """A line for the reader."""
+        """Print a line above the bar."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def losses_text(loss: float, mixture_accuracy: float | None) -> str:
+    """The loss, and the mixture accuracy if the method reports one."""
+    text = f"loss {loss:.3f}"
+    return text if mixture_accuracy is None else f"{text}  mixture accuracy {mixture_accuracy:.1%}"
 
 
 @contextmanager
 def suite_progress(title: str, *, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for the parts of evaluation suites; call it with (part, done, of)."""
+    """Yield a progress callback for evaluation suites, called with (task, done, total)."""
     console = Console(stderr=True, quiet=quiet)
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -113,7 +121,7 @@ def suite_progress(title: str, *, quiet: bool = False) -> Iterator[Callable[[str
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task(title)
 
-        def tell(part: str, done: int, of: int) -> None:
-            progress.update(task, description=f"{title}  {part}", completed=done, total=of)
+        def update(name: str, done: int, total: int) -> None:
+            progress.update(task, description=f"{title}  {name}", completed=done, total=total)
 
-        yield tell
+        yield update

@@ -3,7 +3,6 @@
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save
 
@@ -11,10 +10,11 @@ from adautomix.config import TrainConfig
 from adautomix.device import describe_device, peak_memory_mib, pick_device, versions
 from adautomix.distributed import barrier, broadcast_from_main, init_processes, is_main, world
 from adautomix.errors import AdAutoMixError
-from adautomix.metrics import Scores
+from adautomix.files import atomic_write
 from adautomix.runs.build import data_info, load_images
-from adautomix.runs.checkpoint import load_checkpoint, set_aside_last
+from adautomix.runs.checkpoint import load_checkpoint, move_damaged_last
 from adautomix.runs.folder import RunFolder
+from adautomix.runs.schema import EpochRow, NetworkScores, Summary
 from adautomix.training.loop import Trainer
 
 
@@ -25,12 +25,12 @@ class RunResult:
     Attributes:
         folder: the run folder.
         final: scores of "student" and "teacher" on the test set after the last epoch.
-        summary: everything in `summary.json`.
+        summary: the content of `summary.json`.
     """
 
     folder: Path
-    final: dict[str, Scores]
-    summary: dict[str, Any]
+    final: NetworkScores
+    summary: Summary
 
 
 def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> RunResult:
@@ -61,46 +61,45 @@ def run_to_end(trainer: Trainer) -> RunResult:
         trainer.display.say(f"left out, unreadable: {name}")
     trainer.fit()
     result = summarize(trainer)
-    keep_predictions(trainer)
+    save_predictions(trainer)
     return result
 
 
 def summarize(trainer: Trainer) -> RunResult:
-    """Write `summary.json` from the last epoch's figures."""
+    """Write `summary.json` from the scores of the last epoch."""
     config = trainer.config
     barrier()
-    last = next(row for row in reversed(trainer.folder.rows()) if "student" in row)
-    final = {name: last[name] for name in ("student", "teacher")}
-    summary = {
-        **{n: getattr(config, n) for n in ("method", "data", "model", "width", "seed")},
-        "device": describe_device(trainer.device),
-        "processes": world(),
-        "runtime": trainer.runtime,
-        **{n: getattr(config, n) for n in ("precision", "epochs")},
-        "steps": trainer.steps,
-        "seconds": round(trainer.seconds(), 1),
-        "command": trainer.command,
-        "versions": versions(),
+    rows = (row for row in reversed(trainer.folder.rows()) if isinstance(row, EpochRow))
+    last = next(row for row in rows if row.student is not None and row.teacher is not None)
+    final = {"student": last.student, "teacher": last.teacher}
+    copied = ("method", "data", "model", "width", "seed", "precision", "epochs")
+    summary = Summary(
+        **{name: getattr(config, name) for name in copied},
+        device=describe_device(trainer.device),
+        processes=world(),
+        runtime=trainer.runtime,
+        steps=trainer.steps,
+        seconds=round(trainer.seconds(), 1),
+        command=trainer.command,
+        versions=versions(),
         **trainer.folder.data_info(),
-        "final": final,
-        "best": trainer.best,
-        "parameters": sum(p.numel() for p in trainer.student.parameters()),
-        "peak_memory_mib": round(peak_memory_mib(trainer.device)),
-    }
+        final=final,
+        best=trainer.best,
+        parameters=sum(p.numel() for p in trainer.student.parameters()),
+        peak_memory_mib=round(peak_memory_mib(trainer.device)),
+    )
     if is_main():
         trainer.folder.write_summary(summary)
-    scores = {name: Scores(**values) for name, values in final.items()}
-    return RunResult(trainer.folder.path, scores, summary)
+    return RunResult(trainer.folder.path, summary.final, summary)
 
 
-def keep_predictions(trainer: Trainer) -> None:
+def save_predictions(trainer: Trainer) -> None:
     """Write which test images the networks of the last epoch got right: runs are paired by it."""
-    if not trainer.judge.right:  # the last evaluation was in an earlier sitting
-        trainer.judge.evaluate()
+    if not trainer.evaluator.correct:  # the last epoch was evaluated before a resume
+        trainer.evaluator.evaluate()
     if is_main():
-        fresh = trainer.folder.path / "predictions.writing"
-        fresh.write_bytes(save(trainer.judge.predictions()))
-        fresh.replace(trainer.folder.path / "predictions.safetensors")
+        with atomic_write(trainer.folder.path / "predictions.safetensors") as temporary:
+            temporary.write_bytes(save(trainer.evaluator.predictions()))
 
 
 def open_run(path: Path, *, quiet: bool = False, command: str = "") -> Trainer:
@@ -124,7 +123,7 @@ def open_run(path: Path, *, quiet: bool = False, command: str = "") -> Trainer:
     )
     if problem and is_main():
         trainer.display.say(problem)
-        set_aside_last(path)
+        move_damaged_last(path)
     trainer.restore(checkpoint)
     return trainer
 

@@ -93,7 +93,7 @@ class TrainStep:
             self.prepare = torch.compile(self.prepare)
             self.compute_loss.compile()
         if world() > 1:
-            self.compute_loss = exchanging(self.compute_loss, broadcast_buffers=not config.sync_bn)
+            self.compute_loss = wrap_ddp(self.compute_loss, broadcast_buffers=not config.sync_bn)
 
     def inputs(self, batch: Batch, step: int, lr_factor: float, momentum: float) -> StepInputs:
         """The inputs of a step: its random numbers are drawn here, as a function of its number."""
@@ -114,11 +114,11 @@ class TrainStep:
         """Gradients of the batch, part by part where the settings say so; mean losses."""
         with autocast(self.device, self.config.precision):
             sources = self.prepare(images, labels, self.student, self.teacher.model, params)
-        sources = of_all_processes(sources)
+        sources = gather_sources(sources)
         means: Losses = {}
         for own, last in parts(len(images), self.config.accumulate):
             share = (own.stop - own.start) / len(images)
-            with self._exchanging(last):
+            with self._gradient_sync(last):
                 with autocast(self.device, self.config.precision):
                     losses = self.compute_loss(replace(sources, own=own), params.rows(own))
                 self.scaler.scale(losses["loss"] * share).backward()
@@ -137,14 +137,14 @@ class TrainStep:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _exchanging(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+    def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Processes exchange gradients once a step, after the last part."""
         if last or not isinstance(self.compute_loss, DistributedDataParallel):
             return contextlib.nullcontext()
         return self.compute_loss.no_sync()
 
 
-def exchanging(terms: nn.Module, *, broadcast_buffers: bool) -> DistributedDataParallel:
+def wrap_ddp(terms: nn.Module, *, broadcast_buffers: bool) -> DistributedDataParallel:
     """The module whose backward averages gradients over the processes."""
     with warnings.catch_warnings():
         # Newer versions have another name for this, which older ones lack.
@@ -154,7 +154,7 @@ def exchanging(terms: nn.Module, *, broadcast_buffers: bool) -> DistributedDataP
         )
 
 
-def of_all_processes(sources: MixInputs) -> MixInputs:
+def gather_sources(sources: MixInputs) -> MixInputs:
     """The sources that all processes hold, so that an image can be mixed with any of the batch."""
     if world() == 1:
         return sources

@@ -15,7 +15,7 @@ from torch import Tensor
 from adautomix.errors import UsageError
 from adautomix.runs.build import load_images
 from adautomix.runs.checkpoint import Checkpoint, read_checkpoint
-from adautomix.runs.folder import RunFolder, without_timing
+from adautomix.runs.folder import RunFolder
 from adautomix.training.loop import Trainer
 
 
@@ -59,9 +59,9 @@ def verify_resume(path: Path, *, quiet: bool = True) -> Verification:
         if run.metrics_path.exists():
             shutil.copy(run.metrics_path, copy.metrics_path)
         again = Trainer(config, data, copy, quiet=quiet)
-        start = start_before(path, last.step)
+        start = previous_checkpoint(path, last.step)
         if start is None:
-            copy.forget_after(0)
+            copy.truncate_after(0)
         else:
             again.restore(start)
         begun = again.step
@@ -71,7 +71,7 @@ def verify_resume(path: Path, *, quiet: bool = True) -> Verification:
     return Verification(begun, last.step, rows)
 
 
-def start_before(path: Path, step: int) -> Checkpoint | None:
+def previous_checkpoint(path: Path, step: int) -> Checkpoint | None:
     """The checkpoint before the last one, if it was kept and is older."""
     folder = path / "checkpoints" / "previous"
     if not folder.exists():
@@ -87,7 +87,7 @@ def fingerprint(trainer: Trainer, checkpoint: Checkpoint, run: RunFolder) -> dic
     }
     prints["optimizer"] = tensor_hash(flatten(checkpoint.state["optimizer"]["state"]))
     prints["next batch"] = tensor_hash(next_batch(trainer, checkpoint.step))
-    logged = [without_timing(row) for row in run.rows() if row["step"] <= checkpoint.step]
+    logged = [row.without_timing() for row in run.rows() if row.step <= checkpoint.step]
     prints["metrics"] = hashlib.sha256(json.dumps(logged).encode()).hexdigest()
     return prints
 
