@@ -103,8 +103,8 @@ def test_the_variant_wins_over_the_common_settings(tmp_path: Path) -> None:
 
 
 def test_an_unknown_sweep_is_told_with_the_nearest() -> None:
-    assert refused("adautomix/m") == "unknown sweep adautomix/m: did you mean adautomix/n?"
-    assert refused("qqqqqq") == "unknown sweep qqqqqq: `adautomix sweeps` lists them all"
+    assert refused("adautomix/m") == "unknown sweep 'adautomix/m': did you mean 'adautomix/n'?"
+    assert refused("qqqqqq") == "unknown sweep 'qqqqqq': `adautomix sweeps` lists them all"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ mean nothing on other data; `mce_against` normalizes by another network on the s
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -23,7 +22,7 @@ from adautomix.data import Split
 from adautomix.data.corruptions.corrupted import CORRUPTIONS, KINDS, PAPER, Corrupters
 from adautomix.data.corruptions.sources import Generated, Source, first_image, published
 from adautomix.data.decoding.decoders import Decoders
-from adautomix.errors import UsageError
+from adautomix.errors import UsageError, unknown_name
 from adautomix.evaluation.suite import (
     NotApplicableError,
     ResultCache,
@@ -51,9 +50,7 @@ def known(names: tuple[str, ...]) -> tuple[str, ...]:
     choices = (*GROUPS, *CORRUPTIONS)
     for name in names:
         if name not in choices:
-            close = get_close_matches(name, choices, n=1)
-            meant = f"did you mean {close[0]}?" if close else f"use {', '.join(choices)}"
-            raise ValueError(f"there is no corruption {name!r}: {meant}")
+            raise ValueError(unknown_name("corruption", name, choices, f"use {', '.join(choices)}"))
     return names
 
 
