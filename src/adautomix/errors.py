@@ -1,19 +1,60 @@
-"""The two ways a command can end badly, each told to the user in one line."""
+"""Errors that the user can fix, and the one-line messages they carry.
+
+    AdAutoMixError          base class; catch it to catch every error of this package
+    ├── UsageError          a setting, argument, file or folder is wrong; exit status 2
+    └── RunError            a run started and could not continue; exit status 1
+
+The command line prints the message of an `AdAutoMixError` as one line, without a traceback, and
+exits with its `exit_status`. Any other exception is a bug and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
 
 
 class AdAutoMixError(Exception):
-    """Base of every error that the user can mend; its text names the thing and the remedy."""
+    """Base class of the errors that the user can fix; the message says what is wrong and how."""
 
     exit_status = 1
 
 
 class UsageError(AdAutoMixError):
-    """A setting, file or folder is not what it should be: nothing was started."""
+    """A setting, argument, file or folder is not valid; nothing was started."""
 
     exit_status = 2
 
 
 class RunError(AdAutoMixError):
-    """A run began and could not go on; what was saved is still there."""
+    """A run started and could not continue; everything saved so far is intact."""
 
     exit_status = 1
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """The known name most similar to `name`, ignoring case; None if none is similar."""
+    by_lowercase = {candidate.lower(): candidate for candidate in known}
+    matches = difflib.get_close_matches(name.lower(), by_lowercase, n=1)
+    return by_lowercase[matches[0]] if matches else None
+
+
+def unknown_name(
+    kind: str, name: str, known: Iterable[str], listing: str, *, quote: bool = True
+) -> str:
+    """Error message for an unknown name, with the nearest known name as a suggestion.
+
+    Args:
+        kind: what the name should have been, for example "method".
+        name: the unknown name.
+        known: all valid names.
+        listing: the advice given if no known name is similar, for example
+            "`adautomix methods` lists them all".
+        quote: put quotation marks around names. Values are quoted, names of settings are not.
+
+    Example:
+        >>> unknown_name("method", "cutmx", ["mixup", "cutmix"], "use mixup or cutmix")
+        "unknown method 'cutmx': did you mean 'cutmix'?"
+    """
+    nearest = nearest_name(name, known)
+    shown = repr if quote else str
+    hint = listing if nearest is None else f"did you mean {shown(nearest)}?"
+    return f"unknown {kind} {shown(name)}: {hint}"

@@ -1,19 +1,17 @@
 """Turn failed validation into one line that names the setting and the remedy."""
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from pydantic import BaseModel, ValidationError
 
-from adautomix.errors import UsageError
+from adautomix.errors import UsageError, unknown_name
 
 
 def unknown_setting(name: str, known: Iterable[str]) -> str:
-    """One line that names an unknown setting and the nearest known one."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    hint = f"did you mean {near[0]}?" if near else "`adautomix settings` lists them all"
-    return f"unknown setting {name}: {hint}"
+    """Error message for an unknown setting, with the nearest known one as a suggestion."""
+    listing = "`adautomix settings` lists them all"
+    return unknown_name("setting", name, known, listing, quote=False)
 
 
 @contextmanager

@@ -79,13 +79,14 @@ def own_photos(tmp_path: Path) -> Path:
         (("--sweep", "adautomix/n"), "unknown setting sweep: did you mean "),
         (("stray",), "unexpected argument 'stray': settings are written --name value"),
         (("--method", "cutmicks"), "unknown method 'cutmicks': did you mean 'cutmix'?"),
-        (("--model", "resnet19"), "model 'resnet19' is not in timm; nearest: "),
+        (("--model", "resnet19"), "unknown timm model 'resnet19': did you mean 'resnet18'?"),
         (("--device", "gpu"), "no device 'gpu' here: use cpu, or auto"),
         (("--device", "cuda:99"), "no device 'cuda:99' here: use cpu, or auto"),
         (("--batch-size", 7, "--accumulate", 2), "accumulate = 2 does not divide batch_size = 7"),
         (
             ("--recipe", "cifar100/resnet18-adautomx"),
-            "unknown recipe cifar100/resnet18-adautomx: did you mean cifar100/resnet18-adautomix?",
+            "unknown recipe 'cifar100/resnet18-adautomx': "
+            "did you mean 'cifar100/resnet18-adautomix'?",
         ),
         (("--config", "nowhere.yaml"), "cannot read nowhere.yaml: No such file or directory"),
     ],

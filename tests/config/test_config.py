@@ -222,7 +222,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_there_are_recipes() -> None:
     assert RECIPE in list_recipes()
-    with pytest.raises(UsageError, match=f"unknown recipe .*did you mean {RECIPE}"):
+    with pytest.raises(UsageError, match=f"unknown recipe .*did you mean '{RECIPE}'"):
         read_recipe("cifar100/resnet18-cutmx")
 
 

@@ -93,8 +93,8 @@ def test_a_variant_overrides_the_common_settings(tmp_path: Path) -> None:
 
 
 def test_an_unknown_sweep_suggests_the_nearest() -> None:
-    assert error_line("adautomix/m") == "unknown sweep adautomix/m: did you mean adautomix/n?"
-    assert error_line("qqqqqq") == "unknown sweep qqqqqq: `adautomix sweeps` lists them all"
+    assert error_line("adautomix/m") == "unknown sweep 'adautomix/m': did you mean 'adautomix/n'?"
+    assert error_line("qqqqqq") == "unknown sweep 'qqqqqq': `adautomix sweeps` lists them all"
 
 
 @pytest.mark.parametrize(

@@ -476,8 +476,8 @@ def test_workers_and_cache_size_are_not_part_of_the_results() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"corruptions": "frogs"}, "there is no corruption 'frogs': did you mean frost?"),
-        ({"corruptions": "dust"}, "there is no corruption 'dust': use all, paper15"),
+        ({"corruptions": "frogs"}, "unknown corruption 'frogs': did you mean 'frost'?"),
+        ({"corruptions": "dust"}, "unknown corruption 'dust': use all, paper15"),
         ({"severities": "0"}, "greater than or equal to 1"),
         ({"severities": "6"}, "less than or equal to 5"),
         ({"severities": []}, "at least 1 item"),

@@ -129,7 +129,7 @@ def test_the_users_network_is_not_changed() -> None:
 )
 def test_what_cannot_be_wrapped_is_named(options: dict[str, str], line: str) -> None:
     with pytest.raises(UsageError) as error:
-        wrap_model(Plain(), image_size=16, **options)  # type: ignore[arg-type]
+        wrap_model(Plain(), image_size=16, **options)
     assert str(error.value).startswith(line)
 
 

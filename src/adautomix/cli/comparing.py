@@ -138,7 +138,7 @@ def report(
     """
     from adautomix.reporting.page import write_page
     from adautomix.reporting.tables import markdown_table, result_rows, verdict_lines
-    from adautomix.runs.records import read_runs, summary_fields
+    from adautomix.runs.records import read_runs
 
     records = read_runs(runs)
     if markdown:

@@ -1,6 +1,5 @@
 """Read nested settings from YAML files and packaged recipes, and merge them."""
 
-import difflib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from adautomix.errors import UsageError
+from adautomix.errors import UsageError, unknown_name
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,8 +95,7 @@ def read_packaged(kind: str, name: str) -> dict[str, Any]:
         UsageError: There is none of that name; the message suggests the nearest.
     """
     if name not in (known := list_packaged(kind)):
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"`adautomix {kind}` lists them all"
-        raise UsageError(f"unknown {kind.removesuffix('s')} {name}: {hint}")
+        listing = f"`adautomix {kind}` lists them all"
+        raise UsageError(unknown_name(kind.removesuffix("s"), name, known, listing))
     with resources.as_file(resources.files("adautomix.config") / kind / f"{name}.yaml") as path:
         return read_yaml(path)

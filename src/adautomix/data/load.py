@@ -1,6 +1,5 @@
 """Data sets by name, or a folder, as decoded splits."""
 
-import difflib
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from adautomix.data.color import image_moments, mean_and_std
 from adautomix.data.dataset import Collection, ImageData, InMemory, suited_crop
 from adautomix.data.image_folder import ImageFolder
 from adautomix.data.partition import partition
-from adautomix.errors import UsageError
+from adautomix.errors import UsageError, nearest_name, unknown_name
 
 _BY_NAME = {
     "digits": "1,797 handwritten digits, 8x8 enlarged to 32x32; comes with scikit-learn",
@@ -158,9 +157,8 @@ def _folder_path(source: str) -> Path:
     if path.exists():
         raise UsageError(f"{source} is a file: name the folder that holds the class folders")
     names = ", ".join(_BY_NAME)
-    close = difflib.get_close_matches(source.lower(), _BY_NAME, n=1)
-    if close:
-        raise UsageError(f"unknown data set {source!r}: did you mean {close[0]!r}? ({names})")
+    if nearest_name(source, _BY_NAME):
+        raise UsageError(unknown_name("data set", source, _BY_NAME, names))
     raise UsageError(f"no folder {source} and no data set of that name: give a folder or {names}")
 
 

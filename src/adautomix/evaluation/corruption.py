@@ -12,7 +12,6 @@ sets; `mce_against` normalizes by another network on the same images.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -24,7 +23,7 @@ from adautomix.data import Split
 from adautomix.data.corruptions.corrupted import CORRUPTIONS, KINDS, PAPER, Corrupters
 from adautomix.data.corruptions.sources import Generated, Source, first_image, published
 from adautomix.data.decoding.decoders import Decoders
-from adautomix.errors import UsageError
+from adautomix.errors import UsageError, unknown_name
 from adautomix.evaluation.suite import (
     NotApplicableError,
     ResultCache,
@@ -50,9 +49,7 @@ def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
     choices = (*GROUPS, *CORRUPTIONS)
     for name in names:
         if name not in choices:
-            close = get_close_matches(name, choices, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"use {', '.join(choices)}"
-            raise ValueError(f"there is no corruption {name!r}: {hint}")
+            raise ValueError(unknown_name("corruption", name, choices, f"use {', '.join(choices)}"))
     return names
 
 

@@ -1,12 +1,11 @@
 """The table of methods: a new method is one file and one line here."""
 
 import dataclasses
-import difflib
 from typing import Any
 
 from torch import nn
 
-from adautomix.errors import UsageError
+from adautomix.errors import UsageError, unknown_name
 from adautomix.methods.adautomix import AdAutoMix
 from adautomix.methods.alignmix import AlignMix
 from adautomix.methods.attentivecutmix import AttentiveCutMix
@@ -87,9 +86,7 @@ def find_method(name: str) -> type[Method]:
     """
     if name in METHODS:
         return METHODS[name]
-    near = difflib.get_close_matches(name, METHODS, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UsageError(f"unknown method {name!r}: {hint}`adautomix methods` lists them all")
+    raise UsageError(unknown_name("method", name, METHODS, "`adautomix methods` lists them all"))
 
 
 def suits(method: str, model: str) -> bool:

@@ -1,6 +1,5 @@
 """Build a `Classifier` from any timm network."""
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, get_args
@@ -8,7 +7,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from adautomix.errors import UsageError
+from adautomix.errors import UsageError, unknown_name
 from adautomix.models.classifier import Classifier
 from adautomix.models.families import create_timm_network, timm_plan
 from adautomix.models.narrow import spare_narrow_shortcuts
@@ -65,9 +64,8 @@ def _check(spec: ModelSpec, pretrained: bool) -> None:
     import timm
 
     if not timm.is_model(spec.name):
-        near = difflib.get_close_matches(spec.name, timm.list_models(), n=3, cutoff=0.4)
-        hint = f"nearest: {', '.join(near)}" if near else "timm.list_models() names them all"
-        raise UsageError(f"model {spec.name!r} is not in timm; {hint}")
+        listing = "timm.list_models() lists them all"
+        raise UsageError(unknown_name("timm model", spec.name, timm.list_models(), listing))
     _, _, tag = spec.name.partition(".")
     if tag and not timm.models.is_model_pretrained(spec.name):
         raise UsageError(f"model {spec.name!r}: timm has no weights tagged {tag!r}")

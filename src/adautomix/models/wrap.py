@@ -278,9 +278,9 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The network inside DDP, FSDP, DataParallel and `torch.compile` wrappers."""
     while True:
         if hasattr(model, "_orig_mod"):  # torch.compile
-            model = model._orig_mod
+            model = cast(nn.Module, model._orig_mod)
         elif is_parallel(model):
-            model = model.module
+            model = cast(nn.Module, model.module)
         else:
             return model
 
@@ -319,11 +319,13 @@ def find_head(model: nn.Module) -> str:
     Raises:
         UsageError: it cannot be found.
     """
-    candidates = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    candidates = [
+        str(name) for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    ]
     get_classifier = getattr(model, "get_classifier", None)  # timm
     classifier = get_classifier() if get_classifier is not None else None
-    for name, module in model.named_modules():
-        if isinstance(classifier, nn.Linear) and module is classifier:
+    for name in candidates:
+        if model.get_submodule(name) is classifier:
             return name
     for name in ("fc", "head", "classifier"):
         inside = [path for path in candidates if path == name or path.startswith(f"{name}.")]
@@ -400,5 +402,6 @@ def to_feature_map(output: Tensor, path: str) -> Tensor:
     if output.ndim == 3:
         side = int(output.shape[1] ** 0.5)
         patches: Tensor = output[:, output.shape[1] - side * side :]
-        return patches.transpose(1, 2).unflatten(2, (side, side))
+        feature_map: Tensor = patches.transpose(1, 2).unflatten(2, (side, side))
+        return feature_map
     raise UsageError(f"the output of {path} has shape {list(output.shape)}: it is no feature map")
