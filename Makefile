@@ -3,12 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 
-.PHONY: demo test lint types unit clean
+.PHONY: demo test test-all lint types unit slow clean
 
-demo: .venv/installed  ## train the baseline and AdAutoMix on digits with few labels, 3 seeds
+demo: .venv/installed  ## plain training and AdAutoMix on digits with few labels, 3 seeds
 	$(BIN)/adautomix compare --recipe digits/few-labels --methods vanilla,adautomix --seeds 0,1,2 --out $(DEMO)
 
-test: lint types unit  ## lint, types, all tests
+test: lint types unit  ## lint, types and all tests but the slow ones
+
+test-all: test slow
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -18,7 +20,10 @@ types: .venv/installed
 	$(BIN)/mypy
 
 unit: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not slow"
+
+slow: .venv/installed  ## tests that compile the training step or run a type checker
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m slow
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
