@@ -44,7 +44,7 @@ class MixTiming(Measured):
         library: "adautomix" or a peer.
         method: "mixup" or "cutmix".
         mode: one λ or box a "batch" or a "sample".
-        batch: images a call.
+        batch: images per call.
         size: image side in pixels.
         seconds: one number a round.
     """
@@ -120,7 +120,7 @@ def time_mixing(
     Args:
         methods: "mixup", "cutmix".
         libraries: names in `MIXERS`; those that are installed unless named.
-        batch: images a call, an even number.
+        batch: images per call, an even number.
         size: image side in pixels.
         rounds: measured calls of each, at least 2.
         device: where the images, float32 `[batch, 3, size, size]`, and the labels lie.

@@ -77,7 +77,7 @@ def openmixup_step(
 
     Args:
         method: "adautomix" or one of `OPENMIXUP_MIXERS`.
-        batch_size: images a step.
+        batch_size: images per step.
         classes: number of classes.
         size: image side in pixels; up to 64 the network has the peer's stem for CIFAR.
         device: the CPU or a GPU.

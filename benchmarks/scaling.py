@@ -65,7 +65,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--processes", default="1,2", help="counts, comma-separated")
     parser.add_argument("--methods", default="vanilla,adautomix")
-    parser.add_argument("--batch-size", type=int, default=50, help="images a process")
+    parser.add_argument("--batch-size", type=int, default=50, help="images per process")
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--steps", type=int, default=10, help="measured in each round")
     parser.add_argument("--rounds", type=int, default=2)

@@ -9,7 +9,7 @@ CLASSES = 10
 
 
 def digits(per_class: int = 40) -> tuple[TensorDataset, TensorDataset]:
-    """So many training images a class, and the others for testing; images `[3, 16, 16]`."""
+    """So many training images per class, and the others for testing; images `[3, 16, 16]`."""
     pixels, labels = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
     images = F.interpolate(pixels.float().view(-1, 1, 8, 8) / 16, scale_factor=2)
     images = ((images - 0.3) / 0.38).expand(-1, 3, -1, -1).contiguous()

@@ -12,7 +12,7 @@ Batch-norm buffers, which only evaluation uses, follow one of three policies:
 - `average`: averaged like the weights;
 - `copy`: the student's, after every step;
 - `own`: moved by the teacher's own forwards at batch norm's usual momentum. AdAutoMix runs it once
-  on clean images and once on mixes a step, so both move them once; the authors' code runs four
+  on clean images and once on mixes per step, so both move them once; the authors' code runs four
   clean batches for each mixed one. Methods that never run the teacher cannot use this.
 """
 

@@ -1,8 +1,8 @@
-"""AdAutoMix: a generator that mixes images while it plays against the classifier.
+"""AdAutoMix: a generator mixes images while it plays against the classifier.
 
 Paper: Qin, Jin, Jiang, El-Yacoubi, Gao, "Adversarial AutoMixup", ICLR 2024, arXiv 2312.11954.
 
-Computes, for N images a mix (B images a batch, λ a point of the simplex, π permutations):
+What it computes, with N images per mix, B images per batch, λ on the simplex and permutations π:
 
     masks      M = generator(teacher's feature map of stage `tap`), Σ_n M_n = 1   [B, N, H, W]
     mix        x_mix = Σ_n M_n ⊙ x[π_n],  y_mix = Σ_n λ_n y[π_n]
@@ -14,25 +14,26 @@ Computes, for N images a mix (B images a batch, λ a point of the simplex, π pe
                alternating:  -β L_T + (1-β) cos on even steps, L_T on odd ones (released code)
                no adversary: L_T at every step, a cooperative generator
 
-`mixed` and `clean` are two linear heads. The classifier sees its masks as constants; the
-generator's gradient flows through its masks only, past networks that are held fixed.
+`mixed` and `clean` are two linear heads. For the classifier the masks are constants. The generator's
+gradient flows only through its masks; the networks behind them are frozen.
 
-Needs: a feature map of an inner stage, a teacher (the trainer's moving average).
-Cost, N = 3: 12F a step (teacher clean 1, teacher mixed 1 + 1 back, student 3 x 3) against 3F of a
-vanilla step; `paper` takes 14F. Steps without a cosine leave out the teacher's last stage, steps
-at which the generator rests (`generator_every`) its mixed pass too: 10F. The released code takes
-15F, three of them to run the teacher again on permutations of the batch that it has already seen.
+Requires: the feature map of an inner stage, and a teacher (moving average of the classifier).
+Cost for N = 3: 12F per step, against 3F of plain training: 1F for the teacher's clean pass, 2F for
+its pass on mixes and the backward pass to the images, 9F for the student's three batches. The
+`paper` variant costs 14F. A step without a cosine term omits the teacher's last stage. A step at
+which the generator rests (`generator_every`) omits the teacher's pass on mixes and costs 10F. The
+released code costs 15F: it runs the teacher again on three permutations of the same batch.
 
 Deviations from the released code, and why:
-- The teacher's logits of the sources are rows of its one clean pass. Batch statistics do not
-  depend on the order of the batch, so the numbers are the same; the teacher's batch-norm buffers,
-  where it keeps its own, then move once on clean images a step instead of four times.
-- N = 2 follows the N-way formulas. The released code leaves the Mixup term out there and weighs
-  the clean one by 1: `alpha: 0` gives that.
-- Both permutations of N = 2 are drawn; the released code keeps the first image in place.
-- λ of the generator's and of the classifier's mixes are drawn apart at every N; the released code
-  shares them from N = 3 on.
-- The λ margin is tested on both sides of λ_1, as the authors' repository does.
+- The teacher's logits of the sources are rows of its one clean pass. Batch statistics do not depend
+  on the order of the batch, so the values are the same. If the teacher keeps batch norm statistics
+  of its own, clean images update them once per step instead of four times.
+- N = 2 follows the formulas for N images. The released code omits the Mixup term at N = 2 and gives
+  the clean term weight 1; `alpha: 0` does the same.
+- At N = 2 both permutations are drawn. The released code keeps the first image in place.
+- λ is drawn separately for the generator's and the classifier's mixes. The released code shares it
+  from N = 3 on.
+- The λ margin is tested on both sides of λ_1, as in the authors' own repository.
 """
 
 from collections.abc import Iterator

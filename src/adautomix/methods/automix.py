@@ -20,7 +20,7 @@ Computes, for a batch of B images, λ ~ Beta(a, a), π a permutation, z the teac
 0.08 of 0 or 1 the student's mix is plain Mixup.
 
 Needs: a feature map of an inner stage, a teacher (the trainer's moving average).
-Cost: 9F a step (teacher clean 1, teacher mixed 1 + 1 back, student 2 x 3), the block itself next to
+Cost: 9F per step (teacher clean 1, teacher mixed 1 + 1 back, student 2 x 3), the block itself next to
 nothing; the teacher's clean pass ends at the tap. One clean pass serves both sets of mixes. Steps
 at which the block rests (`generator_every`) take 7F.
 Defaults: those of the CIFAR recipes: a = 2, no λ embedding (on for ViTs and larger images),

@@ -18,7 +18,7 @@ Computes, for each part of m images of the batch, on n × n blocks, N = n²:
     loss      CE(mixes) + w CE(images), labels by the share of the blocks
 
 Needs: the gradient of the loss with respect to the images.
-Cost: 8F a step with the clean loss, 5F without it: 2F for the gradient, none with respect to
+Cost: 8F per step with the clean loss, 5F without it: 2F for the gradient, none with respect to
 weights, and 3F each for the mixes and the images. The labels take about 50 small tensor operations
 for each of the 4 · 20 updates, of all parts at once; they are no bigger where the batch is.
 Defaults: n = 4, m = 20, 4 sweeps, a = 2, β = 0.32, γ = 1, τ = 0.83, η = 0.05, ω = 0.001, w = 1: the

@@ -4,7 +4,7 @@ Paper: Yun et al., "CutMix", ICCV 2019, arXiv 1905.04899.
 Computes: λ₀ ~ Beta(a, a); a box with sides ⌊W√(1-λ₀)⌋ and ⌊H√(1-λ₀)⌋ around a uniform center,
 half-widths floored, clipped to the image; inside it x[π], outside x; λ = 1 - area / HW *after*
 clipping, so the label is the share of pixels.
-Needs: nothing. Cost: 3F a step, like no mixing.
+Needs: nothing. Cost: 3F per step, like no mixing.
 Defaults: a = 1 (paper). The published CIFAR-100 rows use a = 0.2, where most boxes are nearly
 empty or nearly full.
 Deviations: none. The flooring makes a box of side 1 empty and odd sides one pixel smaller, as in

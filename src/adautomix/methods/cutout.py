@@ -2,9 +2,9 @@
 
 Paper: DeVries & Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout",
 2017, arXiv 1708.04552.
-Computes: for each image `holes` squares of `size` pixels a side around uniform pixels, half-sides
+Computes: for each image `holes` squares of `size` pixels per side around uniform pixels, half-sides
 floored, clipped to the image; inside them 0, which in normalized images is the mean of the data.
-Needs: nothing. Cost: 3F a step, like no mixing.
+Needs: nothing. Cost: 3F per step, like no mixing.
 Defaults: one hole of 8 pixels (CIFAR-100); the paper uses 16 on CIFAR-10 and 20 on SVHN.
 Deviations: none. No image is mixed with another: the ledger has each image as its own only source
 with share 1, and no masks, as nobody owns the pixels of a hole.

@@ -19,7 +19,7 @@ for a factor of 2 in the last layer's learning rate. The classifier sees made im
 the generator's gradient flows through a classifier that is held fixed.
 
 Needs: pooled features; a batch of 2.
-Cost: 8F a step and the generator (classifier on true and on made images 2 x 3, on the generator's
+Cost: 8F per step and the generator (classifier on true and on made images 2 x 3, on the generator's
 1 + 1 back); the features of true images are those of the classifier's own pass.
 Defaults: Z = 200, weight of the features 0.5, both stages at every step. The generator is the
 released one for 32 pixels: 4 x 4 x 512, then 5 x 5 transposed convolutions to 256, 128 and 3

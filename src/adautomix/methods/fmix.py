@@ -6,12 +6,12 @@ Computes: λ ~ Beta(a, a); complex Gaussian noise in frequency space, damped by
 1 / max(f, 1 / max(H, W))^δ with f in cycles a pixel; its inverse transform g; the image shows in
 the ⌈λHW⌉ or ⌊λHW⌋ (a fair coin) pixels where g is highest, the partner x[π] elsewhere.
 ỹ = λ y + (1 - λ) y[π] with the drawn λ, less than a pixel from the share.
-Needs: nothing. Cost: 3F a step, like no mixing; the mask is made on the images' device.
-Defaults: a = 0.2, δ = 3, one mask a batch: the published CIFAR rows. The paper has a = 1.
+Needs: nothing. Cost: 3F per step, like no mixing; the mask is made on the images' device.
+Defaults: a = 0.2, δ = 3, one mask per batch: the published CIFAR rows. The paper has a = 1.
 Deviations: `spectrum: reference`, the default, is what the authors' code does and all published
 numbers are from. It takes rows 0 and 1 of the damped noise for its real and imaginary part, so
 that masks have wavelengths of any length down the image and none but W and ∞ across it.
-`spectrum: isotropic` is the paper's formula. A draw holds a seed a mix and the noise is a hash of
+`spectrum: isotropic` is the paper's formula. A draw holds a seed per mix and the noise is a hash of
 it, so that no noise has to travel to the device; a device's own rounding of cosines can flip a
 pixel of equal height. Softened edges and the single-label reformulation are left out; the paper's
 CIFAR runs have neither.

@@ -8,7 +8,7 @@ loss needs anyway: λ_attn, the share of the class token's attention (last block
 that falls on the image's cells; q = cosine(label by area, predicted probabilities), 0 to 1;
 λ = q λ_attn + (1 - q) λ_area, for each mix its own.
 Needs: attention over patches (ViT and DeiT of timm); without `attention_labels` nothing, and the
-cells may be those of any network. Cost: 3F a step, as no mixing.
+cells may be those of any network. Cost: 3F per step, as no mixing.
 Defaults: as released: MaskMix with a = 1 at half of the steps; at the others Mixup with
 Beta(0.8, 0.8) or CutMix with Beta(1, 1), by a fair coin. 4×4 cells, i.e. 56 of 224 pixels; where
 they are no whole patches the nearest number that is (7 for the 14×14 patches of DeiT/16, whose

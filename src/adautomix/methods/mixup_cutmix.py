@@ -5,7 +5,7 @@ data-efficient image transformers", ICML 2021, arXiv 2012.12877.
 Computes, once a batch: with probability `switch_prob` CutMix with λ₀ ~ Beta(1, 1), else Mixup with
 λ ~ Beta(0.8, 0.8); with probability 1 - `prob` neither. A box has sides ⌊H√(1-λ₀)⌋ and
 ⌊W√(1-λ₀)⌋ around a uniform pixel and is clipped to the image; λ = 1 - area / HW after clipping.
-Needs: nothing. Cost: 3F a step, like no mixing.
+Needs: nothing. Cost: 3F per step, like no mixing.
 Defaults: α 0.8 and 1.0, probabilities 1 and 0.5 (DeiT, Swin, ConvNeXt).
 Deviations: timm pairs image i with image B-1-i and asks for an even batch; here partners are a
 random permutation and any batch will do. A draw with the flipped batch as partners gives timm's

@@ -18,15 +18,15 @@ with another block and another loss of the masks. With g an S-curve through (0, 
 With probability `mask_adjust` a step the student's masks are scaled so that the mean of each is λ.
 
 Needs: a feature map of an inner stage, a teacher (the trainer's moving average).
-Cost: 9F a step, as AutoMix.
+Cost: 9F per step, as AutoMix.
 Defaults: those of the CIFAR recipes: a = 2, s = 1, k = 0.25 (none for larger images), bilinear
 upsampling, mask_adjust 0.25, no dropout of the value (0.1 for ViTs).
 
 Deviations from the released code, and why:
 - All of AutoMix's.
-- The value is computed once an image of the whole batch, and then picked. With one λ a batch that
+- The value is computed once an image of the whole batch, and then picked. With one λ per batch that
   is what the code does for all pairs of the batch, and its batch norm has the same statistics
-  however the batch is split. With one λ a mix (not in the code) the value sees their mean.
+  however the batch is split. With one λ per mix (not in the code) the value sees their mean.
 - No η-balanced loss: the code's setting weighs classes whose soft label is 0, which changes
   nothing.
 """

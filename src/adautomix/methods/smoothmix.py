@@ -9,8 +9,8 @@ Computes: a mask G around a uniform pixel μ, weight of the image at each pixel,
             share k = 0.2 of the half-side
 
 and x̃ = G x + (1 - G) x[π], ỹ = λ y + (1 - λ) y[π] with λ the mean of G.
-Needs: nothing. Cost: 3F a step, like no mixing.
-Defaults: circle, one mask a batch; ranges and k as reported for CIFAR.
+Needs: nothing. Cost: 3F per step, like no mixing.
+Defaults: circle, one mask per batch; ranges and k as reported for CIFAR.
 Deviations: no code of the authors is known. The square's ramp is written from descriptions of the
 paper, where its exact place is not verified. OpenMixup's copy gives the label share λ to the
 partner's side of the mask, so its published rows are of another method: not followed.

@@ -11,7 +11,7 @@ partner by w₂ = Σ A over those that show, for each mix its own.
 Needs: attention over patches (ViT and DeiT of timm), the teacher. Cost: 4F at the steps so mixed
 (the teacher's forward on the clean images), 3F at those of Mixup.
 Defaults: as released: half of the steps so mixed, the others by Mixup with Beta(0.8, 0.8); one
-mask a batch; 14 patches more than half of 14×14, in proportion for other grids.
+mask per batch; 14 patches more than half of 14×14, in proportion for other grids.
 Deviations: the paper's maps are class scores that a large pretrained network computed offline for
 the data set (NFNet-F6). Here A is the attention of the class token in the last block, mean over
 heads, of the run's own moving average (`guide: teacher`) or of the student in evaluation mode:
