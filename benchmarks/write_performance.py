@@ -60,9 +60,9 @@ SECTIONS = {
     "epochs": ("Time an epoch over a run", "Whole epochs, evaluation and checkpoints included."),
     "seeds": (
         "Several seeds of a small network",
-        "One step of each of several networks: in turns with all cores, in one process per core (what "
-        "`compare` does on a CPU), or as one step of stacked weights by `torch.func.vmap`, which "
-        "has no data and no teacher to see to.",
+        "One step of each of several networks: in turns with all cores, with one process per core "
+        "(as `compare` does on a CPU), or as one step of stacked weights by `torch.func.vmap`, "
+        "which has neither data nor a teacher to handle.",
     ),
     "scaling": (
         "Over processes",

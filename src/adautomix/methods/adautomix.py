@@ -14,8 +14,8 @@ What it computes, with N images per mix, B images per batch, λ on the simplex a
                alternating:  -β L_T + (1-β) cos on even steps, L_T on odd ones (released code)
                no adversary: L_T at every step, a cooperative generator
 
-`mixed` and `clean` are two linear heads. For the classifier the masks are constants. The generator's
-gradient flows only through its masks; the networks behind them are frozen.
+`mixed` and `clean` are two linear heads. For the classifier the masks are constants. The
+generator's gradient flows only through its masks; the networks behind them are frozen.
 
 Requires: the feature map of an inner stage, and a teacher (moving average of the classifier).
 Cost for N = 3: 12F per step, against 3F of plain training: 1F for the teacher's clean pass, 2F for

@@ -11,9 +11,9 @@ A and A' of the last stage, r positions of C channels each:
 
 which the rest of the network then sees; labels λ y + (1 - λ) y'. Gradients flow through both
 maps, not through the plan.
-Needs: a network with stages. Cost: 3F per step; on half of the steps the plan takes 2 small tensor
-operations for each of its iterations. Where a batch is split, over processes or parts, a part
-takes the maps of its partners from a pass of its own and such steps take 6F.
+Requires: a network with stages. Cost: 3F per step; on half of the steps the plan takes 2 small
+tensor operations for each of its iterations. Where a batch is split, over processes or parts, a
+part takes the maps of its partners from a pass of its own and such steps take 6F.
 Defaults: a = 2, ε = 0.1, 100 iterations, each coin fair (the authors', for all data sets).
 
 Approximation: Sinkhorn's iterations normalize rows and columns in turn and end with the columns,

@@ -5,8 +5,8 @@ for Deep Learning Based Image Classification", ICASSP 2020, arXiv 2003.13048.
 Computes: the attention of image i is the mean over channels of a feature map, on a grid of g × g
 cells; the k cells of x[π] with the largest attention are pasted into x where they lie;
 λ = 1 - pasted share of the pixels, which is 1 - k / g² wherever g divides the sides of the image.
-Needs: a stage's feature map of the teacher. Cost: 4F per step with the teacher; with a network of
-its own 3F and one forward of that network, at `network_size` pixels.
+Requires: a stage's feature map of the teacher. Cost: 4F per step with the teacher; with a network
+of its own 3F and one forward of that network, at `network_size` pixels.
 Defaults: k = 6 cells of 7 × 7 (paper), from the teacher's last stage. With `alpha` set k is
 ⌊g²·λ⌋, between 1 and g², λ ~ Beta(alpha, alpha) once a batch: AttentiveMix+ of OpenMixup, whose
 published rows use alpha = 2 and a pretrained ResNet-18.

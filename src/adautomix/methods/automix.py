@@ -19,10 +19,11 @@ Computes, for a batch of B images, λ ~ Beta(a, a), π a permutation, z the teac
 `mixed` and `clean` are two linear heads; the teacher judges by its `mixed` one. Where λ is within
 0.08 of 0 or 1 the student's mix is plain Mixup.
 
-Needs: a feature map of an inner stage, a teacher (the trainer's moving average).
-Cost: 9F per step (teacher clean 1, teacher mixed 1 + 1 back, student 2 x 3), the block itself next to
-nothing; the teacher's clean pass ends at the tap. One clean pass serves both sets of mixes. Steps
-at which the block rests (`generator_every`) take 7F.
+Requires: the feature map of an inner stage, and a teacher (moving average of the student).
+Cost: 9F per step: 1F for the teacher's clean pass, which ends at the tap and serves both sets of
+mixes, 2F for its pass on mixes and the backward pass to the images, 6F for the student's two
+batches. The block itself costs almost nothing. A step at which it rests (`generator_every`) costs
+7F.
 Defaults: those of the CIFAR recipes: a = 2, no λ embedding (on for ViTs and larger images),
 nearest upsampling, third stage. Convolutions start as N(0, 0.01) with no bias: masks of about 1/2.
 

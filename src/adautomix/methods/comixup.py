@@ -17,7 +17,7 @@ Computes, for each part of m images of the batch, on n × n blocks, N = n²:
               for the first of these, all but the first for the second
     loss      CE(mixes) + w CE(images), labels by the share of the blocks
 
-Needs: the gradient of the loss with respect to the images.
+Requires: the gradient of the loss with respect to the images.
 Cost: 8F per step with the clean loss, 5F without it: 2F for the gradient, none with respect to
 weights, and 3F each for the mixes and the images. The labels take about 50 small tensor operations
 for each of the 4 · 20 updates, of all parts at once; they are no bigger where the batch is.

@@ -1,14 +1,15 @@
-"""CutMix: a rectangle of one image pasted into another; labels by area.
+"""CutMix: a rectangle of one image is pasted into another; labels follow the area.
 
 Paper: Yun et al., "CutMix", ICCV 2019, arXiv 1905.04899.
-Computes: λ₀ ~ Beta(a, a); a box with sides ⌊W√(1-λ₀)⌋ and ⌊H√(1-λ₀)⌋ around a uniform center,
-half-widths floored, clipped to the image; inside it x[π], outside x; λ = 1 - area / HW *after*
-clipping, so the label is the share of pixels.
-Needs: nothing. Cost: 3F per step, like no mixing.
-Defaults: a = 1 (paper). The published CIFAR-100 rows use a = 0.2, where most boxes are nearly
-empty or nearly full.
-Deviations: none. The flooring makes a box of side 1 empty and odd sides one pixel smaller, as in
-the authors' code; a box per sample is an option.
+What it computes: λ₀ ~ Beta(a, a) and a box with sides ⌊W√(1-λ₀)⌋ and ⌊H√(1-λ₀)⌋ around a uniform
+center, with half-widths rounded down, clipped to the image. Inside the box the mix shows x[π],
+outside x. λ = 1 - area / HW *after* clipping, so that the label is the fraction of pixels.
+Requires: only images and labels. Cost: 3F per step, as plain training.
+Defaults: a = 1 (paper). The published CIFAR-100 rows use a = 0.2, where most boxes are nearly empty
+or nearly full.
+Deviations: every batch is mixed, as in the authors' ImageNet command; their CIFAR command mixes
+with probability 0.5. As in their code, rounding makes a box of side 1 empty and odd sides one pixel
+smaller. Drawing the box per sample is an option.
 """
 
 from dataclasses import dataclass

@@ -1,13 +1,14 @@
-"""Cutout: a square hole in each image; the label stays.
+"""Cutout: square holes in each image; the label stays.
 
 Paper: DeVries & Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout",
 2017, arXiv 1708.04552.
-Computes: for each image `holes` squares of `size` pixels per side around uniform pixels, half-sides
-floored, clipped to the image; inside them 0, which in normalized images is the mean of the data.
-Needs: nothing. Cost: 3F per step, like no mixing.
+What it computes: `holes` squares of `size` pixels per side around uniform pixels of each image,
+with half-sides rounded down, clipped to the image. Pixels inside become 0, which in normalized
+images is the mean of the data.
+Requires: only images and labels. Cost: 3F per step, as plain training.
 Defaults: one hole of 8 pixels (CIFAR-100); the paper uses 16 on CIFAR-10 and 20 on SVHN.
-Deviations: none. No image is mixed with another: the ledger has each image as its own only source
-with share 1, and no masks, as nobody owns the pixels of a hole.
+Deviations: none. No image is mixed with another: each image is its own only source with weight 1. A
+mix has no masks, because no image shows inside a hole.
 """
 
 from dataclasses import dataclass

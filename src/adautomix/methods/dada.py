@@ -18,7 +18,7 @@ c and s are the heads `clean` and `mixed`, so that the class prediction is a hea
 for a factor of 2 in the last layer's learning rate. The classifier sees made images as constants;
 the generator's gradient flows through a classifier that is held fixed.
 
-Needs: pooled features; a batch of 2.
+Requires: pooled features; a batch of 2.
 Cost: 8F per step and the generator (classifier on true and on made images 2 x 3, on the generator's
 1 + 1 back); the features of true images are those of the classifier's own pass.
 Defaults: Z = 200, weight of the features 0.5, both stages at every step. The generator is the

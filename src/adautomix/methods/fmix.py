@@ -6,7 +6,8 @@ Computes: λ ~ Beta(a, a); complex Gaussian noise in frequency space, damped by
 1 / max(f, 1 / max(H, W))^δ with f in cycles a pixel; its inverse transform g; the image shows in
 the ⌈λHW⌉ or ⌊λHW⌋ (a fair coin) pixels where g is highest, the partner x[π] elsewhere.
 ỹ = λ y + (1 - λ) y[π] with the drawn λ, less than a pixel from the share.
-Needs: nothing. Cost: 3F per step, like no mixing; the mask is made on the images' device.
+Requires: only images and labels. Cost: 3F per step, as plain training; the mask is computed on
+the images' device.
 Defaults: a = 0.2, δ = 3, one mask per batch: the published CIFAR rows. The paper has a = 1.
 Deviations: `spectrum: reference`, the default, is what the authors' code does and all published
 numbers are from. It takes rows 0 and 1 of the damped noise for its real and imaginary part, so

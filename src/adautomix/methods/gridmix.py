@@ -12,7 +12,7 @@ cells: the image half of Baek, Bang & Shim, "GridMix: Strong regularization thro
     is the image's with probability λ₀, else the partner's.
 
 In both λ is the share of pixels that are the image's own.
-Needs: nothing. Cost: 3F per step, like no mixing.
+Requires: only images and labels. Cost: 3F per step, as plain training.
 Defaults: lattice with the ranges above and a = 0.2, the published CIFAR rows. For cells the
 paper's a and q could not be read; q = 4 is a choice.
 Deviations: a lattice's rectangle never reaches over the image; in the released code it does in

@@ -9,7 +9,8 @@ along one cycle through the batch with a large Σ_i ‖s_i - s_π(i)‖₂; then
 
 Saliency: the spectral residual of the gray image (`spectral_residual`, the paper's SR, blurred
 twice as in the authors' code), or the norm of dCE/dx (`gradient`, the paper's AP).
-Needs: nothing for SR. Cost: 3F per step with SR, 5F with gradients on the batches that are mixed.
+Requires: nothing for SR. Cost: 3F per step with SR, 5F with gradients on the batches that are
+mixed.
 Defaults: half of the batches are mixed with SR, 0.8 of them with gradients (paper).
 Deviations:
 - The paper builds its cycle greedily, from each image to the farthest that is left: B steps that

@@ -5,8 +5,8 @@ ICML 2019, arXiv 1806.05236.
 Computes: λ ~ Beta(a, a) and a place k ~ U{0..deepest} for the batch; the network runs up to the
 output h of stage k (k = 0: the images themselves), goes on with λ h + (1 - λ) h[π], and learns
 λ y + (1 - λ) y[π]. Gradients flow through both sources.
-Needs: a network with stages. Cost: 3F per step. Where a batch is split, over processes or parts, a
-part takes the hidden states of its partners from a pass of its own: the stages below k then run
+Requires: a network with stages. Cost: 3F per step. Where a batch is split, over processes or parts,
+a part takes the hidden states of its partners from a pass of its own: the stages below k then run
 twice.
 Defaults: a = 2 and the images or the output of stage 1 or 2 (CIFAR; of a plain transformer, of
 block 1 or 2). The paper uses a = 0.2 on ImageNet.

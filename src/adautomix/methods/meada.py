@@ -13,9 +13,9 @@ prediction:
 
 Every image is perturbed by itself: no quantity is a mean over the batch.
 
-Needs: the gradient of the student's loss in the images.
-Cost: 14.3F per step with the defaults: 3F · (1 + 1/every) and, for a share 1/every of the images, 1F
-for z(x) and 2F for each of the K ascents.
+Requires: the gradient of the student's loss in the images.
+Cost: 14.3F per step with the defaults: 3F · (1 + 1/every), and for a fraction 1/every of the images
+1F for z(x) and 2F for each of the K ascent steps.
 Defaults: K = 15, γ = 1, η = 10 (the script that goes with the paper). Its step, 20/128 an image in
 pixels normalized by 0.5, is 0.98 in pixels normalized by 0.2, as CIFAR's are: step_size 1.
 

@@ -7,7 +7,7 @@ image, the others its partner: λ_area. Progressive attention labeling, from the
 loss needs anyway: λ_attn, the share of the class token's attention (last block, mean over heads)
 that falls on the image's cells; q = cosine(label by area, predicted probabilities), 0 to 1;
 λ = q λ_attn + (1 - q) λ_area, for each mix its own.
-Needs: attention over patches (ViT and DeiT of timm); without `attention_labels` nothing, and the
+Requires: attention over patches (timm's ViT and DeiT); without `attention_labels` nothing, and the
 cells may be those of any network. Cost: 3F per step, as no mixing.
 Defaults: as released: MaskMix with a = 1 at half of the steps; at the others Mixup with
 Beta(0.8, 0.8) or CutMix with Beta(1, 1), by a fair coin. 4×4 cells, i.e. 56 of 224 pixels; where

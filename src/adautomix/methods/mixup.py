@@ -1,10 +1,10 @@
 """Mixup: a convex combination of two images and of their labels.
 
 Paper: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, arXiv 1710.09412.
-Computes: λ ~ Beta(a, a); x̃ = λ x + (1 - λ) x[π]; ỹ = λ y + (1 - λ) y[π].
-Needs: nothing. Cost: 3F per step, like no mixing.
+What it computes: λ ~ Beta(a, a); x̃ = λ x + (1 - λ) x[π]; ỹ = λ y + (1 - λ) y[π].
+Requires: only images and labels. Cost: 3F per step, as plain training.
 Defaults: a = 1 (CIFAR); the paper uses 0.1 to 0.4 on ImageNet.
-Deviations: none; λ per sample is an option.
+Deviations: none. Drawing λ per sample is an option.
 """
 
 from dataclasses import dataclass

@@ -1,15 +1,16 @@
-"""Mixup or CutMix, by the toss of a coin: the mixing of the recipes for vision transformers.
+"""Mixup or CutMix, chosen at random: the mixing of the recipes for vision transformers.
 
-Source: timm's `Mixup` (timm.data.mixup); the switch comes with DeiT, Touvron et al., "Training
-data-efficient image transformers", ICML 2021, arXiv 2012.12877.
-Computes, once a batch: with probability `switch_prob` CutMix with λ₀ ~ Beta(1, 1), else Mixup with
-λ ~ Beta(0.8, 0.8); with probability 1 - `prob` neither. A box has sides ⌊H√(1-λ₀)⌋ and
+Source: timm's `Mixup` (timm.data.mixup). The random choice comes with DeiT: Touvron et al.,
+"Training data-efficient image transformers", ICML 2021, arXiv 2012.12877.
+What it computes, once per batch: with probability `switch_prob` CutMix with λ₀ ~ Beta(1, 1), else
+Mixup with λ ~ Beta(0.8, 0.8); with probability 1 - `prob` neither. A box has sides ⌊H√(1-λ₀)⌋ and
 ⌊W√(1-λ₀)⌋ around a uniform pixel and is clipped to the image; λ = 1 - area / HW after clipping.
-Needs: nothing. Cost: 3F per step, like no mixing.
+Requires: only images and labels. Cost: 3F per step, as plain training.
 Defaults: α 0.8 and 1.0, probabilities 1 and 0.5 (DeiT, Swin, ConvNeXt).
-Deviations: timm pairs image i with image B-1-i and asks for an even batch; here partners are a
-random permutation and any batch will do. A draw with the flipped batch as partners gives timm's
-mixes, in all of its modes. A box keeps its odd pixel, as in timm and unlike in CutMix's own code.
+Deviations: timm pairs image i with image B-1-i and requires an even batch. Here partners are a
+random permutation, and any batch size works. With the flipped batch as partners, the mixes equal
+timm's in all its modes. A box keeps its odd pixel, as in timm and unlike in the authors' code of
+CutMix.
 """
 
 from dataclasses import dataclass

@@ -13,9 +13,9 @@ Computes, on n × n blocks, n drawn from 2, 4, 8, 16 and λ ~ Beta(a, a), both f
               seen, less the squared distance                                       [M, 2, t, t]
     mix       z ⊙ T_A(x_A) + (1 - z) ⊙ T_B(x_B); the label's λ is the mean of z, image by image
 
-Needs: the gradient of the loss with respect to the images, of the student in evaluation mode.
-Cost: 5F per step (2F for the gradient, none with respect to weights) and the two solvers. Those take
-4n iterations of 11 and 8 rounds of 8 small tensor operations: 400 on average over n.
+Requires: the gradient of the loss with respect to the images, of the student in evaluation mode.
+Cost: 5F per step, of which 2F are the gradient, and the two solvers. These take 4n iterations of 11
+and 8 rounds of 8 small tensor operations: 400 on average over n.
 Defaults: a = 1, β = 1.2, γ = 0.5, η = 0.2, 3 labels, seams of 4 pixels, transport cost 0.8 on
 blocks of 4 pixels: the authors' for CIFAR-100. They use β = 1.5 on ImageNet.
 

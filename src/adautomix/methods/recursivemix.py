@@ -11,8 +11,8 @@ Computes, with x', y', z' the mixed images, labels and logits of the step before
 
 where the box average is RoIAlign with a single bin. The mixes and logits of this step are the
 history of the next. Without a history, as at the first step, λ = 1 and the second term is 0.
-Needs: the last stage's feature map; a linear head of its own. Cost: 3F per step, like no mixing, and
-memory for the kept batch.
+Requires: the last stage's feature map; it has a linear head of its own. Cost: 3F per step, as plain
+training, and memory for the batch that is kept.
 Defaults: a = 0.5, ω = 0.1 (CIFAR; 0.5 on ImageNet), one box per batch.
 State: the kept batch is in buffers, row by row, overwritten in place; it is part of a checkpoint,
 whose size it sets. Of several processes that share a batch each holds all of it.

@@ -5,7 +5,7 @@ and True Labels", Computational Visual Media 2023, arXiv 2012.11101.
 Computes: τ ~ U(0.1, 0.8) for the batch; the partner x[π] resized to ⌊τH⌋ × ⌊τW⌋ by nearest
 neighbors and pasted at a place of each image's own: around a uniform pixel, pushed inwards where
 it would reach over the border; λ = 1 - area / HW.
-Needs: nothing. Cost: 3F per step, like no mixing.
+Requires: only images and labels. Cost: 3F per step, as plain training.
 Defaults: U(0.1, 0.8), one τ per batch, a place per mix, as in the authors' code.
 Deviations: the side is at least a pixel. The authors' call of the resampling function skips up to
 one pixel's width at the far border where τH is no whole number; here the patch always spans the

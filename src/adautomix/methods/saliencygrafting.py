@@ -13,7 +13,7 @@ Computes, on g × g cells, with p ~ Beta(a, a) for each pair:
 
 so that the label follows what is left of each image's saliency, not areas: cells of equal
 saliency count by the root of their number.
-Needs: a feature map of an inner stage and the gradient of the loss with respect to it.
+Requires: a feature map of an inner stage and the gradient of the loss with respect to it.
 Cost: 4F per step and a little: one more forward, and a backward down to the feature map only.
 Defaults: T = 0.2 and a = 2, the third of four stages, g = 8.
 Networks: where a layer norm is all that reads f, Σ_c f_c ∂CE/∂f_c is 0 but for rounding, as that

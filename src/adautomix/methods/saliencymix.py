@@ -5,7 +5,7 @@ Regularization", ICLR 2021, arXiv 2006.01791.
 Computes: λ₀ ~ Beta(a, a); the peak of the saliency map of x[π]; a box with sides ⌊H√(1-λ₀)⌋ and
 ⌊W√(1-λ₀)⌋ around that peak, half-widths floored, clipped to the image; inside it x[π], outside x,
 at the same place in both; λ = 1 - area / HW after clipping, so the label is the share of pixels.
-Needs: nothing, the maps are made from the pixels on the device. Cost: 3F per step and box means.
+Requires: nothing, the maps are made from the pixels on the device. Cost: 3F per step and box means.
 Defaults: a = 1 and every batch is mixed, as on ImageNet; the paper mixes half of the batches of
 CIFAR (`prob` 0.5). The published CIFAR-100 rows use a = 0.2.
 Deviations:

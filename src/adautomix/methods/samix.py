@@ -17,7 +17,7 @@ with another block and another loss of the masks. With g an S-curve through (0, 
 
 With probability `mask_adjust` a step the student's masks are scaled so that the mean of each is λ.
 
-Needs: a feature map of an inner stage, a teacher (the trainer's moving average).
+Requires: the feature map of an inner stage, and a teacher (moving average of the student).
 Cost: 9F per step, as AutoMix.
 Defaults: those of the CIFAR recipes: a = 2, s = 1, k = 0.25 (none for larger images), bilinear
 upsampling, mask_adjust 0.25, no dropout of the value (0.1 for ViTs).

@@ -12,7 +12,7 @@ own on the mean of the patches of one source:
     CE(p, y_mix) + (CE(f(image's patches), y₁) + CE(f(partner's patches), y₂)) / 2
         + KL(softmax(λ z₁ + (1 - λ) z₂) ‖ softmax(p))
 
-Needs: attention over patches (ViT and DeiT of timm). Cost: 4F at the steps so mixed, 3F at those
+Requires: attention over patches (timm's ViT and DeiT). Cost: 4F at the steps so mixed, 3F at those
 of Mixup.
 Defaults: as released: half of the steps so mixed, the others by Mixup with Beta(0.8, 0.8); one
 side a batch.

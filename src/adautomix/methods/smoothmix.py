@@ -1,19 +1,19 @@
-"""SmoothMix: two images blended by a mask with a soft edge; labels by its mean.
+"""SmoothMix: two images are blended by a mask with a soft edge; labels follow the mask's mean.
 
 Paper: Lee, Zaheer, Astrid & Lee, "SmoothMix: a Simple Yet Effective Data Augmentation to Train
-Robust Classifiers", CVPR Workshops 2020 (on no arXiv; another paper of that name is).
-Computes: a mask G around a uniform pixel μ, weight of the image at each pixel,
+Robust Classifiers", CVPR Workshops 2020. It is not on arXiv; another paper of that name is.
+What it computes: a mask G around a uniform pixel μ, the weight of the image at each pixel,
 
     circle  G = exp(-(Δy²/σ_y² + Δx²/σ_x²) / 2), σ = s·(H, W), s ~ U(0.25, 0.5)
     square  side s·(H, W), s ~ U(0, 1); G rises linearly from 0 at the edge to 1 within the outer
-            share k = 0.2 of the half-side
+            fraction k = 0.2 of the half-side
 
-and x̃ = G x + (1 - G) x[π], ỹ = λ y + (1 - λ) y[π] with λ the mean of G.
-Needs: nothing. Cost: 3F per step, like no mixing.
+and x̃ = G x + (1 - G) x[π], ỹ = λ y + (1 - λ) y[π], where λ is the mean of G.
+Requires: only images and labels. Cost: 3F per step, as plain training.
 Defaults: circle, one mask per batch; ranges and k as reported for CIFAR.
-Deviations: no code of the authors is known. The square's ramp is written from descriptions of the
-paper, where its exact place is not verified. OpenMixup's copy gives the label share λ to the
-partner's side of the mask, so its published rows are of another method: not followed.
+Deviations: no code by the authors is known. The square's ramp follows descriptions of the paper,
+and its exact place is not verified. OpenMixup's version gives λ to the image on the other side of
+the mask, so its published rows belong to another method; it is not followed.
 """
 
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ size of R_a, take its place. Weights in the label:
     ρ_a = 1 - Σ_{R_a} S_i,   ρ_b = Σ_{R_b} S_π(i),   ỹ = ρ_a y + ρ_b y[π]
 
 which do *not* sum to 1: `Mixed.lam` is (ρ_a, ρ_b). Where a box is empty nothing is mixed.
-Needs: the student's last feature map. Cost: 4F per step.
+Requires: the student's last feature map. Cost: 4F per step.
 Defaults: b = 5 (paper: CUB, Cars and Aircraft at 448 pixels), every batch is mixed.
 Deviations:
 - The forward for the maps keeps batch norm in the student's mode, as the authors' code does, but

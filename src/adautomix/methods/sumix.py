@@ -13,7 +13,7 @@ and of the mix, held fixed, u = ℓ₂(softmax(W_u f)) from a second head on the
 
 The exponentials of the second term stand where logits do. Its gradient goes through β only: to
 the second head and, through clean and mixed features, to the network.
-Needs: the pooled features, clean and mixed. Cost: 6F per step; 9F where the batch is split over
+Requires: the pooled features, clean and mixed. Cost: 6F per step; 9F where the batch is split over
 parts or processes, which then run the partners' features too.
 Defaults: CutMix and γ = 0.5, as in the authors' settings for CIFAR-100, where CutMix's a is 0.2
 (`options: {alpha: 0.2}`).

@@ -8,7 +8,7 @@ rectangles of a random area (uniform up to what is left) and aspect (log-uniform
 There the partner shows, elsewhere the image. With A `[P]` the activation map of an image, which
 sums to 1, the label weighs the image by w₁ = Σ A over the patches that remain of it and the
 partner by w₂ = Σ A over those that show, for each mix its own.
-Needs: attention over patches (ViT and DeiT of timm), the teacher. Cost: 4F at the steps so mixed
+Requires: attention over patches (timm's ViT and DeiT), the teacher. Cost: 4F at the steps so mixed
 (the teacher's forward on the clean images), 3F at those of Mixup.
 Defaults: as released: half of the steps so mixed, the others by Mixup with Beta(0.8, 0.8); one
 mask per batch; 14 patches more than half of 14×14, in proportion for other grids.

@@ -12,7 +12,7 @@ Computes (horizontal TokenMixup), at the input of block l + 1, on tokens `[B, T,
     loss     CE(logits of the mixed tokens, mixed labels) + w CE(scorenet(tokens), y)
 
 ScoreNet is one linear layer on the class token, on the mean of the patches where there is none.
-Needs: attention over patches (ViT and DeiT of timm). Cost: 3F and l/L F more for L blocks: the
+Requires: attention over patches (timm's ViT and DeiT). Cost: 3F and l/L F more for L blocks: the
 first blocks run once without gradient, to see all images of the batch before any is mixed.
 Defaults: those of the CIFAR-100 recipe, τ = 0.2, ρ = 0.005, w = 0.001 with the gradient of ScoreNet
 reaching the network; l = ⌊2L/7⌉, which is the paper's 2 of 7 blocks and 3 of 12. For ViT-B on

@@ -6,7 +6,7 @@ Computes: a CutMix x̃ with box mask m `[H, W]`, 1 where the partner shows. From
 the loss needs anyway: a `[P]`, the last block's attention of the class token to the patches, mean
 over heads. The partner's share of it is s = Σ a ↓(m) / Σ a, with ↓ nearest-neighbor
 interpolation to the patches, and its weight in the label (1 - r) area + r s, for each mix its own.
-Needs: attention over patches (ViT and DeiT of timm). Cost: 3F per step, as no mixing: the weights
+Requires: attention over patches (timm's ViT and DeiT). Cost: 3F per step, as no mixing: the weights
 are read off the step's own forward, for one key projection more.
 Defaults: as released: CutMix with Beta(1, 1) at 0.8 of the steps, Mixup with Beta(0.8, 0.8) at the
 others; r = 0.5. The paper's equation is r = 1.

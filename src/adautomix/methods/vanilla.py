@@ -1,6 +1,6 @@
-"""No mixing: plain cross-entropy, the baseline of every comparison.
+"""Plain training: cross-entropy without mixing, the baseline of every comparison.
 
-Cost: 3F per step (one forward, one backward through weights and activations).
+Cost: 3F per step (one forward pass, and a backward pass through weights and activations).
 """
 
 from dataclasses import dataclass
