@@ -10,7 +10,7 @@ method.teacher   # the moving average of the model, ready to be evaluated
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from adautomix.config import TeacherSettings
 from adautomix.ema import Teacher, momentum_schedule
 from adautomix.methods import Method, find_method
+from adautomix.mixing.schedule import MixSettings
 from adautomix.rng import seed_at
 from adautomix.validation import one_line_errors, setting_names
 
@@ -96,6 +97,7 @@ def create_method(
     rank: int | None = None,
     label_smoothing: float = 0.0,
     teacher: TeacherSettings | None = None,
+    mix_schedule: MixSettings | Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> MixLoss:
     """A method for a loop of your own.
@@ -104,12 +106,13 @@ def create_method(
         name: one of `adautomix methods`.
         model: the network to train; methods that look inside it need one of `build_model`.
         num_classes: K.
-        steps: optimizer steps of the whole training, for the teacher's momentum.
+        steps: optimizer steps of the whole training, for the teacher's momentum and the schedule.
         seed: names every random number that the method draws.
         rank: whose random numbers they are, so that each of several processes mixes its own way;
             none: those of this process. The same number in all gives all the same mixes.
         label_smoothing: share of each target spread over all classes.
         teacher: settings of the moving average.
+        mix_schedule: when to mix, for example `{"prob": 0.5, "stop": 0.75}`; none: at every step.
         settings: the method's own settings.
 
     Raises:
@@ -127,6 +130,10 @@ def create_method(
         label_smoothing=label_smoothing,
         model=model,
     )
+    with one_line_errors("mix_schedule", lambda: setting_names("mix_schedule.", MixSettings)):
+        mix = MixSettings.model_validate(mix_schedule or {})
+    # Processes agree on which steps mix, and each draws for the images of its own batch.
+    method.plan(steps, mix, method.seed if mix.per_sample else seed)
     momentum = momentum_schedule(
         steps,
         start=average.momentum,

@@ -16,6 +16,7 @@ from adautomix.config.files import read_yaml
 from adautomix.ema import TeacherSettings
 from adautomix.errors import UsageError
 from adautomix.methods import METHODS, MethodSettings, find_method
+from adautomix.mixing.schedule import MixSettings
 from adautomix.models import Stem, suited_stem
 from adautomix.validation import one_line_errors, setting_names, unknown_setting
 
@@ -100,6 +101,7 @@ class TrainConfig(BaseModel):
     out: Path | None = Field(None, description="run folder; none: runs/<data>-<method>-s<seed>")
     label: str | None = Field(None, description="name in tables; none: the method's")
 
+    mix: MixSettings = Field(MixSettings(), description="when to mix")
     teacher: TeacherSettings = Field(TeacherSettings(), description="the moving average")
 
     @model_validator(mode="before")
@@ -117,6 +119,7 @@ class TrainConfig(BaseModel):
         cls = find_method(self.method)
         for name, options in (self.model_extra or {}).items():
             check_group(name, options)
+        cls.check_schedule(self.mix)
         if self.teacher.buffers == "own" and not cls.supports_own_teacher_buffers:
             raise UsageError(
                 f"teacher.buffers = own: {self.method} never runs the teacher, so its statistics "
