@@ -12,7 +12,8 @@ method.teacher  # the moving average of the model, ready to be evaluated
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
@@ -23,6 +24,7 @@ from adautomix.ema import Teacher, momentum_schedule
 from adautomix.errors import UsageError
 from adautomix.inputs import check_batch
 from adautomix.methods import Method, find_method
+from adautomix.mixing.settings import MixSettings
 from adautomix.models.wrap import WrappedClassifier, unwrap, wrap_model
 from adautomix.rng import seed_at
 from adautomix.validation import one_line_errors, setting_names
@@ -150,6 +152,10 @@ class MixLoss(nn.Module):
         rank = process_rank() if self._rank is None else self._rank
         if rank:
             self.method.seed = seed_at(self.method.seed, rank, "process")
+            # All processes agree on which steps mix; each decides for the images of its own batch.
+            schedule = self.method.schedule
+            if schedule is not None and schedule.settings.per_sample:
+                self.method.schedule = replace(schedule, seed=self.method.seed)
         self._seeded = True
 
 
@@ -170,6 +176,7 @@ def create_method(
     rank: int | None = None,
     label_smoothing: float = 0.0,
     teacher: TeacherSettings | None = None,
+    mix_schedule: MixSettings | Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> MixLoss:
     """Create a mixing method for a training loop of your own.
@@ -182,13 +189,14 @@ def create_method(
             `method.parameters()` includes.
         num_classes: number of classes, K.
         steps: optimizer steps of the whole training. Required where a teacher is kept, because its
-            momentum rises over the training.
+            momentum rises over the training, and for schedules of mixing.
         seed: random seed of everything that the method draws.
         rank: which process's random numbers to use; default: this process's rank, read at the
             first batch, so that each process mixes differently.
         label_smoothing: label smoothing of the cross-entropy, 0 to 1.
         teacher: settings of the moving average. Methods that need no teacher keep one only if
             this is given.
+        mix_schedule: when to mix, for example `{"prob": 0.5, "stop": 0.75}`; default: every step.
         settings: the method's own settings, such as `alpha=0.2`.
 
     Returns:
@@ -209,6 +217,7 @@ def create_method(
         label_smoothing=label_smoothing,
         model=student,
     )
+    plan_mixing(method, mix_schedule, steps)
     average = momentum = None
     if cls.uses_teacher or teacher is not None:
         momentum = teacher_momentum(name, teacher or TeacherSettings(), steps)
@@ -239,6 +248,26 @@ def network_for(
             f"{student.num_classes} outputs: build it with num_classes={num_classes}"
         )
     return student, None if student is model else getattr(student, "extra_heads", None)
+
+
+def plan_mixing(
+    method: Method, schedule: MixSettings | Mapping[str, Any] | None, steps: int | None
+) -> None:
+    """Tell the method when to mix.
+
+    Raises:
+        UsageError: a setting is wrong, or the number of steps is needed and not given.
+    """
+    if schedule is None:
+        return
+    with one_line_errors("mix_schedule", lambda: setting_names("mix_schedule.", MixSettings)):
+        mix = MixSettings.model_validate(schedule)
+    if steps is None and (mix.start, mix.ramp, mix.stop) != (0, 0, 1):
+        raise UsageError(
+            "mix_schedule starts or stops mixing at a fraction of the training: pass steps=, its "
+            "number of optimizer steps"
+        )
+    method.plan(steps or 1, mix, method.seed)
 
 
 def teacher_momentum(name: str, teacher: TeacherSettings, steps: int | None) -> list[float]:

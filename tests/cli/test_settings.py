@@ -25,6 +25,7 @@ GROUPS = (
     "Runtime",
     "Evaluation",
     "Logging and checkpoints",
+    "Mixing schedule",
     "Teacher",
 )
 

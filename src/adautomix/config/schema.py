@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from adautomix.config.files import read_yaml
 from adautomix.errors import UsageError
+from adautomix.mixing.settings import MixSettings
 from adautomix.validation import one_line_errors, setting_names, unknown_setting
 
 if TYPE_CHECKING:
@@ -319,6 +320,7 @@ class TrainConfig(
 
     model_config = ConfigDict(extra="allow")
 
+    mix: MixSettings = Field(MixSettings(), description="When to mix.")
     teacher: TeacherSettings = Field(
         TeacherSettings(), description="The moving average of the student."
     )
@@ -340,6 +342,7 @@ class TrainConfig(
         cls = find_method(self.method)
         for name, options in (self.model_extra or {}).items():
             check_group(name, options)
+        cls.check_schedule(self.mix)
         if self.teacher.buffers == "own" and not cls.supports_own_teacher_buffers:
             raise UsageError(
                 f"teacher.buffers = own: {self.method} never runs the teacher, so its statistics "

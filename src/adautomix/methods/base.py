@@ -19,8 +19,10 @@ from adautomix.errors import UsageError
 from adautomix.methods.facts import LabelRule, Paper, Requirement
 from adautomix.metrics import mixture_accuracy
 from adautomix.mixing.ops import Mixed, soft_targets
-from adautomix.mixing.params import MixParams, Shape
-from adautomix.models import Classifier
+from adautomix.mixing.params import CleanParams, MixParams, Shape
+from adautomix.mixing.schedule import MixSchedule
+from adautomix.mixing.settings import MixSettings
+from adautomix.models import Classifier, keeps_statistics
 from adautomix.rng import generator_at
 
 FeatureDict = dict[str, Tensor]
@@ -123,6 +125,7 @@ class Method(nn.Module, ABC, Generic[S, P]):
         self.num_classes = num_classes
         self.seed = seed
         self.label_smoothing = label_smoothing
+        self.schedule: MixSchedule | None = None
         self.build(model)
 
     def build(self, model: nn.Module | None) -> None:
@@ -136,6 +139,33 @@ class Method(nn.Module, ABC, Generic[S, P]):
         Raises:
             UsageError: the method cannot use this network.
         """
+
+    def plan(self, steps: int, mix: MixSettings, seed: int) -> None:
+        """State how long training is and when it mixes; without it every step mixes.
+
+        Args:
+            steps: optimizer steps of the whole training.
+            mix: when to mix.
+            seed: random seed of these decisions, the same in all processes.
+
+        Raises:
+            UsageError: the method cannot mix some images of a batch and leave others clean.
+        """
+        self.check_schedule(mix)
+        self.schedule = MixSchedule(mix, steps, seed)
+
+    @classmethod
+    def check_schedule(cls, mix: MixSettings) -> None:
+        """Check that the method can mix as the settings ask for.
+
+        Raises:
+            UsageError: it cannot mix some images of a batch and leave others clean.
+        """
+        if mix.per_sample and cls.compute_loss is not Method.compute_loss:
+            raise UsageError(
+                f"mix.per_sample: {cls.name} mixes all images of a step or none; leave it off, or "
+                "use a method that only mixes its input, say cutmix"
+            )
 
     @property
     def min_batch(self) -> int:
@@ -192,7 +222,24 @@ class Method(nn.Module, ABC, Generic[S, P]):
         The default mixes, predicts, and takes the soft cross-entropy.
         """
         mixed = self.mix(sources.images, sources.targets, params, **sources.features)
-        return self.loss_from_logits(student(mixed.images), mixed.targets)
+        images, targets = keep_some_clean(mixed, sources, params.coin)
+        return self.loss_from_logits(student(images), targets)
+
+    def clean_loss(self, sources: MixInputs, student: Any) -> dict[str, Tensor]:
+        """Compute the loss of a step that mixes nothing, at the head that is evaluated."""
+        images, targets = sources.images[sources.own], sources.targets[sources.own]
+        # A network that is not ours has one head and no argument that names it.
+        head = {} if self.eval_head == "clean" else {"head": self.eval_head}
+        losses = self.loss_from_logits(student(images, **head), targets)
+        return losses | {"clean": losses["loss"].detach()}
+
+    def training_loss(
+        self, sources: MixInputs, student: Any, teacher: Any, params: MixParams
+    ) -> dict[str, Tensor]:
+        """Compute the loss of a training step, which mixes or not; see `losses`."""
+        if isinstance(params, CleanParams):
+            return self.clean_loss(sources, student)
+        return self.compute_loss(sources, student, teacher, cast(P, params))
 
     def mix_batch(
         self, images: Tensor, targets: Tensor, student: Any, teacher: Any, params: P
@@ -202,13 +249,21 @@ class Method(nn.Module, ABC, Generic[S, P]):
         return self.mix(images, targets, params, **features)
 
     def prepare(
-        self, images: Tensor, labels: Tensor, student: Any, teacher: Any, params: P
+        self, images: Tensor, labels: Tensor, student: Any, teacher: Any, params: MixParams
     ) -> MixInputs:
         """Convert labels to soft targets and extract the features of the clean images."""
         targets = soft_targets(labels, self.num_classes)
-        return MixInputs(
-            images, targets, self.extract_features(images, targets, student, teacher, params)
-        )
+        if isinstance(params, CleanParams):
+            self.update_statistics(teacher, images)
+            return MixInputs(images, targets, {})
+        features = self.extract_features(images, targets, student, teacher, cast(P, params))
+        return MixInputs(images, targets, features)
+
+    @torch.no_grad()
+    def update_statistics(self, teacher: Any, images: Tensor) -> None:
+        """Pass a clean batch through a teacher that keeps batch norm statistics of its own."""
+        if self.uses_teacher and keeps_statistics(teacher):
+            teacher(images)
 
     def losses(
         self,
@@ -235,12 +290,26 @@ class Method(nn.Module, ABC, Generic[S, P]):
         Raises:
             UsageError: the batch is smaller than `min_batch`.
         """
-        params = self.params_for_step(images.shape, step).to(images.device)
+        params = self.training_params(images.shape, step).to(images.device)
         sources = self.prepare(images, labels, student, teacher, params)
-        return self.compute_loss(sources, student, teacher, params)
+        return self.training_loss(sources, student, teacher, params)
+
+    def training_params(self, shape: Shape, step: int) -> MixParams:
+        """Draw the parameters of a training step, which may mix all, some or none of its images.
+
+        Raises:
+            UsageError: the batch is smaller than `min_batch`.
+        """
+        mixes = True if self.schedule is None else self.schedule.decide(step, shape[0])
+        if mixes is False:
+            return CleanParams()
+        params = self.params_for_step(shape, step)
+        return params if mixes is True else dataclasses.replace(params, coin=mixes)
 
     def params_for_step(self, shape: Shape, step: int) -> P:
-        """Draw the parameters of one step of the run for a batch of that shape, on the CPU.
+        """Draw the parameters of the mixes of one step of the run, on the CPU.
+
+        They are those of a step that mixes, whatever the schedule says.
 
         Raises:
             UsageError: the batch is smaller than `min_batch`.
@@ -284,6 +353,23 @@ class Method(nn.Module, ABC, Generic[S, P]):
         if not hasattr(model, part):
             raise UsageError(f"{self.name} looks inside the network: pass model=build_model(...)")
         return cast(Classifier, model)
+
+
+def keep_some_clean(mixed: Mixed, sources: MixInputs, coin: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return mixed images and targets, with clean rows where `coin` is False.
+
+    Args:
+        mixed: M mixes.
+        sources: the batch they were made of; row i of its own rows belongs to mix i.
+        coin: bool `[M]`; None keeps all mixes.
+    """
+    if coin is None:
+        return mixed.images, mixed.targets
+    images, targets = sources.images[sources.own], sources.targets[sources.own]
+    return (
+        torch.where(coin[:, None, None, None], mixed.images, images),
+        torch.where(coin[:, None], mixed.targets, targets),
+    )
 
 
 class InputMixing(Method[S, P]):

@@ -23,7 +23,12 @@ class MixParams:
 
     Subclasses add tensors (boxes, masks, mixing coefficients) with one row per mix, and Python
     values that apply to the whole batch.
+
+    Attributes:
+        coin: which mixes are used, bool `[B]`; the images of the others stay clean. None: all are.
     """
+
+    coin: Tensor | None = dataclasses.field(default=None, kw_only=True)
 
     def to(self, device: torch.device) -> Self:
         """Return the same parameters with tensors on `device`, copied without a host sync."""
@@ -41,6 +46,11 @@ class MixParams:
             name: value[index] for name, value in values.items() if isinstance(value, Tensor)
         }
         return dataclasses.replace(self, **selected)
+
+
+@dataclasses.dataclass(frozen=True)
+class CleanParams(MixParams):
+    """Stands for the parameters of a step that mixes nothing."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,6 +100,7 @@ class Trainer:
             end=config.teacher.momentum_end,
             constant_share=config.teacher.constant_share,
         )
+        self.method.plan(self.steps, config.mix, config.seed)
         self.step = self.start_step = 0
         self.events: EventWriter | None = None
         self.epoch_meters, self.log_meters = Meters(), Meters()

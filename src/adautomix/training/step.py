@@ -54,7 +54,7 @@ class LossModule(nn.Module):
 
     def forward(self, sources: MixInputs, params: MixParams) -> Losses:
         """The losses of the mixes that `params` holds."""
-        return self.method.compute_loss(sources, self.student, self._teacher[0], params)
+        return self.method.training_loss(sources, self.student, self._teacher[0], params)
 
 
 class TrainStep:
@@ -99,7 +99,7 @@ class TrainStep:
         """The inputs of a step: its random numbers are drawn here, as a function of its number."""
         torch.manual_seed(seed_at(self.config.seed, step, f"dropout/{rank()}"))
         images, size = world() * len(batch.pixels), self.batches.image_size
-        params = self.method.params_for_step((images, 3, size, size), step)
+        params = self.method.training_params((images, 3, size, size), step)
         return StepInputs(batch, params.to(self.device), lr_factor, momentum)
 
     def __call__(self, inputs: StepInputs) -> Losses:

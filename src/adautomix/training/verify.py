@@ -97,7 +97,7 @@ def next_batch(trainer: Trainer, step: int) -> dict[str, Tensor]:
     epoch, done = divmod(step, trainer.batches.steps_per_epoch)
     batch = next(trainer.batches.epoch(epoch, start=done))
     images = trainer.batches.augment(batch)
-    params = trainer.method.params_for_step(images.shape, step)
+    params = trainer.method.training_params(images.shape, step)
     return {"images": images, "labels": batch.labels, **flatten(vars(params))}
 
 
