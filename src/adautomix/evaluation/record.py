@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from adautomix.evaluation.registry import SUITES
 from adautomix.evaluation.suite import SuiteResult
+from adautomix.files import atomic_write
 
 FILE = "evaluation.json"
 
@@ -66,11 +67,9 @@ def read_evaluation(folder: Path) -> Evaluation | None:
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     """Write the record into a folder; an interrupted write leaves the previous record intact."""
-    path = folder / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".writing")
-    temporary.write_text(json.dumps(evaluation.model_dump(mode="json"), indent=1) + "\n")
-    temporary.replace(path)
+    text = json.dumps(evaluation.model_dump(mode="json"), indent=1) + "\n"
+    with atomic_write(folder / FILE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def upgrade(values: dict[str, Any]) -> dict[str, Any]:
