@@ -11,8 +11,8 @@ from growth import AXES
 from adautomix.bench.rows import read
 from adautomix.bench.workload import Row
 from adautomix.errors import UsageError
-from adautomix.pictures.thin import thin
 from adautomix.reporting.bench_table import show_time, table_of
+from adautomix.subsample import subsample
 
 INTRODUCTION = """\
 # Performance
@@ -124,7 +124,7 @@ def shown(kind: str, figures: Sequence[Row]) -> Sequence[Row]:
     """What a table has of the figures: methods side by side, a few of a long series."""
     if kind == "growth":
         return a_column_a_method(figures)
-    return thin(figures, MOST_POINTS) if kind in ("memory", "epochs") else figures
+    return subsample(figures, MOST_POINTS) if kind in ("memory", "epochs") else figures
 
 
 def newest(rows: Sequence[Row]) -> list[Row]:

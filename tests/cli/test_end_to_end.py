@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import CLASSES, SMALL_NET, Command, tensors
 from every import TRANSFORMER, steps_of, trainer_of
+from mix_positions import MixPositions
 from PIL import Image
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassCalibrationError
@@ -23,11 +24,11 @@ from torchmetrics.classification import MulticlassCalibrationError
 from adautomix.cli import main
 from adautomix.config import load_config
 from adautomix.errors import UsageError
-from adautomix.methods import METHODS, Mixed, build_method, describe_methods
+from adautomix.methods import METHODS, build_method, describe_methods
 from adautomix.metrics import collect_logits, score
 from adautomix.models import evaluating
-from adautomix.pictures.image_grid import GAP, LINE, TILE, Layout
-from adautomix.pictures.mix_rows import of_pictures, picture_batch, telling, to_pixels
+from adautomix.pictures.image_grid import LINE, TILE
+from adautomix.pictures.mix_rows import batch_from_files, to_pixels
 from adautomix.reporting.figures import percent
 from adautomix.rng import generator_at
 from adautomix.runs.trained import load_trained
@@ -236,22 +237,22 @@ def test_a_preview_of_every_method_from_two_pictures(
     target = tmp_path / "all.png"
     outcome = command("preview", "--images", *pictures[:2], "--out", target)
     assert (outcome.status, outcome.out) == (0, f"Wrote {target}\n"), outcome.err
-    sheet = np.asarray(Image.open(target))
-    layout = Layout.of(2, len(METHODS))
-    assert sheet.shape == (layout.size[1], layout.size[0], 3)
-    batch = picture_batch(pictures[:2], TILE)
+    grid = np.asarray(Image.open(target))
+    at = MixPositions(2, len(METHODS))
+    assert grid.shape == (at.size[1], at.size[0], 3)
+    batch = batch_from_files(pictures[:2], TILE)
     sources = to_pixels(batch.images, batch.mean, batch.std).permute(0, 2, 3, 1).numpy()
+    columns = at.columns
     for index, name in enumerate(METHODS):
-        x, y = layout.x(index), layout.y(index)
-        inked = sheet[y : y + LINE, x + GAP : x + layout.source_x(0)] < 128
-        assert inked.any(), name
+        x, y = at.x(columns.method, index), at.y(index)
+        assert (grid[y : y + LINE, x : at.x(columns.source(0), index)] < 128).any(), name
         first, second, mix = (
-            sheet[y : y + TILE, x + left : x + left + TILE]
-            for left in (layout.source_x(0), layout.source_x(1), layout.mix_x)
+            grid[y : y + TILE, at.x(column, index) : at.x(column, index) + TILE]
+            for column in (columns.source(0), columns.source(1), columns.mix)
         )
-        assert any(np.array_equal(first, picture) for picture in sources), name
+        assert any(np.array_equal(first, source) for source in sources), name
         alone = bool((second == 255).all())
-        assert alone or any(np.array_equal(second, picture) for picture in sources), name
+        assert alone or any(np.array_equal(second, source) for source in sources), name
         if name != "comixup":  # which may find that copies of a picture go best together
             assert alone == (name in ("vanilla", "cutout", "dada", "meada")), name
         if name not in ("comixup", "meada"):  # an ascent can be smaller than a step of the colors
@@ -266,31 +267,7 @@ def test_a_preview_of_one_method_has_the_requested_number_of_rows(
         target = tmp_path / f"{rows}.png"
         assert command(*args, *requested, "--out", target).status == 0
         with Image.open(target) as image:
-            assert image.size == Layout.of(2, rows).size
-
-
-def test_a_preview_shows_the_most_telling_mixes() -> None:
-    """Six images that are two pictures: pairs of one picture, nearly one, both, flat and not."""
-    perm = torch.tensor([[0, 2], [0, 1], [2, 3], [1, 4], [5, 0]])
-    lam = torch.tensor([[0.5, 0.5], [0.1, 0.9], [0.3, 0.7], [0.6, 0.4], [0.5, 0.5]])
-    inside = torch.zeros(5, 2, 2)
-    inside[1:4, 0, 0] = 1
-    masks = torch.stack([1 - inside, inside], dim=1)
-    mixed = Mixed(torch.zeros(5, 3, 2, 2), torch.zeros(5, 2), lam, perm, masks)
-    assert [telling(mixed, 2, count) for count in (1, 2, 3, 4)] == [
-        [2],
-        [2, 3],
-        [1, 2, 3],
-        [1, 2, 3, 4],
-    ]
-    weights, shown = of_pictures(mixed, 3, 2)
-    assert weights == pytest.approx({1: 0.6, 0: 0.4})
-    assert shown is not None
-    assert torch.equal(shown, masks[3])
-    weights, shown = of_pictures(mixed, 0, 2)
-    assert weights == {0: 1.0}
-    assert shown is not None
-    assert torch.equal(shown, torch.ones(1, 2, 2))
+            assert image.size == MixPositions(2, rows).size
 
 
 def test_a_preview_of_a_run_uses_its_generator(

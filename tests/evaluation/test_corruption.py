@@ -31,11 +31,10 @@ from adautomix.data.corruptions.sources import Generated
 from adautomix.data.dataset import InMemory, Split
 from adautomix.errors import RunError, UsageError
 from adautomix.evaluation import corruption
-from adautomix.evaluation.corruption import CorruptionResult, mce_against, summarize
+from adautomix.evaluation.corruption import CorruptionResult, mce_against, summarize, write_examples
 from adautomix.evaluation.evaluate import evaluate, validate_settings
 from adautomix.evaluation.suite import NotApplicableError
 from adautomix.evaluation.target import EvalTarget, take_sample
-from adautomix.pictures.tiles import write_tiles
 from adautomix.reporting.evaluations import write_evaluations
 from adautomix.reporting.section import Evaluated
 from adautomix.reporting.sections.corruption import section
@@ -596,7 +595,7 @@ def test_the_picture_file_is_small(tmp_path: Path) -> None:
     """Noise is the worst case for PNG compression."""
     for size in (32, 64, 224):
         noise = random_images(20, size).images.permute(0, 3, 1, 2)
-        write_tiles(
+        write_examples(
             {f"image {number}": image for number, image in enumerate(noise)}, tmp_path / "p.png"
         )
         assert (tmp_path / "p.png").stat().st_size < 150_000
@@ -604,7 +603,7 @@ def test_the_picture_file_is_small(tmp_path: Path) -> None:
 
 def test_the_picture_is_enlarged_by_an_integer_factor(tmp_path: Path) -> None:
     flat = torch.tensor([200, 30, 90], dtype=torch.uint8)[:, None, None].expand(3, 32, 32)
-    write_tiles({"a": flat, "b": flat.flip(0)}, tmp_path / "p.png")
+    write_examples({"a": flat, "b": flat.flip(0)}, tmp_path / "p.png")
     drawn = np.asarray(Image.open(tmp_path / "p.png").convert("RGB"))
     for color in ((200, 30, 90), (90, 30, 200)):
         assert (drawn == color).all(axis=2).sum() == 64 * 64, "enlarged by two"

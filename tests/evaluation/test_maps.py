@@ -38,7 +38,7 @@ from adautomix.evaluation.suite import NotApplicableError, ResultCache
 from adautomix.evaluation.target import EvalTarget, PixelNetwork
 from adautomix.mixing.ops import Mixed
 from adautomix.models import build_model
-from adautomix.pictures.sheet import MOST_BYTES, image_tile, write_sheet
+from adautomix.pictures.image_grid import MAX_BYTES
 from adautomix.reporting.evaluations import evaluation_sections
 from adautomix.reporting.section import Evaluated
 
@@ -395,7 +395,7 @@ def test_other_networks_are_mapped_on_mixup_and_cutmix(tmp_path: Path) -> None:
         assert 0 < survival.sources <= 32
     for file in network.pictures.values():
         path = tmp_path / "pictures" / file
-        assert path.stat().st_size < MOST_BYTES
+        assert path.stat().st_size < MAX_BYTES
         assert Image.open(path).size == (12 + 4 * 140, 34 + 2 * (12 + 2 * 150))
     assert run_suite(target, images=16, rows=2) == found
     assert run_suite(convnext_target(tmp_path / "again"), images=16, rows=2) == found
@@ -527,19 +527,3 @@ def test_skipped_suites_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert section.tables[0].rows == [("noise: maps", record.not_applicable["maps"])]
     older = record.model_dump(mode="json", exclude={"not_applicable"})
     assert Evaluation.model_validate(older).not_applicable == {}
-
-
-# --- sheets ----------------------------------------------------------------------------------
-
-
-def test_a_sheet_is_small_and_its_tiles_are_in_place(tmp_path: Path) -> None:
-    noise = pixels_of(10, 128).numpy()
-    rows = [[image_tile(image, "noise") for image in noise]] * 4
-    path = write_sheet([rows], tmp_path / "noise.webp")
-    assert 0 < path.stat().st_size <= MOST_BYTES
-    assert Image.open(path).size == (706, 323)  # half of the size, as no quality was low enough
-    red = image_tile(torch.tensor([1.0, 0, 0])[:, None, None].expand(3, 8, 8).numpy())
-    written = Image.open(write_sheet([[[None, red]]], tmp_path / "red.webp")).convert("RGB")
-    color: Any = written.getpixel((12 + 140 + 64, 34 + 12 + 64))
-    assert color == pytest.approx((255, 0, 0), abs=8)
-    assert written.getpixel((12 + 64, 34 + 12 + 64)) == (255, 255, 255)

@@ -8,9 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 import yaml
 from pages import CHROMIUM, Page, assert_accessible, assert_fits, assert_self_contained
 from PIL import Image
@@ -18,13 +16,10 @@ from records import epoch_fields, summary_fields, train_fields
 from rich.console import Console
 
 from adautomix.errors import UsageError
-from adautomix.pictures.image_grid import GAP, HEADER, LINE, TILE, Layout, MixRow, heat, mix_grid
-from adautomix.pictures.thin import thin
 from adautomix.reporting.figures import groups, percent, plus_minus, t_interval
 from adautomix.reporting.page import listing, summary_sentence, write_page
 from adautomix.reporting.plots import curves
 from adautomix.reporting.tables import comparison_table, markdown_table, result_rows
-from adautomix.rng import generator_at
 from adautomix.runs.records import read_run, read_runs
 from adautomix.runs.schema import TrainRow
 
@@ -213,14 +208,6 @@ def test_unfinished_runs_enter_no_mean(tmp_path: Path) -> None:
     assert (interval.mean, interval.n) == (0.7, 1)
 
 
-@pytest.mark.parametrize(("length", "limit"), [(0, 5), (5, 5), (6, 5), (1000, 60), (7, 1)])
-def test_thin_keeps_the_last_and_no_more_than_its_limit(length: int, limit: int) -> None:
-    kept = thin(range(length), limit)
-    assert len(kept) == min(length, limit) == len(set(kept))
-    assert kept == sorted(kept)
-    assert kept[-1:] == list(range(length))[-1:]
-
-
 def test_listing_and_sentence(compared: list[Path]) -> None:
     assert listing("a") == "a"
     assert listing("abc") == "a, b and c"
@@ -294,104 +281,6 @@ def test_names_that_matplotlib_would_read_otherwise(tmp_path: Path) -> None:
     svg = curves(runs)[0].svg
     assert "$\\bad$" in svg
     assert "b" * 24 + "…" + "b" * 24 in svg
-
-
-# The preview picture
-
-
-def mix_row(ways: int, size: int = 32, masks: bool = True, **changes: Any) -> MixRow:
-    generator = generator_at(0, ways, "picture")
-    images = torch.randint(0, 256, (ways + 1, 3, size, size), generator=generator).to(torch.uint8)
-    shares = torch.rand(ways, size, size, generator=generator).softmax(0)
-    row = MixRow(
-        method=f"method{ways}",
-        sources=images[:ways],
-        masks=shares if masks else None,
-        mixed=images[ways],
-        lam=tuple(shares.mean((1, 2)).tolist()),
-        labels=tuple(f"class {n}" for n in range(ways)),
-    )
-    return replace(row, **changes)
-
-
-def tile(picture: np.ndarray, x: int, y: int, times: int) -> np.ndarray:
-    """The tile at (x, y), each of its enlarged pixels read at its middle."""
-    half = times // 2
-    return picture[y + half : y + TILE : times, x + half : x + TILE : times]
-
-
-def test_grid_shows_the_very_pixels(tmp_path: Path) -> None:
-    rows = [mix_row(3), mix_row(1, masks=False), mix_row(4)]
-    picture = np.asarray(Image.open(mix_grid(rows, tmp_path / "new" / "grid.png")))
-    layout = Layout(ways=4, rows=3)
-    assert picture.shape == (layout.size[1], layout.size[0], 3)
-    for index, row in enumerate(rows):
-        y = layout.y(index)
-        mixed = row.mixed.permute(1, 2, 0).numpy()
-        np.testing.assert_array_equal(tile(picture, layout.mix_x, y, 4), mixed)
-        for n, source in enumerate(row.sources):
-            mask_source = tile(picture, layout.source_x(n), y, 4)
-            np.testing.assert_array_equal(mask_source, source.permute(1, 2, 0).numpy())
-        for n, mask in enumerate([] if row.masks is None else row.masks):
-            mask_source = tile(picture, layout.mask_x(n), y, 4)
-            np.testing.assert_array_equal(mask_source, heat(mask.numpy()))
-
-
-def test_grid_enlarges_to_square_pixels(tmp_path: Path) -> None:
-    row = mix_row(1, size=8)
-    picture = np.asarray(Image.open(mix_grid([row], tmp_path / "grid.png")))
-    layout = Layout(ways=1, rows=1)
-    block = picture[layout.y(0) : layout.y(0) + 16, layout.mix_x : layout.mix_x + 16]
-    assert (block == row.mixed[:, 0, 0].numpy()).all()
-
-
-def test_grid_shrinks_large_images_into_their_tile(tmp_path: Path) -> None:
-    large = torch.full((1, 3, 300, 200), 77, dtype=torch.uint8)
-    row = mix_row(1, sources=large, mixed=large[0], masks=False)
-    picture = np.asarray(Image.open(mix_grid([row], tmp_path / "grid.png")))
-    layout = Layout(ways=1, rows=1)
-    x, y = layout.mix_x, layout.y(0)
-    assert (picture[y : y + TILE, x : x + TILE * 2 // 3] == 77).all()
-    assert (picture[y : y + TILE, x + TILE * 2 // 3 + 1 : x + TILE] == 255).all()
-
-
-def test_heat_map_runs_from_dark_to_bright_and_clips() -> None:
-    first, last, below, above = heat(np.array([[0.0, 1.0, -1.0, 2.0]], dtype=np.float32))[0]
-    assert first.tolist() == below.tolist() == [68, 1, 84]
-    assert last.tolist() == above.tolist() == [253, 231, 37]
-
-
-def test_long_labels_stay_in_their_column(tmp_path: Path) -> None:
-    row = mix_row(2, labels=("W" * 60, "W" * 60), method="W" * 60)
-    picture = np.asarray(Image.open(mix_grid([row], tmp_path / "grid.png")))
-    layout = Layout(ways=2, rows=1)
-    body = picture[HEADER + 2 :]
-    captions = picture[layout.y(0) + TILE : layout.y(0) + TILE + LINE]
-    for n in range(2):
-        end = layout.source_x(n) + TILE
-        assert (captions[:, layout.source_x(n) : end] < 128).any()
-        assert (body[:, end + 1 : end + GAP] == 255).all()
-    assert (body[:, layout.source_x(0) - GAP + 1 : layout.source_x(0)] == 255).all()
-    assert (body[:, -GAP + 1 :] == 255).all()
-
-
-def test_equal_classes_share_their_weight(tmp_path: Path) -> None:
-    """Two originals of one class make one line of the label, two classes make two."""
-    inked = []
-    for labels in (("cat", "cat"), ("cat", "dog")):
-        row = mix_row(2, labels=labels)
-        picture = np.asarray(Image.open(mix_grid([row], tmp_path / "grid.png")).convert("L"))
-        layout = Layout(ways=2, rows=1)
-        top = layout.y(0) + 2 * LINE + 4
-        inked.append(bool((picture[top : top + LINE, layout.text_x :] < 128).any()))
-    assert inked == [False, True]
-
-
-def test_grid_refuses_what_does_not_add_up(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="at least one row"):
-        mix_grid([], tmp_path / "grid.png")
-    with pytest.raises(UsageError, match="2 originals, 2 masks, 1 ratios, 2 labels"):
-        mix_grid([mix_row(2, lam=(1.0,))], tmp_path / "grid.png")
 
 
 # The terminal's table

@@ -56,7 +56,7 @@ def preview(
     show an untrained generator unless --run is given.
     """
     from adautomix.config import merge_sources
-    from adautomix.pictures.image_grid import mix_grid
+    from adautomix.pictures.mix_rows import mix_grid
     from adautomix.pictures.preview import preview_rows
 
     drawn = preview_rows(

@@ -18,6 +18,7 @@ from statistics import fmean
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from torch import Tensor
 
 from adautomix.data import Split
 from adautomix.data.corruptions.corrupted import CORRUPTIONS, KINDS, PAPER, Corrupters
@@ -271,11 +272,20 @@ def draw_picture(
     target: EvalTarget, source: Source, names: Sequence[str], severity: int, cache: ResultCache
 ) -> None:
     """Draw the first test image in its original form, then under every corruption."""
-    from adautomix.pictures.tiles import write_tiles
+    images = {"clean": first_image(target.data.test)}
+    images |= {name.replace("_", " "): source.first(name, severity) for name in names}
+    write_examples(images, cache.output_path(PICTURE))
 
-    tiles = {"clean": first_image(target.data.test)}
-    tiles |= {name.replace("_", " "): source.first(name, severity) for name in names}
-    write_tiles(tiles, cache.output_path(PICTURE))
+
+def write_examples(images: Mapping[str, Tensor], path: Path) -> None:
+    """Write a PNG file with images uint8 `[3, S, S]`, five per row, captioned by their names."""
+    from adautomix.pictures.image_grid import image_grid, image_tile, save_picture
+
+    tiles = [image_tile(image.numpy(), name) for name, image in images.items()]
+    rows = [[tiles[start : start + 5]] for start in range(0, len(tiles), 5)]
+    # At this size, 20 images of noise with 256 colors stay below 150 kB.
+    picture = image_grid(rows, widths=[100] * 5, tile=80, text_size=11)
+    save_picture(picture, path, max_bytes=150_000)
 
 
 SUITE = Suite(

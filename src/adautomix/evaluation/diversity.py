@@ -38,9 +38,15 @@ from adautomix.evaluation.suite import (
 )
 from adautomix.evaluation.target import EvalTarget
 from adautomix.methods import Mixed, MixParams
-from adautomix.pictures.sheet import Tile, heat_tile, image_tile, write_sheet
-from adautomix.pictures.thin import thin
+from adautomix.pictures.image_grid import (
+    Tile,
+    heat_tile,
+    image_grid,
+    image_tile,
+    save_picture,
+)
 from adautomix.runs.checkpoint import epoch_checkpoint_name, kept_epochs
+from adautomix.subsample import subsample
 
 TOO_FEW_CHECKPOINTS = (
     "the run kept fewer than two checkpoints; train with --keep-every 5, for example, to compare "
@@ -122,7 +128,7 @@ def run_diversity(
     if target.run is None:
         raise NotApplicableError(f"diversity needs a run, and {target.name} is not one")
     mixer = run_mixer(target)
-    epochs = thin(kept_epochs(target.run), settings.checkpoints)
+    epochs = subsample(kept_epochs(target.run), settings.checkpoints)
     several = len(epochs) > 1
     cache.set_total(1 + several)
     spread = cache.get("spread", lambda: measure_spread(target, settings, mixer))
@@ -267,7 +273,7 @@ def draw_picture(
     sources_per_mix = mixes[0].perm.shape[1]
     titles = {0: "sources"}
     titles |= {sources_per_mix + k: f"epoch {epoch}" for k, epoch in enumerate(epochs)}
-    write_sheet(blocks, path, titles)
+    save_picture(image_grid(blocks, titles), path)
 
 
 SUITE = Suite(

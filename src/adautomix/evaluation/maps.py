@@ -41,7 +41,7 @@ from adautomix.evaluation.mixing import (
 from adautomix.evaluation.suite import ResultCache, Suite, SuiteResult, SuiteSettings
 from adautomix.evaluation.target import EvalTarget, PixelNetwork
 from adautomix.methods import Mixed
-from adautomix.pictures.sheet import heat_tile, image_tile, write_sheet
+from adautomix.pictures.image_grid import heat_tile, image_grid, image_tile, save_picture
 
 PLAIN_METHODS = ("mixup", "cutmix")
 
@@ -275,7 +275,7 @@ def draw_picture(
         mix_tiles = [heat_tile(on_mix[m, n], names[n], over=mixes[m]) for n in range(len(sources))]
         blocks.append([[*originals, image_tile(mixes[m], lam)], [*source_tiles, *mix_tiles]])
     titles = {0: "originals and maps", len(perm[0]): f"maps of the {mapped.name} on the mix"}
-    write_sheet(blocks, path, titles)
+    save_picture(image_grid(blocks, titles), path)
 
 
 def first_mixes(mixed: Mixed, classes: Tensor, count: int) -> Mixed:

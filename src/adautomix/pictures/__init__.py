@@ -1,1 +1,1 @@
-"""Pictures of mixed samples and grids of images."""
+"""Grids of images and rows of mixed samples."""

@@ -1,263 +1,338 @@
-"""A picture of mixed samples: what went in, how much of each went where, what came out.
+"""Grids of images with captions, heat maps and text.
 
-Drawn pixel by pixel rather than plotted, so that a small image shows its own pixels, enlarged.
+`torchvision.utils.make_grid` serves for images of one size without text. These grids also hold
+images of different sizes, a caption below each image, text cells, column titles, and rules between
+blocks of rows. Small images are enlarged by an integer factor, so that every pixel stays a sharp
+square.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from adautomix.errors import UsageError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 Pixels = npt.NDArray[np.uint8]
+"""An image `[H, W, 3]`."""
 
-TILE = 128  # the most that one picture takes, in height and in width
-GAP = 12
-HEADER = 44
-LINE = 22
-_NAME_WIDTH, _TEXT_WIDTH = 152, 250
-_MAP = "viridis"
+TILE = 128  # maximum height and width of an image in the grid
+GAP = 12  # between columns, and above and below a block
+LINE = 22  # height of a line of text
+TEXT_SIZE = 15
+MAX_BYTES = 200_000  # of a picture file, so that one report can embed many
+WEBP_QUALITIES = (90, 70, 45)
+HEAT_WEIGHT = 0.6  # weight of a heat map laid over an image
 INK, MUTED, PAPER, RULE = "#1f2328", "#5b6470", "#ffffff", "#d9d9d4"
-_SIZE = 15
+
+_COLOR_MAP = "viridis"
+_BAR_SIZE = (40, 12)  # width and height of the color bar
 
 
 @dataclass(frozen=True, eq=False)
-class MixRow:
-    """One mix to draw.
+class Tile:
+    """An image in a grid.
 
     Attributes:
-        method: name shown on the left.
-        sources: the N originals, uint8 `[N, 3, H, W]`.
-        masks: the share of each original at each pixel, 0..1, `[N, H, W]`; None without masks.
-        mixed: the mix, uint8 `[3, H, W]`.
-        lam: the N mixing ratios.
-        labels: the names of the N originals' classes.
-        note: a word below the method's name.
+        pixels: uint8 `[H, W, 3]`.
+        caption: one line below the image; it may extend below empty cells to the right.
+        muted: whether the caption is gray instead of black.
     """
 
-    method: str
-    sources: "Tensor"
-    masks: "Tensor | None"
-    mixed: "Tensor"
-    lam: tuple[float, ...]
-    labels: tuple[str, ...]
-    note: str = ""
+    pixels: Pixels
+    caption: str = ""
+    muted: bool = False
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where things lie, in pixels: rows of at most `ways` images, in columns of rows.
+class TextLine:
+    """A line of text: first `bold` in bold, then `text`; gray if `muted`."""
 
-    Edges are those of the first column, until `x` of a row is added.
+    text: str = ""
+    bold: str = ""
+    muted: bool = False
+
+
+@dataclass(frozen=True)
+class Text:
+    """A cell of text, from its top line to its bottom line; without lines it is a spacer."""
+
+    lines: tuple[TextLine, ...] = ()
+
+
+Cell: TypeAlias = Tile | Text | None
+"""None is an empty cell, below which the caption on its left may extend."""
+Row: TypeAlias = Sequence[Cell]
+"""Cells from left to right; a row may be shorter than others."""
+Block: TypeAlias = Sequence[Row]
+"""Rows that belong together, without a rule between them."""
+
+
+@dataclass(frozen=True)
+class GridLayout:
+    """The positions of cells, in pixels from the top left corner of the grid.
+
+    Attributes:
+        widths: width of each column.
+        blocks: number of rows of each block.
+        header: height of the column titles above the first block; 0 without titles.
+        tile: height of the images.
+        line: height of a line of text.
     """
 
-    ways: int
-    rows: int
-    columns: int = 1
-
-    @classmethod
-    def of(cls, ways: int, rows: int) -> "Layout":
-        """As many columns as make the picture about square."""
-        width, height = cls(ways, rows).size
-        return cls(ways, rows, max(1, round(math.sqrt(height / width))))
-
-    @property
-    def depth(self) -> int:
-        """Rows of a column."""
-        return -(-self.rows // self.columns)
+    widths: tuple[int, ...]
+    blocks: tuple[int, ...]
+    header: int = LINE + GAP
+    tile: int = TILE
+    line: int = LINE
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the whole picture."""
-        return self.columns * self.width, self._top(self.depth)
+        """Width and height of the grid."""
+        return self.left(len(self.widths)), self.rule(len(self.blocks))
 
-    @property
-    def width(self) -> int:
-        """Of a column."""
-        return self.text_x + _TEXT_WIDTH + GAP
+    def left(self, column: int) -> int:
+        """Return the left edge of a column; for the number of columns, the width of the grid."""
+        return GAP + sum(self.widths[:column]) + column * GAP
 
-    @property
-    def text_x(self) -> int:
-        """Left edge of the text about λ and the label."""
-        return self.mix_x + TILE + GAP
+    def rule(self, block: int) -> int:
+        """Return the height of the rule above a block."""
+        return self.header + sum(self._height(rows) for rows in self.blocks[:block])
 
-    @property
-    def mix_x(self) -> int:
-        """Left edge of the mixes."""
-        return self.mask_x(self.ways) + GAP
+    def top(self, block: int, row: int = 0) -> int:
+        """Return the top edge of the cells in a row of a block."""
+        return self.rule(block) + GAP + row * (self.tile + self.line)
 
-    def source_x(self, n: int) -> int:
-        """Left edge of original `n`."""
-        return GAP + _NAME_WIDTH + n * (TILE + GAP)
-
-    def mask_x(self, n: int) -> int:
-        """Left edge of the mask of original `n`."""
-        return self.source_x(self.ways + n) + GAP
-
-    def x(self, row: int) -> int:
-        """Left edge of the column of a row."""
-        return row // self.depth * self.width
-
-    def y(self, row: int) -> int:
-        """Top edge of the pictures of a row."""
-        return self._top(row % self.depth)
-
-    def _top(self, place: int) -> int:
-        return HEADER + GAP + place * (TILE + LINE + GAP)
+    def _height(self, rows: int) -> int:
+        return GAP + rows * (self.tile + self.line)
 
 
-def mix_grid(rows: Sequence[MixRow], path: Path) -> Path:
-    """Write one PNG with a row a mix, and return its path.
+def image_grid(
+    blocks: Sequence[Block],
+    titles: Mapping[int, str] | None = None,
+    *,
+    widths: Sequence[int] | None = None,
+    color_bar: int | None = None,
+    tile: int = TILE,
+    text_size: int = TEXT_SIZE,
+) -> Image.Image:
+    """Draw blocks of rows of cells.
 
-    Rows may mix different numbers of images of different sizes. Many rows make several columns.
-    Raises UsageError where there is no row, or a row's ratios, labels, masks and originals are not
-    equally many.
+    Args:
+        blocks: the cells; rows may have different lengths.
+        titles: column titles by column number, and a rule above each block; None: neither.
+        widths: width of each column in pixels; None: `tile` for every column.
+        color_bar: the column whose title is followed by a bar of the heat map colors, 0 to 1.
+        tile: maximum height and width of an image in pixels.
+        text_size: font size in pixels.
     """
-    if not rows:
-        raise UsageError("no mix to draw: give at least one row")
-    for row in rows:
-        _check(row)
-    layout = Layout.of(max(len(row.labels) for row in rows), len(rows))
-    picture = Image.new("RGB", layout.size, PAPER)
-    pen = ImageDraw.Draw(picture)
-    for column in range(layout.columns):
-        _draw_header(picture, pen, layout, column * layout.width)
-    for index, row in enumerate(rows):
-        _draw_row(picture, pen, layout, row, index)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, optimize=True)
-    return path
+    if widths is None:
+        widths = [tile] * max(len(row) for block in blocks for row in block)
+    layout = GridLayout(
+        widths=tuple(widths),
+        blocks=tuple(len(block) for block in blocks),
+        header=0 if titles is None else LINE + GAP,
+        tile=tile,
+        line=round(LINE / TEXT_SIZE * text_size),
+    )
+    canvas = _Canvas(layout, text_size)
+    if titles is not None:
+        canvas.draw_titles(titles, color_bar)
+    for number, block in enumerate(blocks):
+        if titles is not None:
+            canvas.draw_rule(layout.rule(number))
+        for index, row in enumerate(block):
+            canvas.draw_row(row, layout.top(number, index))
+    return canvas.picture
 
 
-def _check(row: MixRow) -> None:
-    counts = {
-        "originals": len(row.sources),
-        "masks": len(row.sources if row.masks is None else row.masks),
-        "ratios": len(row.lam),
-        "labels": len(row.labels),
-    }
-    if len(set(counts.values())) > 1:
-        text = ", ".join(f"{count} {name}" for name, count in counts.items())
-        raise UsageError(f"a mix of {row.method} does not add up: {text}; give one of each a way")
+class _Canvas:
+    """A picture in progress."""
+
+    def __init__(self, layout: GridLayout, text_size: int) -> None:
+        self.layout = layout
+        self.picture = Image.new("RGB", layout.size, PAPER)
+        self.pen = ImageDraw.Draw(self.picture)
+        self.text_size = text_size
+
+    def draw_titles(self, titles: Mapping[int, str], color_bar: int | None) -> None:
+        """Draw column titles, each up to the next one."""
+        for column, title in titles.items():
+            self.draw_text(title, self.layout.left(column), GAP, self.room(column, titles), MUTED)
+        if color_bar is not None:
+            right = self.layout.left(color_bar) + self.length(titles[color_bar])
+            self.draw_color_bar(right + GAP, GAP)
+
+    def draw_rule(self, y: int) -> None:
+        """Draw a horizontal line over the whole width."""
+        self.pen.line((GAP, y, self.picture.width - GAP, y), RULE)
+
+    def draw_color_bar(self, x: int, y: int) -> None:
+        """Draw the heat map colors from 0 to 1."""
+        width, height = _BAR_SIZE
+        ramp = np.broadcast_to(np.linspace(0, 1, width, dtype=np.float32), (height, width))
+        self.draw_text("0", x, y, width, MUTED)
+        self.picture.paste(Image.fromarray(heat_map(ramp)), (x + 14, y + 4))
+        self.draw_text("1", x + 18 + width, y, width, MUTED)
+
+    def draw_row(self, row: Row, top: int) -> None:
+        """Draw the cells of a row, and the captions on one line below the tallest image."""
+        cells = {column: cell for column, cell in enumerate(row) if cell is not None}
+        captions_y = top
+        for column, cell in cells.items():
+            if isinstance(cell, Tile):
+                bottom = self.draw_image(cell.pixels, self.layout.left(column), top)
+                captions_y = max(captions_y, bottom + 2)
+            else:
+                self.draw_lines(cell, column, top)
+        for column, cell in cells.items():
+            if isinstance(cell, Tile):
+                ink = MUTED if cell.muted else INK
+                x, width = self.layout.left(column), self.room(column, cells)
+                self.draw_text(cell.caption, x, captions_y, width, ink)
+
+    def draw_image(self, pixels: Pixels, x: int, y: int) -> int:
+        """Draw an image at the size of a tile, and return its bottom edge."""
+        image = fit_image(Image.fromarray(np.ascontiguousarray(pixels)), self.layout.tile)
+        self.picture.paste(image, (x, y))
+        return y + image.height
+
+    def draw_lines(self, cell: Text, column: int, top: int) -> None:
+        """Draw the lines of a text cell."""
+        x, width = self.layout.left(column), self.layout.widths[column]
+        for number, line in enumerate(cell.lines):
+            y, ink, used = top + number * self.layout.line, MUTED if line.muted else INK, 0
+            if line.bold:
+                self.draw_text(line.bold, x, y, width, ink, bold=True)
+                used = self.length(line.bold + "  ", bold=True)
+            self.draw_text(line.text, x + used, y, width - used, ink)
+
+    def draw_text(
+        self, text: str, x: int, y: int, width: int, ink: str, *, bold: bool = False
+    ) -> None:
+        """Draw one line; if it is wider than `width`, end it with an ellipsis."""
+        self.pen.text((x, y), self.shorten(text, width, bold=bold), ink, self.font(bold=bold))
+
+    def shorten(self, text: str, width: int, *, bold: bool = False) -> str:
+        """Return `text` on one line of at most `width` pixels."""
+        text = " ".join(text.split())
+        if not text or self.length(text, bold=bold) <= width:
+            return text
+        while text and self.length(text + "…", bold=bold) > width:
+            text = text[:-1]
+        return text.rstrip() + "…"
+
+    def room(self, column: int, occupied: Mapping[int, Any]) -> int:
+        """Return the width from a column to the next occupied one, or to the right edge."""
+        after = min((c for c in occupied if c > column), default=len(self.layout.widths))
+        return self.layout.left(after) - self.layout.left(column) - GAP
+
+    def length(self, text: str, *, bold: bool = False) -> int:
+        return round(self.pen.textlength(text, self.font(bold=bold)))
+
+    def font(self, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+        return load_font(self.text_size, bold=bold)
 
 
-def _draw_header(picture: Image.Image, pen: ImageDraw.ImageDraw, layout: Layout, left: int) -> None:
-    y = HEADER - LINE
-    titles = {
-        GAP: "method",
-        layout.source_x(0): "originals",
-        layout.mask_x(0): "masks",
-        layout.mix_x: "mix",
-        layout.text_x: "label of the mix",
-    }
-    for x, title in titles.items():
-        pen.text((left + x, y), title, MUTED, font())
-    pen.line((left + GAP, HEADER, left + layout.width - GAP, HEADER), RULE)
-    bar = left + layout.mask_x(0) + int(pen.textlength("masks", font()))
-    _draw_color_bar(picture, pen, bar, y)
+@cache
+def load_font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """Return DejaVu Sans, which comes with matplotlib and has Greek letters."""
+    import matplotlib
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)
 
 
-def _draw_color_bar(
-    picture: Image.Image, pen: ImageDraw.ImageDraw, x: int, y: int, width: int = 40
-) -> None:
-    ramp = np.broadcast_to(np.linspace(0, 1, width, dtype=np.float32), (12, width))
-    pen.text((x + GAP, y), "0", MUTED, font())
-    picture.paste(Image.fromarray(heat(ramp)), (x + 2 * GAP + 2, y + 4))
-    pen.text((x + 2 * GAP + width + 6, y), "1", MUTED, font())
+def fit_image(image: Image.Image, side: int) -> Image.Image:
+    """Return an image enlarged by an integer factor, or shrunk, to at most `side` pixels."""
+    factor = side // max(image.size)
+    if factor >= 1:
+        size = (image.width * factor, image.height * factor)
+        return image.resize(size, Image.Resampling.NEAREST)
+    shrunk = image.copy()
+    shrunk.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return shrunk
 
 
-def _draw_row(
-    picture: Image.Image, pen: ImageDraw.ImageDraw, layout: Layout, row: MixRow, index: int
-) -> None:
-    left, y = layout.x(index), layout.y(index)
-    name = fit(pen, row.method, _NAME_WIDTH - GAP, bold=True)
-    pen.text((left + GAP, y), name, INK, font(bold=True))
-    pen.text((left + GAP, y + LINE), fit(pen, row.note, _NAME_WIDTH - GAP), MUTED, font())
-    for n, (source, label) in enumerate(zip(row.sources, row.labels, strict=True)):
-        x = left + layout.source_x(n)
-        below = paste(picture, channels_last(source), x, y)
-        pen.text((x, below), fit(pen, label, TILE), INK, font())
-    if row.masks is None:
-        pen.text((left + layout.mask_x(0), y), "no mask", MUTED, font())
-    else:
-        for n, mask in enumerate(row.masks.detach().cpu().float().numpy()):
-            x = left + layout.mask_x(n)
-            below = paste(picture, heat(mask), x, y)
-            pen.text((x, below), f"mean {mask.mean():.2f}", MUTED, font())
-    paste(picture, channels_last(row.mixed), left + layout.mix_x, y)
-    _draw_label(pen, row, left + layout.text_x, y)
+# ---------------------------------------------------------------------- tiles
 
 
-def _draw_label(pen: ImageDraw.ImageDraw, row: MixRow, x: int, y: int) -> None:
-    """λ, then the weight of each class in the soft label, equal classes added up."""
-    pen.text((x, y), "λ = " + ", ".join(f"{lam:.2f}" for lam in row.lam), INK, font())
-    weights: dict[str, float] = {}
-    for label, lam in zip(row.labels, row.lam, strict=True):
-        weights[label] = weights.get(label, 0.0) + lam
-    figure = int(pen.textlength("0.00  ", font()))
-    for line, (label, weight) in enumerate(weights.items(), start=1):
-        top = y + line * LINE + 4
-        pen.text((x, top), f"{weight:.2f}", INK, font(bold=True))
-        pen.text((x + figure + 4, top), fit(pen, label, _TEXT_WIDTH - figure - 4), INK, font())
+def image_tile(image: npt.NDArray[Any], caption: str = "") -> Tile:
+    """Return a tile of an image `[C, H, W]`, with one or three channels.
+
+    Args:
+        image: uint8, or floating point in [0, 1]; values outside this range are clipped.
+        caption: the line below it.
+    """
+    if image.dtype != np.uint8:
+        image = np.rint(255 * image.clip(0, 1)).astype(np.uint8)
+    pixels: Pixels = image.transpose(1, 2, 0)
+    return Tile(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), caption)
 
 
-def heat(values: npt.NDArray[np.float32]) -> Pixels:
-    """Colors uint8 `[H, W, 3]` of values 0..1 `[H, W]`: dark is 0, bright is 1."""
+def heat_tile(
+    values: npt.NDArray[np.float32],
+    caption: str = "",
+    *,
+    over: npt.NDArray[np.float32] | None = None,
+    muted: bool = False,
+) -> Tile:
+    """Return a tile of values `[H, W]` in [0, 1] as a heat map.
+
+    Args:
+        values: dark is 0, bright is 1.
+        caption: the line below it.
+        over: an image `[3, H, W]` in [0, 1] to lay the heat map over, in gray.
+        muted: whether the caption is gray.
+    """
+    colors = heat_map(values)
+    if over is not None:
+        gray = 255 * over.clip(0, 1).mean(axis=0)[..., None]
+        blend = HEAT_WEIGHT * colors + (1 - HEAT_WEIGHT) * gray
+        colors = np.rint(blend).astype(np.uint8)
+    return Tile(colors, caption, muted)
+
+
+def heat_map(values: npt.NDArray[np.float32]) -> Pixels:
+    """Return viridis colors, uint8 `[H, W, 3]`, of values `[H, W]` in [0, 1]."""
     from matplotlib import colormaps
 
-    table = np.asarray(colormaps[_MAP].colors)  # type: ignore[attr-defined]
+    table = np.asarray(colormaps[_COLOR_MAP].colors)  # type: ignore[attr-defined]
     index = np.rint(np.clip(values, 0, 1) * (len(table) - 1)).astype(np.intp)
     colors: Pixels = np.rint(255 * table[index]).astype(np.uint8)
     return colors
 
 
-def channels_last(image: "Tensor") -> Pixels:
-    """Uint8 `[H, W, 3]` of an image `[C, H, W]`; one gray channel becomes three."""
-    pixels: Pixels = image.detach().cpu().numpy().transpose(1, 2, 0)
-    return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+# ---------------------------------------------------------------------- files
 
 
-def paste(picture: Image.Image, pixels: Pixels, x: int, y: int) -> int:
-    """Put an image into its tile, and return where a caption goes.
+def save_picture(picture: Image.Image, path: Path, max_bytes: int | None = MAX_BYTES) -> Path:
+    """Write a picture as PNG or WebP, as the suffix of `path` says, and return the path.
 
-    It is enlarged by whole pixels, so that each is seen as a square, or shrunk if it must be.
+    Args:
+        picture: the picture.
+        path: the file; its folder is created.
+        max_bytes: largest size of the file; None: no limit. To stay below it, a PNG is reduced to
+            256 colors, which may not suffice, and a WebP to a lower quality and then to a smaller
+            picture.
     """
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    times = TILE // max(image.size)
-    if times >= 1:
-        image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".webp":
+        _save_webp(picture, path, max_bytes)
     else:
-        image.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
-    picture.paste(image, (x, y))
-    return y + image.height + 2
+        picture.save(path, optimize=True)
+        if max_bytes is not None and path.stat().st_size > max_bytes:
+            picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    return path
 
 
-def fit(pen: ImageDraw.ImageDraw, text: str, width: int, *, bold: bool = False) -> str:
-    """`text` on one line, its end replaced by an ellipsis where it is wider than `width` pixels."""
-    text = " ".join(text.split())
-    face = font(bold=bold)
-    if pen.textlength(text, face) <= width:
-        return text
-    while text and pen.textlength(text + "…", face) > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
-
-
-@cache
-def font(*, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """The typeface that comes with matplotlib: there on every machine, with Greek letters."""
-    import matplotlib
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), _SIZE)
+def _save_webp(picture: Image.Image, path: Path, max_bytes: int | None) -> None:
+    while True:
+        for quality in WEBP_QUALITIES:
+            picture.save(path, quality=quality)
+            if max_bytes is None or path.stat().st_size <= max_bytes:
+                return
+        picture = picture.reduce(2)

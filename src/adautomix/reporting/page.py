@@ -8,7 +8,6 @@ from typing import Any
 
 from adautomix.errors import UsageError
 from adautomix.evaluation.target import EvalTarget
-from adautomix.pictures.thin import thin
 from adautomix.reporting.drawing import Chart
 from adautomix.reporting.evaluations import run_sections, write_evaluations
 from adautomix.reporting.figures import (
@@ -39,6 +38,7 @@ from adautomix.reporting.section import embedded
 from adautomix.reporting.significance import Verdict, difference, how_to_read, significance, span
 from adautomix.runs.records import Run, number_at, read_runs
 from adautomix.runs.schema import BestEpoch
+from adautomix.subsample import subsample
 
 _MAX_SAMPLES = 4  # pictures of one run
 _MAX_PICTURES = 8  # of all runs, as long as each method has one: a page is to be sent by mail
@@ -248,7 +248,7 @@ def _pictures(runs: Sequence[Run]) -> list[Sample]:
     return [
         Sample(run.name, path.stem, embedded(path))
         for run in shown
-        for path in thin(run.samples, each)
+        for path in subsample(run.samples, each)
     ]
 
 

@@ -8,7 +8,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from adautomix.metrics import Scores
-from adautomix.pictures.thin import thin
 from adautomix.reporting.drawing import (
     DASHED,
     DOTTED,
@@ -35,6 +34,7 @@ from adautomix.reporting.figures import (
 )
 from adautomix.runs.records import Run, number_at
 from adautomix.runs.schema import EpochRow, Row
+from adautomix.subsample import subsample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -278,8 +278,8 @@ def _numbers(plan: Plan, runs: Sequence[Run]) -> list[tuple[str, ...]]:
             significant(plan.place(row)),
             *(line.show(line.value(row)) for line in plan.lines),
         )
-        for run in thin(runs, _MAX_TABLE_ROWS)
-        for row in thin(plan.rows(run), share)
+        for run in subsample(runs, _MAX_TABLE_ROWS)
+        for row in subsample(plan.rows(run), share)
     ]
 
 
@@ -316,7 +316,7 @@ def _plot(axes: "Axes", panel: Panel, plan: Plan, run: Run, look: dict[str, Any]
             for row in rows
             if (x := plan.place(row)) is not None and (y := line.value(row)) is not None
         ]
-        points = thin(points, _MAX_POINTS)
+        points = subsample(points, _MAX_POINTS)
         every = max(1, len(points) // 8)
         xs, ys = [x for x, _ in points], [y for _, y in points]
         axes.plot(xs, ys, linestyle=line.style, markevery=every, **look)

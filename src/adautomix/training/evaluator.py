@@ -19,8 +19,7 @@ from adautomix.distributed import gather_rows, is_main, rank, world
 from adautomix.methods import Method
 from adautomix.metrics import collect_logits, score
 from adautomix.models import Classifier, evaluating, frozen_statistics
-from adautomix.pictures.image_grid import mix_grid
-from adautomix.pictures.mix_rows import data_batch, mix_rows
+from adautomix.pictures.mix_rows import batch_from_data, mix_grid, mix_rows
 from adautomix.rng import generator_at
 from adautomix.runs.schema import BestEpoch, EpochRow, NetworkName, NetworkScores
 
@@ -98,7 +97,7 @@ class Evaluator:
 
     def draw_samples(self, path: Path, step: int) -> None:
         """Write a picture of the mixes that the student is trained on at this step."""
-        batch = data_batch(self.data, self.config.seed, self.device)
+        batch = batch_from_data(self.data, self.config.seed, self.device)
         with frozen_statistics(self.teacher), autocast(self.device, self.config.precision):
             rows = mix_rows(
                 self.method,

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from adautomix.evaluation.occlusion import PICTURE, PICTURE_FRACTIONS, OcclusionResult
-from adautomix.pictures.thin import thin
 from adautomix.reporting.drawing import Chart, Series, line_chart
 from adautomix.reporting.figures import decimals, percent
 from adautomix.reporting.section import (
@@ -14,6 +13,7 @@ from adautomix.reporting.section import (
     embedded,
     line_style,
 )
+from adautomix.subsample import subsample
 
 NOTE = (
     "Random patches of every image are painted in the mean color of the training data; each image "
@@ -47,7 +47,7 @@ def section(results: Results) -> Section:
 
 def fractions_in(results: Results, limit: int) -> list[float]:
     """Return the fractions at which some network was scored, thinned out to at most `limit`."""
-    return thin(sorted({f for _, result in results for f in result.fractions}), limit)
+    return subsample(sorted({f for _, result in results for f in result.fractions}), limit)
 
 
 def area_table(results: Results) -> Table:

@@ -6,8 +6,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def thin(items: Sequence[T], limit: int) -> list[T]:
-    """At most `limit` ≥ 1 items, evenly spread, the last always among them."""
+def subsample(items: Sequence[T], limit: int) -> list[T]:
+    """Return at most `limit` evenly spaced items in their order, always with the last one.
+
+    The first item is kept as well if `limit` is at least 2.
+    """
     if len(items) <= limit:
         return list(items)
     if limit == 1:
