@@ -452,6 +452,7 @@ def test_only_the_student_and_the_method_learn(name: str) -> None:
     assert bool(learned) == (name in ("smmix", "tokenmixup"))
 
 
+@pytest.mark.slow
 @EVERY
 def test_mixing_can_be_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenmixup, "BIDS", 3)  # tracing takes as long as there are rounds
@@ -466,6 +467,7 @@ def test_mixing_can_be_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(mixed.targets, expected.targets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["transmix", "tokenmixup"])
 def test_features_and_loss_can_be_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenmixup, "BIDS", 3)

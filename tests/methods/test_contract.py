@@ -339,6 +339,7 @@ def test_extracting_features_changes_nothing(name: str) -> None:
 
 
 # Unrolling the solvers of the other two would take minutes.
+@pytest.mark.slow
 @cases([name for name in all_but("comixup", "puzzlemix") if name not in EACH])
 def test_a_mix_is_one_graph(case: Case) -> None:
     with compiled(case.method.mix) as graph:

@@ -152,6 +152,7 @@ def test_mixture_accuracy_uses_the_mixed_labels() -> None:
     assert losses["mixture_accuracy"].item() == expected.item()
 
 
+@pytest.mark.slow
 def test_a_step_of_manifoldmix_is_one_graph() -> None:
     """Each stage compiles to its own graph, which is not reused for another stage."""
     model = staged()

@@ -286,6 +286,7 @@ def test_recursivemix_in_half_precision() -> None:
     assert half.images.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 def test_a_step_of_recursivemix_is_one_graph_once_there_is_a_history() -> None:
     model, twin = staged(), staged()
     method, other = make(RecursiveMix, model), make(RecursiveMix, twin)

@@ -78,6 +78,7 @@ def test_saliencymix_mixes_batches_with_probability_prob() -> None:
     assert scipy.stats.kstest(lam.numpy(), scipy.stats.beta(0.5, 0.5).cdf).pvalue > 0.001
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detector", ["fine_grained", "spectral_residual"])
 def test_saliencymix_is_one_graph(detector: str) -> None:
     method, (images, targets) = make(SaliencyMix, detector=detector), toys()

@@ -185,6 +185,7 @@ def test_gradient_saliency_does_not_depend_on_the_batch() -> None:
     torch.testing.assert_close(together.sum(dim=(1, 2)), torch.ones(7))
 
 
+@pytest.mark.slow
 def test_gradient_saliency_under_autocast_and_compiled() -> None:
     model, (images, targets) = tiny_classifier(), toys()
     plain = gradient_saliency(model, images, targets)

@@ -365,6 +365,7 @@ def test_a_spec_builds_the_network_again() -> None:
 # ------------------------------------------------------------------- how they are run
 
 
+@pytest.mark.slow
 def test_compiled_is_one_graph_and_equal() -> None:
     model = tiny().eval()
     batch = images(2, 32)

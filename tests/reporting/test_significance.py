@@ -368,7 +368,7 @@ def test_the_page_shows_verdicts_and_equal_time(timed: list[Path], tmp_path: Pat
     assert "Bootstrap: the test images drawn anew" in page.text
     assert "No bootstrap over test images" in page.text
     assert "after 9.0 s on" in page.text
-    assert {"verdicts", "equal-time"} <= {attributes.get("id") for _, attributes in page.tags}
+    assert {"significance", "equal-time"} <= {attributes.get("id") for _, attributes in page.tags}
     assert "Test accuracy against training time" in page.text
 
 

@@ -81,6 +81,7 @@ ONE_GRAPH = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "settings"), ONE_GRAPH, ids=lambda value: str(value))
 def test_a_step_is_one_graph(name: str, settings: dict[str, Any]) -> None:
     """Dynamo takes the whole loss, networks included, without a break, and changes no number."""
@@ -101,6 +102,7 @@ def test_a_step_is_one_graph(name: str, settings: dict[str, Any]) -> None:
         student.load_state_dict(before)
 
 
+@pytest.mark.slow
 def test_compiled_mixes_are_equal() -> None:
     """Through the C++ compiler: the mixes of every input-mixing method."""
     images, labels = toy_images(8)
@@ -115,6 +117,7 @@ def test_compiled_mixes_are_equal() -> None:
         torch.testing.assert_close(ours.targets, plain.targets)
 
 
+@pytest.mark.slow
 def test_a_compiled_run_takes_the_eager_course(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
