@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adautomix.data.batches import eval_batches
 from adautomix.data.dataset import Color, ImageData
-from adautomix.data.decoding.pictures import prepare_pictures
+from adautomix.data.decoding.image_files import prepare_images
 from adautomix.methods import Method, Mixed
 from adautomix.mixing.ops import soft_targets
 from adautomix.pictures.image_grid import MixRow
@@ -52,7 +52,7 @@ def picture_batch(files: Sequence[Path], size: int, mean: Color = GREY, std: Col
     Raises:
         UsageError: a file cannot be read.
     """
-    images = prepare_pictures(files, image_size=size, mean=mean, std=std)
+    images = prepare_images(files, image_size=size, mean=mean, std=std)
     return Batch(images, torch.arange(len(files)), [path.stem for path in files], mean, std)
 
 
