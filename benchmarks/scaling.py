@@ -23,7 +23,7 @@ from adautomix.bench.rows import append
 from adautomix.bench.steps import time_by_turns
 from adautomix.bench.workload import Workload, real_step
 from adautomix.device import pick_device
-from adautomix.distributed import init_processes, is_main, world
+from adautomix.distributed import init_distributed, is_main, world_size
 
 Seconds = dict[str, list[float]]
 
@@ -101,8 +101,8 @@ def start(count: int, out: Path) -> subprocess.Popen[bytes]:
 def time_here(asked: argparse.Namespace) -> None:
     """Time the steps that this process takes together with the others."""
     torch.set_num_threads(1)
-    init_processes(pick_device("auto"))
-    values: dict[str, Any] = {"batch_size": world() * asked.batch_size, "width": asked.width}
+    init_distributed(pick_device("auto"))
+    values: dict[str, Any] = {"batch_size": world_size() * asked.batch_size, "width": asked.width}
     work = Workload(values, asked.methods.split(","), asked.steps)
     configs, data = work.configs(), work.images()
     makers = {c.method: (lambda c=c: real_step(c, data)) for c in configs}

@@ -110,7 +110,7 @@ def test_batches_must_divide(photos: Path) -> None:
 
     data = load_images(make_config({"data": str(photos), "image_size": 16}), progress=False)
     with pytest.raises(UsageError, match="batches of 9 and a last one of 0 do not divide among 2"):
-        TrainBatches(data, batch_size=9, seed=0, device=torch.device("cpu"), world=2)
+        TrainBatches(data, batch_size=9, seed=0, device=torch.device("cpu"), world_size=2)
 
 
 def test_shares_of_a_batch_are_the_batch(photos: Path) -> None:
@@ -119,7 +119,9 @@ def test_shares_of_a_batch_are_the_batch(photos: Path) -> None:
     data = load_images(make_config({"data": str(photos), "image_size": 16}), progress=False)
     cpu = torch.device("cpu")
     whole = TrainBatches(data, batch_size=8, seed=3, device=cpu)
-    shares = [TrainBatches(data, batch_size=8, seed=3, device=cpu, rank=r, world=2) for r in (0, 1)]
+    shares = [
+        TrainBatches(data, batch_size=8, seed=3, device=cpu, rank=r, world_size=2) for r in (0, 1)
+    ]
     batch, *parts = (next(batches.epoch(1, 1)) for batches in (whole, *shares))
     augmented = [b.augment(p) for b, p in zip(shares, parts, strict=True)]
     assert torch.equal(torch.cat(augmented), whole.augment(batch))
@@ -158,7 +160,7 @@ def test_shared_batch_norm_is_batch_norm(alone: None, tracked: bool) -> None:
 
 
 def test_every_test_image_is_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adautomix.training.evaluator.world", lambda: 4)
+    monkeypatch.setattr("adautomix.training.evaluator.world_size", lambda: 4)
     rows = []
     for place in range(4):
         monkeypatch.setattr("adautomix.training.evaluator.rank", lambda place=place: place)

@@ -19,20 +19,20 @@ Made = TypeVar("Made")
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def init_processes(device: torch.device) -> None:
+def init_distributed(device: torch.device) -> None:
     """Join the others if `torchrun` started this process; once is enough."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes there are."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Which one this is, from 0."""
-    return dist.get_rank() if world() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 def is_main() -> bool:
@@ -50,7 +50,7 @@ def gather_rows(values: Tensor) -> Tensor:
 
     No gradient flows through it.
     """
-    if world() == 1:
+    if world_size() == 1:
         return values
     gathered = gather_stacked(values.detach().contiguous()).flatten(0, 1)
     if values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last):
@@ -60,23 +60,23 @@ def gather_rows(values: Tensor) -> Tensor:
 
 def gather_stacked(values: Tensor) -> Tensor:
     """The values of every process, `[processes, ...]`; on CPUs that takes half as long as a sum."""
-    parts = [torch.empty_like(values) for _ in range(world())]
+    parts = [torch.empty_like(values) for _ in range(world_size())]
     dist.all_gather(parts, values)
     return torch.stack(parts)
 
 
 def mean_over_processes(values: dict[str, float]) -> dict[str, float]:
     """The mean over all processes of each value; all must bring the same names."""
-    if world() == 1:
+    if world_size() == 1:
         return values
     sums = torch.tensor(list(values.values()), dtype=torch.float64, device=_meeting_place())
     dist.all_reduce(sums)
-    return dict(zip(values, (sums / world()).tolist(), strict=True))
+    return dict(zip(values, (sums / world_size()).tolist(), strict=True))
 
 
 def min_over_processes(value: int) -> int:
     """The smallest of the values of all processes."""
-    if world() == 1:
+    if world_size() == 1:
         return value
     tensor = torch.tensor(value, device=_meeting_place())
     dist.all_reduce(tensor, dist.ReduceOp.MIN)
@@ -90,7 +90,7 @@ def any_process(value: bool) -> bool:
 
 def broadcast_from_main(make: Callable[[], Made]) -> Made:
     """What the main process makes, for all; it is pickled on its way."""
-    if world() == 1:
+    if world_size() == 1:
         return make()
     box = [make() if is_main() else None]
     dist.broadcast_object_list(box, src=0, device=_meeting_place())
@@ -99,12 +99,12 @@ def broadcast_from_main(make: Callable[[], Made]) -> Made:
 
 def barrier() -> None:
     """Wait until every process is here."""
-    if world() > 1:
+    if world_size() > 1:
         dist.barrier()
 
 
 @contextmanager
-def main_first() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """The main process goes through this block before the others: it fills what they will read."""
     if not is_main():
         barrier()
@@ -122,7 +122,7 @@ def sync_batch_norm(model: Network) -> Network:
     Raises:
         UsageError: on the CPU, a batch norm other than `nn.BatchNorm2d`.
     """
-    if world() == 1:
+    if world_size() == 1:
         return model
     if next(model.parameters()).device.type == "cuda":
         from timm.layers.norm_act import convert_sync_batchnorm
@@ -148,7 +148,7 @@ class SyncBatchNorm2dCPU(nn.BatchNorm2d):
             return super().forward(input)
         out, mean, var = SyncNormFunction.apply(input, self.weight, self.bias, self.eps)
         if self.track_running_stats:
-            count = world() * input[:, 0].numel()
+            count = world_size() * input[:, 0].numel()
             self._move_buffers(mean, var * count / (count - 1))
         return cast(Tensor, out)
 
@@ -186,7 +186,7 @@ class SyncNormFunction(torch.autograd.Function):
             grad, images, weight, mean, var, None, None, False, ctx.eps, [False, True, True]
         )
         sums = gather_stacked(torch.stack([of_weight, of_bias])).sum(dim=0)
-        count = world() * images[:, 0].numel()
+        count = world_size() * images[:, 0].numel()
         scale = (var + ctx.eps).rsqrt()
         # ∂/∂x = w s (g - Σg/n - x̂ Σ(g x̂)/n) with x̂ = (x - mean) s, as a g + b x + c
         a = weight * scale

@@ -21,7 +21,7 @@ from adautomix.data import DATASETS, ImageData, Split, TrainBatches, eval_batche
 from adautomix.data.augment import apply_crop, apply_resized_crop, draw_crop, draw_resized_crop
 from adautomix.data.dataset import InMemory, OnDisk
 from adautomix.data.decoding import worker as decode_module
-from adautomix.data.decoding.decoders import Decoders
+from adautomix.data.decoding.decoders import DecoderPool
 from adautomix.data.decoding.worker import decode
 from adautomix.data.listing import list_folder
 from adautomix.data.partition import partition
@@ -407,7 +407,7 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise NotImplementedError("decoded")
 
-    monkeypatch.setattr(Decoders, "decode", refuse)
+    monkeypatch.setattr(DecoderPool, "decode", refuse)
 
 
 def test_the_second_load_does_not_decode(

@@ -20,14 +20,14 @@ from torch import Tensor
 from adautomix.data.corruptions import sources as corruption_sources
 from adautomix.data.corruptions import worker as program
 from adautomix.data.corruptions.corrupted import (
+    CATEGORIES,
     CORRUPTIONS,
-    KINDS,
-    PAPER,
+    PAPER_CORRUPTIONS,
     SEVERITIES,
     Corrupted,
-    Corrupters,
+    CorrupterPool,
 )
-from adautomix.data.corruptions.sources import Generated
+from adautomix.data.corruptions.sources import GeneratedCorruptions
 from adautomix.data.dataset import InMemory, Split
 from adautomix.errors import RunError, UsageError
 from adautomix.evaluation import corruption
@@ -45,16 +45,16 @@ FEW: dict[str, object] = {"corruptions": "fog,contrast", "severities": "2,5", "w
 
 
 @pytest.fixture(scope="module")
-def corrupters() -> Iterator[Corrupters]:
+def corrupters() -> Iterator[CorrupterPool]:
     """A pool with one process."""
-    with Corrupters(1) as pool:
+    with CorrupterPool(1) as pool:
         yield pool
 
 
 @pytest.fixture(scope="module")
-def pair() -> Iterator[Corrupters]:
+def pair() -> Iterator[CorrupterPool]:
     """A pool with two processes, either of which may finish first."""
-    with Corrupters(2) as pool:
+    with CorrupterPool(2) as pool:
         yield pool
 
 
@@ -72,7 +72,7 @@ def run_suite(target: EvalTarget, **settings: object) -> CorruptionResult:
 
 
 def corrupt_split(
-    clean: InMemory, corrupters: Corrupters, name: str, severity: int = 3, seed: int = 0
+    clean: InMemory, corrupters: CorrupterPool, name: str, severity: int = 3, seed: int = 0
 ) -> Corrupted:
     rows = torch.arange(len(clean))
     return Corrupted(clean, rows, SIDE, name, severity, seed, corrupters)
@@ -102,8 +102,10 @@ def kept_files(cache: Path) -> dict[str, bytes]:
     return {path.parent.name: path.read_bytes() for path in cache.rglob("pixels.npy")}
 
 
-def generated(clean: InMemory, corrupters: Corrupters, *, seed: int = 0) -> Generated:
-    return Generated(clean, image_size=SIDE, seed=seed, corrupters=corrupters, keep=2**30)
+def generated(clean: InMemory, corrupters: CorrupterPool, *, seed: int = 0) -> GeneratedCorruptions:
+    return GeneratedCorruptions(
+        clean, image_size=SIDE, seed=seed, corrupters=corrupters, keep=2**30
+    )
 
 
 # --- corrupting images -----------------------------------------------------------------------
@@ -113,14 +115,14 @@ def test_names_and_kinds_equal_the_librarys() -> None:
     import imagecorruptions
 
     assert list(CORRUPTIONS) == imagecorruptions.get_corruption_names("all")
-    assert list(PAPER) == imagecorruptions.get_corruption_names("common")
+    assert list(PAPER_CORRUPTIONS) == imagecorruptions.get_corruption_names("common")
     for kind in ("noise", "blur", "weather", "digital"):
-        assert list(KINDS[kind]) == imagecorruptions.get_corruption_names(kind)
-    assert list(KINDS["extra"]) == imagecorruptions.get_corruption_names("validation")
+        assert list(CATEGORIES[kind]) == imagecorruptions.get_corruption_names(kind)
+    assert list(CATEGORIES["extra"]) == imagecorruptions.get_corruption_names("validation")
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_every_corruption_equals_the_librarys(name: str, corrupters: Corrupters) -> None:
+def test_every_corruption_equals_the_librarys(name: str, corrupters: CorrupterPool) -> None:
     clean = random_images(2, SIDE)
     for severity in SEVERITIES:
         made = read_split(corrupt_split(clean, corrupters, name, severity))
@@ -131,7 +133,7 @@ def test_every_corruption_equals_the_librarys(name: str, corrupters: Corrupters)
 
 @pytest.mark.parametrize("name", ["impulse_noise", "frost", "spatter", "motion_blur"])
 def test_images_do_not_depend_on_batches_processes_or_other_images(
-    name: str, corrupters: Corrupters, pair: Corrupters, monkeypatch: pytest.MonkeyPatch
+    name: str, corrupters: CorrupterPool, pair: CorrupterPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clean = random_images(7, SIDE)
     whole = read_split(corrupt_split(clean, corrupters, name))
@@ -146,7 +148,7 @@ def test_images_do_not_depend_on_batches_processes_or_other_images(
     assert not torch.equal(read_split(replace(split, seed=1)), whole)
 
 
-def test_labels_go_with_the_images(corrupters: Corrupters) -> None:
+def test_labels_go_with_the_images(corrupters: CorrupterPool) -> None:
     clean = random_images(5, SIDE)
     split = corrupt_split(clean, corrupters, "contrast").subset(torch.tensor([4, 0]))
     _, labels = next(split.read([torch.tensor([1, 0])]))
@@ -170,7 +172,7 @@ def test_spatter_without_drops_leaves_the_image_unchanged() -> None:
     assert np.array_equal(program.corrupt(image.numpy(), "spatter", 1, black[0]), image)
 
 
-def test_larger_images_are_cropped_to_the_network_input(corrupters: Corrupters) -> None:
+def test_larger_images_are_cropped_to_the_network_input(corrupters: CorrupterPool) -> None:
     clean = random_images(2, 40)
     center = clean.images[0, 4:36, 4:36]
     made = read_split(corrupt_split(clean, corrupters, "brightness", 2))
@@ -189,7 +191,7 @@ def test_failing_processes_raise_errors(tmp_path: Path, monkeypatch: pytest.Monk
     for number, (message, code) in enumerate(answers.items()):
         (tmp_path / f"{number}.py").write_text(code)
         monkeypatch.setattr(program, "__file__", str(tmp_path / f"{number}.py"))
-        with Corrupters(1) as pool, pytest.raises(RunError, match=message):
+        with CorrupterPool(1) as pool, pytest.raises(RunError, match=message):
             read_split(corrupt_split(random_images(1, SIDE), pool, "fog"))
 
 
@@ -197,7 +199,7 @@ def test_failing_processes_raise_errors(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_equal_seeds_give_equal_files(
-    tmp_path: Path, corrupters: Corrupters, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, corrupters: CorrupterPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clean = random_images(6, SIDE)
     files = []
@@ -216,7 +218,7 @@ def test_equal_seeds_give_equal_files(
 
 
 def test_cached_images_are_read_and_damaged_ones_replaced(
-    cache: Path, corrupters: Corrupters, monkeypatch: pytest.MonkeyPatch
+    cache: Path, corrupters: CorrupterPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clean = random_images(4, SIDE)
     first = read_split(generated(clean, corrupters).split("frost", 1))
@@ -230,7 +232,7 @@ def test_cached_images_are_read_and_damaged_ones_replaced(
     def refuse(*_: object) -> None:
         raise NotImplementedError("corrupted again")
 
-    monkeypatch.setattr(Corrupters, "corrupt", refuse)
+    monkeypatch.setattr(CorrupterPool, "corrupt", refuse)
     assert torch.equal(read_split(generated(clean, corrupters).split("frost", 1)), first)
     other = InMemory(clean.images.flip(1), clean.rows, clean.labels)
     with pytest.raises(NotImplementedError, match="corrupted again"):
@@ -251,7 +253,7 @@ def by_hand(target: EvalTarget, images: Tensor, labels: Tensor) -> dict[str, flo
     return {name: count / len(labels) for name, count in right.items()}
 
 
-def test_accuracies_by_hand(cache: Path, corrupters: Corrupters, tmp_path: Path) -> None:
+def test_accuracies_by_hand(cache: Path, corrupters: CorrupterPool, tmp_path: Path) -> None:
     clean = random_images(30, SIDE)
     target = make_target(clean, tmp_path / "a", batch_size=8)
     result = run_suite(target, **FEW)
@@ -315,15 +317,15 @@ def test_interrupted_corrupting_continues(
 ) -> None:
     """After Ctrl-C while images are corrupted, no partial file is cached and results are equal."""
     target = make_target(random_images(12, SIDE), tmp_path / "stopped")
-    make, made = Corrupters.corrupt, []
+    make, made = CorrupterPool.corrupt, []
 
-    def stopped(pool: Corrupters, images: Any, name: str, *rest: Any) -> Any:
+    def stopped(pool: CorrupterPool, images: Any, name: str, *rest: Any) -> Any:
         made.append(name)
         if made == ["fog", "fog", "contrast"]:
             raise KeyboardInterrupt
         return make(pool, images, name, *rest)
 
-    monkeypatch.setattr(Corrupters, "corrupt", stopped)
+    monkeypatch.setattr(CorrupterPool, "corrupt", stopped)
     with pytest.raises(KeyboardInterrupt):
         run_suite(target, **FEW)
     assert sorted(kept_files(cache)) == ["fog-2", "fog-5"]
@@ -457,9 +459,9 @@ def test_settings_are_names_groups_and_numbers() -> None:
         return list(validate_settings("corruption", {"corruptions": value}).names)
 
     assert names("all") == list(CORRUPTIONS)
-    assert names("paper15") == list(PAPER)
-    assert names("extra, fog") == ["fog", *KINDS["extra"]]
-    assert names(["fog", "noise", "shot_noise"]) == [*KINDS["noise"], "fog"]
+    assert names("paper15") == list(PAPER_CORRUPTIONS)
+    assert names("extra, fog") == ["fog", *CATEGORIES["extra"]]
+    assert names(["fog", "noise", "shot_noise"]) == [*CATEGORIES["noise"], "fog"]
     settings = validate_settings("corruption", {"severities": "5,1,5"})
     assert settings.severities == (1, 5)
     assert validate_settings("corruption", {"severities": 3}).severities == (3,)

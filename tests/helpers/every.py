@@ -83,7 +83,7 @@ def student_of(method: str, seed: int = 1) -> Classifier:
         image_size=16,
         heads=METHODS[method].heads,
         options=config.model_options,
-        generator_seed=seed,
+        seed=seed,
     )
 
 

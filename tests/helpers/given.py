@@ -66,7 +66,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @functools.cache
 def _built(name: str) -> Classifier:
-    return build_model(name, CLASSES, image_size=16, generator_seed=1, **OPTIONS[name])
+    return build_model(name, CLASSES, image_size=16, seed=1, **OPTIONS[name])
 
 
 def network(name: str = "resnet18") -> Classifier:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from every import trainer_of
 
-from adautomix.distributed import init_processes, is_main
+from adautomix.distributed import init_distributed, is_main
 from adautomix.runs.schema import EpochRow, TrainRow
 
 STEPS = 4
@@ -44,7 +44,7 @@ def course(method: str, **values: Any) -> dict[str, Any]:
 
 def main(out: Path, methods: list[str]) -> None:
     """Write the courses of all methods."""
-    init_processes(torch.device("cpu"))
+    init_distributed(torch.device("cpu"))
     found = {name: course(name) for name in methods}
     found["accumulated"] = course(methods[-1], accumulate=2, model="convnext_tiny")
     if is_main():

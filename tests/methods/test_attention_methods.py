@@ -70,7 +70,7 @@ def built_vit(name: str, seed: int, options: tuple[tuple[str, Any], ...]) -> Cla
         image_size=SIZE,
         heads=("clean",),
         options=dict(options),
-        generator_seed=seed,
+        seed=seed,
     )
     with torch.no_grad():
         for block in net.backbone.blocks:
@@ -176,7 +176,7 @@ def test_attention_is_timms(kind: str) -> None:
     prefix = net.backbone.num_prefix_tokens
     for block in range(1, 4):
         theirs = timms_attention(net, images, block).detach()[:, :, :, prefix:]
-        tokens = blocks.enter(images, block)
+        tokens = blocks.forward_to(images, block)
         rows = theirs[:, :, prefix:].mean(dim=2)
         by_class = rows if kind.startswith("mean") else theirs[:, :, 0]
         torch.testing.assert_close(blocks.attention(tokens, block, "patches"), rows)
@@ -194,7 +194,7 @@ def test_entering_and_leaving_at_a_block_is_a_forward_pass(kind: str) -> None:
     last = net.backbone.forward_features(images)[:, net.backbone.num_prefix_tokens :]
     blocks = net.blocks()
     for block in range(1, blocks.depth + 1):
-        pooled, patches = blocks.leave(blocks.enter(images, block), block)
+        pooled, patches = blocks.forward_from(blocks.forward_to(images, block), block)
         torch.testing.assert_close(pooled, expected)
         torch.testing.assert_close(patches, net.backbone.fc_norm(last))
     features = forward_with_attention(net, images)
@@ -1029,7 +1029,7 @@ def test_tokenmixup_reads_the_attention_of_its_block() -> None:
     features = bench.sources(bench.make_params()).features
     weights = timms_attention(bench.student, bench.images, 2).detach()
     torch.testing.assert_close(features["saliency"], weights.mean(dim=1)[:, 0, 1:])
-    tokens = bench.student.blocks().enter(bench.images, 2)
+    tokens = bench.student.blocks().forward_to(bench.images, 2)
     scores = bench.method.scorenet(tokens[:, 0]).detach()
     for b in range(6):
         by_hand = 0.1 * cross_entropy_by_hand(scores[b : b + 1], bench.targets[b : b + 1])

@@ -399,4 +399,4 @@ def test_impossible_settings_are_refused_in_one_line() -> None:
     with pytest.raises(UsageError, match=r"sumix\.options\.alpha = -1"):
         SUMix.Settings(options={"alpha": -1})
     with pytest.raises(UsageError, match="320 channels and its head sees 1280"):
-        make(SnapMix, build_model("efficientnet_b0", CLASSES, image_size=32, generator_seed=0))
+        make(SnapMix, build_model("efficientnet_b0", CLASSES, image_size=32, seed=0))

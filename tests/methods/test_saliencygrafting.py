@@ -69,7 +69,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_saliency_of_a_transformer_by_hand(name: str) -> None:
     """The derivative along each position's features: the loss change under `f (1 + ε)`, over ε."""
-    student = build_model(name, CLASSES, width=0.25, generator_seed=0, **TRANSFORMERS[name])
+    student = build_model(name, CLASSES, width=0.25, seed=0, **TRANSFORMERS[name])
     student = student.double().eval()
     size = TRANSFORMERS[name]["image_size"]
     images, targets = batch(2, size, size)[0].double(), torch.eye(CLASSES)[:2]

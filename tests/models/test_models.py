@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adautomix.errors import RunError, UsageError
-from adautomix.models import Classifier, SkippingConv2d, build_model, frozen_statistics, suited_stem
+from adautomix.models import (
+    Classifier,
+    SkippingConv2d,
+    build_model,
+    default_stem,
+    frozen_running_stats,
+)
 from adautomix.rng import generator_at
 
 # Image size, default tap and shape of that tap, and the timm module whose output it is.
@@ -34,7 +40,7 @@ def images(count: int, size: int, seed: int = 0) -> Tensor:
 
 def tiny(**settings: Any) -> Classifier:
     """A quarter-width CIFAR ResNet-18: channels 16, 32, 64, 128."""
-    usual: dict[str, Any] = {"stem": "cifar", "width": 0.25, "image_size": 32, "generator_seed": 1}
+    usual: dict[str, Any] = {"stem": "cifar", "width": 0.25, "image_size": 32, "seed": 1}
     return build_model("resnet18", 10, **usual | settings)
 
 
@@ -65,7 +71,7 @@ def as_nchw(output: Tensor, name: str) -> Tensor:
 @each_net
 def test_one_forward_gives_timms_pooled_feature_and_stage(name: str) -> None:
     size, tap, shape, path = NETS[name]
-    model = build_model(name, 5, image_size=size, generator_seed=3).eval()
+    model = build_model(name, 5, image_size=size, seed=3).eval()
     stage_outputs: list[Tensor] = []
     stage = model.backbone.get_submodule(path)
     stage.register_forward_hook(lambda _module, _inputs, output: stage_outputs.append(output))
@@ -96,7 +102,7 @@ def test_one_forward_gives_timms_pooled_feature_and_stage(name: str) -> None:
 @each_net
 def test_taps_are_described_without_a_trace(name: str) -> None:
     size, tap, shape, path = NETS[name]
-    model = build_model(name, 5, image_size=size, generator_seed=3)
+    model = build_model(name, 5, image_size=size, seed=3)
     model.backbone.get_submodule(path).eval()
     modes = [module.training for module in model.modules()]
     before, random_state = buffers(model), torch.get_rng_state()
@@ -112,7 +118,7 @@ def test_taps_are_described_without_a_trace(name: str) -> None:
 @each_net
 def test_a_training_step_lowers_the_loss(name: str) -> None:
     size = NETS[name][0]
-    model = build_model(name, 5, image_size=size, generator_seed=3)
+    model = build_model(name, 5, image_size=size, seed=3)
     batch, labels = images(4, size), torch.tensor([0, 1, 2, 3])
 
     def loss() -> Tensor:
@@ -337,7 +343,7 @@ def test_pretrained_weights_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_weights_follow_the_seed_and_leave_torchs_random_state() -> None:
     state = torch.get_rng_state()
-    first, again, other = (tiny(generator_seed=seed).state_dict() for seed in (1, 1, 2))
+    first, again, other = (tiny(seed=seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(state, torch.get_rng_state())
     assert_same(first, again)
     for name in ("backbone.conv1.weight", "backbone.layer3.0.conv1.weight", "heads.clean.weight"):
@@ -348,7 +354,7 @@ def test_without_a_seed_weights_follow_torchs_random_state() -> None:
     weights = []
     for _ in range(2):
         torch.manual_seed(5)
-        weights.append(tiny(generator_seed=None).state_dict())
+        weights.append(tiny(seed=None).state_dict())
     assert_same(*weights)
 
 
@@ -392,7 +398,7 @@ def test_under_bfloat16_autocast() -> None:
 def test_frozen_statistics_normalize_by_the_batch_and_move_nothing() -> None:
     model, batch = tiny(), images(4, 32)
     before = buffers(model)
-    with frozen_statistics(model):
+    with frozen_running_stats(model):
         frozen = model(batch)
     assert_same(before, buffers(model))
     assert torch.equal(frozen, model(batch))
@@ -403,7 +409,7 @@ def test_frozen_statistics_leave_evaluation_as_it_is() -> None:
     model, batch = tiny(), images(4, 32)
     model(batch)
     model.eval()
-    with frozen_statistics(model):
+    with frozen_running_stats(model):
         inside = model(batch)
     assert torch.equal(inside, model(batch))
 
@@ -412,10 +418,10 @@ def test_frozen_statistics_end_with_an_error_and_nest() -> None:
     model = tiny()
     model.backbone.bn1.track_running_stats = False
     flags = [getattr(module, "track_running_stats", None) for module in model.modules()]
-    with pytest.raises(ZeroDivisionError), frozen_statistics(model), frozen_statistics(model):
+    with pytest.raises(ZeroDivisionError), frozen_running_stats(model), frozen_running_stats(model):
         _ = 1 / 0
-    with frozen_statistics(model):
-        with frozen_statistics(model):
+    with frozen_running_stats(model):
+        with frozen_running_stats(model):
             pass
         assert not model.backbone.layer1[0].bn1.track_running_stats
     assert flags == [getattr(module, "track_running_stats", None) for module in model.modules()]
@@ -432,4 +438,4 @@ def test_frozen_statistics_end_with_an_error_and_nest() -> None:
     ],
 )
 def test_stem_suits_the_size_and_the_family(name: str, size: int, stem: str) -> None:
-    assert suited_stem(name, size) == stem
+    assert default_stem(name, size) == stem

@@ -51,7 +51,7 @@ class Exported:
 
 
 def make(name: str) -> Classifier:
-    model = build_model(name, 6, image_size=32, generator_seed=4, **NETS[name])
+    model = build_model(name, 6, image_size=32, seed=4, **NETS[name])
     with torch.no_grad():  # heads that say something, statistics that are not the initial ones
         for head in model.heads:
             model.get_parameter(f"heads.{head}.weight").mul_(30)

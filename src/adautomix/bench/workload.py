@@ -12,7 +12,7 @@ import torch
 
 from adautomix.config import TrainConfig, make_config, merge
 from adautomix.data import Batch, ImageData
-from adautomix.data.dataset import InMemory, suited_crop
+from adautomix.data.dataset import InMemory, default_crop
 from adautomix.device import pick_device
 from adautomix.errors import UsageError
 from adautomix.runs.folder import RunFolder
@@ -97,7 +97,7 @@ class Workload:
             test=split,
             mean=(0.5, 0.5, 0.5),
             std=(0.25, 0.25, 0.25),
-            crop=suited_crop(self.size),
+            crop=default_crop(self.size),
             pad=4,
             flip=True,
             bad_files=(),

@@ -365,12 +365,12 @@ class TrainConfig(
 
     def stem_for(self, image_size: int) -> "Stem":
         """The stem for images of this side in pixels, with "auto" resolved."""
-        from adautomix.models import suited_stem
+        from adautomix.models import default_stem
 
         if self.stem != "auto":
             return self.stem
         # Published weights fit only the stem they were trained with.
-        return "standard" if self.pretrained else suited_stem(self.model, image_size)
+        return "standard" if self.pretrained else default_stem(self.model, image_size)
 
     def resolved(self) -> dict[str, Any]:
         """Every setting and its value as plain data: the content of `config.yaml`."""

@@ -44,7 +44,7 @@ class TrainBatches:
     """The training batches of each epoch, as a function of (seed, epoch) and nothing else.
 
     Where several processes share the work, each gets its stretch of the same batches, in order
-    of `rank`: of every batch `batch_size / world` images.
+    of `rank`: of every batch `batch_size / world_size` images.
 
     `crop`, `pad` and `flip` left at "auto" / None are what suits the data set:
 
@@ -70,9 +70,9 @@ class TrainBatches:
         scale_min: float = 0.08,
         drop_last: bool = True,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
-        _check_batches(len(data.train), batch_size, drop_last, world)
+        _check_batches(len(data.train), batch_size, drop_last, world_size)
         self.batch_size = batch_size
         self.image_size = data.image_size
         images = len(data.train)
@@ -84,7 +84,7 @@ class TrainBatches:
         self._pad = 0 if crop == "off" else data.pad if pad is None else pad
         self._flip = data.flip if flip is None else flip
         self._scale = (scale_min, 1.0)
-        self._rank, self._world = rank, world
+        self._rank, self._world_size = rank, world_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches from step `start` of the epoch on: those that the whole epoch would give."""
@@ -113,7 +113,7 @@ class TrainBatches:
         return draw_crop(images, self._pad, self._flip, generator)
 
     def _share(self, images: int) -> slice:
-        share = images // self._world
+        share = images // self._world_size
         return slice(self._rank * share, (self._rank + 1) * share)
 
 
@@ -124,7 +124,7 @@ def eval_batches(
 
     Pass a split that is on `device` already where it is read more than once.
     """
-    for images, labels in _centerd_batches(split, data.image_size, batch_size, device):
+    for images, labels in _centered_batches(split, data.image_size, batch_size, device):
         yield normalize(images, data.mean, data.std), labels
 
 
@@ -132,11 +132,11 @@ def pixel_batches(
     split: Split, data: ImageData, *, batch_size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Like `eval_batches`, not normalized: float32 pixels in [0, 1]."""
-    for images, labels in _centerd_batches(split, data.image_size, batch_size, device):
+    for images, labels in _centered_batches(split, data.image_size, batch_size, device):
         yield (images.float() / 255).clamp(0, 1), labels
 
 
-def _centerd_batches(
+def _centered_batches(
     split: Split, size: int, batch_size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     order = torch.arange(len(split))
@@ -144,11 +144,11 @@ def _centerd_batches(
         yield resize(center_crop(images, size), size), labels
 
 
-def _check_batches(images: int, batch_size: int, drop_last: bool, world: int) -> None:
+def _check_batches(images: int, batch_size: int, drop_last: bool, world_size: int) -> None:
     last = 0 if drop_last else images % batch_size
-    if batch_size % world or last % world:
+    if batch_size % world_size or last % world_size:
         raise UsageError(
-            f"batches of {batch_size} and a last one of {last} do not divide among {world} "
+            f"batches of {batch_size} and a last one of {last} do not divide among {world_size} "
             "processes: use a multiple of them and drop the last batch"
         )
     if batch_size < 2:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adautomix.data.color import Color as Color
-from adautomix.data.decoding.decoders import BadRows, Decoders
+from adautomix.data.decoding.decoders import BadRows, DecoderPool
 from adautomix.data.decoding.worker_pool import ahead
 from adautomix.errors import RunError
 
@@ -20,7 +20,7 @@ SMALL = 96  # up to this side, images are shifted within padding; larger ones ar
 Crop = Literal["pad", "resized"]
 
 
-def suited_crop(image_size: int) -> Crop:
+def default_crop(image_size: int) -> Crop:
     """The random crop that suits images of this side."""
     return "pad" if image_size <= SMALL else "resized"
 
@@ -142,7 +142,7 @@ class OnDisk:
 
     paths: Sequence[str]
     side: int
-    decoders: Decoders
+    decoders: DecoderPool
     labels: Tensor
     """int64 `[n]`."""
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from adautomix.data.cache import Entry, cache_folder, load_entry, remembered, store_entry
 from adautomix.data.color import Color, Pixels, image_moments, mean_and_std
-from adautomix.data.dataset import SMALL, Collection, InMemory, OnDisk, Split, suited_crop
-from adautomix.data.decoding.decoders import BadRows, Decoders, decode_all
+from adautomix.data.dataset import SMALL, Collection, InMemory, OnDisk, Split, default_crop
+from adautomix.data.decoding.decoders import BadRows, DecoderPool, decode_all
 from adautomix.data.decoding.worker import is_readable
 from adautomix.data.listing import list_folder
 from adautomix.errors import UsageError
@@ -23,7 +23,7 @@ _SAMPLE = 2048  # training images that a set too big for memory is measured on
 
 def stored_side(image_size: int) -> int:
     """Side of the squares kept for a network that sees `image_size`: room to crop from."""
-    return image_size if suited_crop(image_size) == "pad" else round(image_size * 256 / 224)
+    return image_size if default_crop(image_size) == "pad" else round(image_size * 256 / 224)
 
 
 class ImageFolder:
@@ -60,7 +60,7 @@ class ImageFolder:
         """
         labels = torch.tensor(self.listing.labels)
         if len(self.paths) * self.side**2 * 3 > memory_limit:
-            files = OnDisk(self.paths, self.side, Decoders(self.workers), labels)
+            files = OnDisk(self.paths, self.side, DecoderPool(self.workers), labels)
             return self._collection(files, self._tried() if skip_bad else {}, self._measure_sample)
         entry = self._entry()
         if not skip_bad:

@@ -9,7 +9,7 @@ from torch import Tensor
 from adautomix.data import cifar
 from adautomix.data.augment import resize
 from adautomix.data.color import image_moments, mean_and_std
-from adautomix.data.dataset import Collection, ImageData, InMemory, suited_crop
+from adautomix.data.dataset import Collection, ImageData, InMemory, default_crop
 from adautomix.data.image_folder import ImageFolder
 from adautomix.data.partition import partition
 from adautomix.errors import UsageError, nearest_name, unknown_name
@@ -99,7 +99,7 @@ def load_data(
         test=images.subset(splits["test"]),
         mean=mean,
         std=std,
-        crop=suited_crop(collection.image_size),
+        crop=default_crop(collection.image_size),
         pad=collection.pad,
         flip=collection.flip,
         bad_files=collection.bad_files,

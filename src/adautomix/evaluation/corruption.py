@@ -21,9 +21,19 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from torch import Tensor
 
 from adautomix.data import Split
-from adautomix.data.corruptions.corrupted import CORRUPTIONS, KINDS, PAPER, Corrupters
-from adautomix.data.corruptions.sources import Generated, Source, first_image, published
-from adautomix.data.decoding.decoders import Decoders
+from adautomix.data.corruptions.corrupted import (
+    CATEGORIES,
+    CORRUPTIONS,
+    PAPER_CORRUPTIONS,
+    CorrupterPool,
+)
+from adautomix.data.corruptions.sources import (
+    CorruptionSource,
+    GeneratedCorruptions,
+    first_image,
+    open_published,
+)
+from adautomix.data.decoding.decoders import DecoderPool
 from adautomix.errors import UsageError, unknown_name
 from adautomix.evaluation.suite import (
     NotApplicableError,
@@ -37,7 +47,7 @@ from adautomix.evaluation.target import EvalTarget, take_sample
 from adautomix.models import evaluating
 
 PICTURE = "corruptions.png"
-GROUPS = {"all": CORRUPTIONS, "paper15": PAPER, **KINDS}
+GROUPS = {"all": CORRUPTIONS, "paper15": PAPER_CORRUPTIONS, **CATEGORIES}
 _PICTURE_SEVERITY = 3
 
 
@@ -199,7 +209,7 @@ def run_corruption(
 
 
 @contextmanager
-def open_source(target: EvalTarget, settings: CorruptionSettings) -> Iterator[Source]:
+def open_source(target: EvalTarget, settings: CorruptionSettings) -> Iterator[CorruptionSource]:
     """Yield the source of corrupted images, with the processes that make or decode them.
 
     Raises:
@@ -208,12 +218,14 @@ def open_source(target: EvalTarget, settings: CorruptionSettings) -> Iterator[So
     """
     size = target.data.image_size
     if settings.folder is not None:
-        with Decoders(settings.workers) as decoders:
-            yield published(settings.folder, target.classes, image_size=size, decoders=decoders)
+        with DecoderPool(settings.workers) as decoders:
+            yield open_published(
+                settings.folder, target.classes, image_size=size, decoders=decoders
+            )
         return
-    with Corrupters(settings.workers) as corrupters:
+    with CorrupterPool(settings.workers) as corrupters:
         try:
-            source = Generated(
+            source = GeneratedCorruptions(
                 target.data.test,
                 image_size=size,
                 seed=target.seed,
@@ -225,7 +237,7 @@ def open_source(target: EvalTarget, settings: CorruptionSettings) -> Iterator[So
         yield source
 
 
-def available(settings: CorruptionSettings, source: Source) -> list[str]:
+def available(settings: CorruptionSettings, source: CorruptionSource) -> list[str]:
     """Return the requested corruptions; of a group, only those that the source has.
 
     Raises:
@@ -242,7 +254,7 @@ def available(settings: CorruptionSettings, source: Source) -> list[str]:
 
 
 def corrupted_top1(
-    target: EvalTarget, source: Source, corruption: str, severity: int
+    target: EvalTarget, source: CorruptionSource, corruption: str, severity: int
 ) -> dict[str, float]:
     """Return the top-1 accuracy of each network, 0 to 1, under one corruption.
 
@@ -269,7 +281,11 @@ def picture_severity(severities: Sequence[int]) -> int:
 
 
 def draw_picture(
-    target: EvalTarget, source: Source, names: Sequence[str], severity: int, cache: ResultCache
+    target: EvalTarget,
+    source: CorruptionSource,
+    names: Sequence[str],
+    severity: int,
+    cache: ResultCache,
 ) -> None:
     """Draw the first test image in its original form, then under every corruption."""
     images = {"clean": first_image(target.data.test)}

@@ -58,7 +58,7 @@ from adautomix.metrics import mixture_accuracy
 from adautomix.mixing.generator import MixGenerator, Upsampling
 from adautomix.mixing.ops import Mixed, mix_by_lam, mix_by_masks
 from adautomix.mixing.params import Shape, draw_permutations, draw_simplex
-from adautomix.models import Classifier, frozen_statistics, keeps_statistics
+from adautomix.models import Classifier, frozen_running_stats, updates_running_stats
 
 
 class AdAutoMixSettings(MethodSettings):
@@ -215,7 +215,7 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
         The stages above the tap are skipped at steps without a cosine term, unless the teacher
         keeps its own batch norm statistics, which every clean batch must update.
         """
-        if "cosine" in self.generator_weights(params) or keeps_statistics(teacher):
+        if "cosine" in self.generator_weights(params) or updates_running_stats(teacher):
             clean = teacher.features(images, self.tap)
             assert clean.tap is not None
             return {"features": clean.tap, "logits": teacher.logits(clean.pooled, "mixed")}
@@ -367,6 +367,6 @@ def generator_weights(settings: AdAutoMixSettings, *, adversarial: bool) -> dict
 def fixed_forward(model: Classifier, images: Tensor, head: str) -> Tensor:
     """Compute logits `[B, K]` with a gradient for the images only; no buffer changes."""
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
-    with frozen_statistics(model):
+    with frozen_running_stats(model):
         logits: Tensor = torch.func.functional_call(model, weights, (images,), {"head": head})
     return logits

@@ -174,5 +174,5 @@ def frozen_network(name: str, size: int) -> Classifier:
         UsageError: timm has no network of that name.
         RunError: its weights could not be loaded.
     """
-    network = build_model(name, 1, pretrained=True, image_size=size, generator_seed=0)
+    network = build_model(name, 1, pretrained=True, image_size=size, seed=0)
     return network.requires_grad_(False).eval()

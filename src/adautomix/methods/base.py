@@ -22,7 +22,7 @@ from adautomix.mixing.ops import Mixed, soft_targets
 from adautomix.mixing.params import CleanParams, MixParams, Shape
 from adautomix.mixing.schedule import MixSchedule
 from adautomix.mixing.settings import MixSettings
-from adautomix.models import Classifier, keeps_statistics
+from adautomix.models import Classifier, updates_running_stats
 from adautomix.rng import generator_at
 
 FeatureDict = dict[str, Tensor]
@@ -262,7 +262,7 @@ class Method(nn.Module, ABC, Generic[S, P]):
     @torch.no_grad()
     def update_statistics(self, teacher: Any, images: Tensor) -> None:
         """Pass a clean batch through a teacher that keeps batch norm statistics of its own."""
-        if self.uses_teacher and keeps_statistics(teacher):
+        if self.uses_teacher and updates_running_stats(teacher):
             teacher(images)
 
     def losses(

@@ -53,9 +53,9 @@ def forward_with_attention(
         queries: whose attention is returned, that of the class token or of all patches.
     """
     blocks = network.blocks()
-    tokens = blocks.enter(images, blocks.depth)
+    tokens = blocks.forward_to(images, blocks.depth)
     attention = blocks.attention(tokens, blocks.depth, queries).mean(dim=1)
-    return AttentionOutput(*blocks.leave(tokens, blocks.depth), attention)
+    return AttentionOutput(*blocks.forward_from(tokens, blocks.depth), attention)
 
 
 @torch.no_grad()
@@ -150,7 +150,7 @@ class AttentionMethod(Method[S, P]):
 
     def patch_size(self, model: nn.Module | None) -> Grid:
         """Height and width in pixels of the smallest unit that is mixed: a patch of the network."""
-        return self.network_with(model, "blocks").blocks().patch
+        return self.network_with(model, "blocks").blocks().patch_size
 
     def patch_grid(self, shape: Shape) -> Grid:
         """Number of patches per column and per row of images `[B, C, H, W]`.

@@ -21,7 +21,7 @@ from adautomix.mixing.generator import Upsampling
 from adautomix.mixing.mix_block import MixBlock, mask_loss, scale_to_lam
 from adautomix.mixing.ops import Mixed, mix_by_masks
 from adautomix.mixing.params import MixParams, Shape, draw_lam, draw_partners
-from adautomix.models import Classifier, has_batch_norm, keeps_statistics
+from adautomix.models import Classifier, has_batch_norm, updates_running_stats
 
 
 class Combination(NamedTuple):
@@ -222,7 +222,7 @@ class MixBlockMethod(Method[B, MixBlockParams]):
         The stages above the tap are skipped, unless the teacher keeps its own batch norm
         statistics, which every clean batch must update.
         """
-        if keeps_statistics(teacher):
+        if updates_running_stats(teacher):
             feature_map = teacher.features(images, self.tap).tap
             assert feature_map is not None
             return {"features": feature_map}

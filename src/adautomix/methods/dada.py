@@ -64,7 +64,7 @@ from adautomix.metrics import mixture_accuracy
 from adautomix.mixing.mix_block import mean_over_processes
 from adautomix.mixing.ops import Mixed
 from adautomix.mixing.params import MixParams, Shape, draw_permutations
-from adautomix.models import Classifier, frozen_statistics
+from adautomix.models import Classifier, frozen_running_stats
 
 CLASS, SOURCE = "clean", "mixed"  # heads of the class logits c and of the source logits s
 BASE = 4  # pixels per side of the generator's first feature map
@@ -318,7 +318,7 @@ class DADA(Method[DADASettings, DADAParams]):
         """
         generated = self.mix(sources.images, sources.targets, params)
         # Batch norm uses the statistics of generated images but does not record them.
-        with frozen_statistics(student):
+        with frozen_running_stats(student):
             features = student.features(generated.images).pooled
         losses: dict[str, Tensor] = {}
         if params.plays:
@@ -384,6 +384,6 @@ def fixed_features(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
     identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
     weights[f"heads.{SOURCE}.weight"] = torch.cat([identity, weight])
     weights[f"heads.{SOURCE}.bias"] = torch.cat([bias.new_zeros(len(identity)), bias])
-    with frozen_statistics(model):
+    with frozen_running_stats(model):
         both = torch.func.functional_call(model, weights, (images,), {"head": SOURCE})
     return both[:, : len(identity)], both[:, len(identity) :]

@@ -198,7 +198,7 @@ class SMMix(AttentionMethod[SMMixSettings, SMMixParams]):
     def build(self, model: nn.Module | None) -> None:
         """Create the head that classifies the patches of one source."""
         super().build(model)
-        width = self.network_with(model, "blocks").blocks().width
+        width = self.network_with(model, "blocks").blocks().embed_dim
         self.token_head = nn.Linear(width, self.num_classes)
         nn.init.trunc_normal_(self.token_head.weight, std=0.02)
         nn.init.zeros_(self.token_head.bias)
@@ -247,7 +247,7 @@ class SMMix(AttentionMethod[SMMixSettings, SMMixParams]):
         mixed = self.mix(sources.images, sources.targets, params, **sources.features)
         # One forward pass with gradient serves all three losses.
         blocks = student.blocks()
-        pooled, patches = blocks.leave(blocks.enter(mixed.images, 1), 1)
+        pooled, patches = blocks.forward_from(blocks.forward_to(mixed.images, 1), 1)
         logits = student.logits(pooled)
         # Trains the network and the token head.
         fine = self.fine_loss(mixed, patches, sources.targets)

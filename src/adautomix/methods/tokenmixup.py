@@ -45,7 +45,7 @@ from adautomix.metrics import mixture_accuracy
 from adautomix.mixing.boxes import paste
 from adautomix.mixing.ops import Mixed, weighted_sum
 from adautomix.mixing.params import MixParams, Shape
-from adautomix.models import Blocks, Classifier, evaluating
+from adautomix.models import Classifier, ViTBlocks, evaluating
 
 DIFFICULTY = 0.1  # factor on the cross-entropy, so that τ is a small number
 BIDS, EXCHANGES = 64, 24  # rounds of the auction and of the exchanges
@@ -216,7 +216,7 @@ class TokenMixup(AttentionMethod[TokenMixupSettings, TokenMixupParams]):
         self.block = 1 + (round(2 * blocks.depth / 7) if layer is None else layer)
         if self.block > blocks.depth:
             raise UsageError(f"tokenmixup.layer = {layer}: the network has {blocks.depth} blocks")
-        self.scorenet = nn.Linear(blocks.width, self.num_classes)
+        self.scorenet = nn.Linear(blocks.embed_dim, self.num_classes)
         nn.init.trunc_normal_(self.scorenet.weight, std=0.02)
         nn.init.zeros_(self.scorenet.bias)
 
@@ -241,7 +241,7 @@ class TokenMixup(AttentionMethod[TokenMixupSettings, TokenMixupParams]):
         """Return the saliency of each patch, `[B, P]`, and the difficulty of each image, `[B]`."""
         blocks = student.blocks()
         with evaluating(student):
-            tokens = blocks.enter(images, self.block)
+            tokens = blocks.forward_to(images, self.block)
         saliency = blocks.attention(tokens, self.block).mean(dim=1)
         scores = self.scores(tokens, blocks).float()
         losses = F.cross_entropy(
@@ -249,9 +249,13 @@ class TokenMixup(AttentionMethod[TokenMixupSettings, TokenMixupParams]):
         )
         return {"saliency": saliency, "difficulty": DIFFICULTY * losses}
 
-    def scores(self, tokens: Tensor, blocks: Blocks) -> Tensor:
+    def scores(self, tokens: Tensor, blocks: ViTBlocks) -> Tensor:
         """Compute ScoreNet's logits `[B, K]` for tokens `[B, T, D]`."""
-        features = tokens[:, 0] if blocks.by_class else tokens[:, blocks.prefix :].mean(dim=1)
+        features = (
+            tokens[:, 0]
+            if blocks.uses_class_token
+            else tokens[:, blocks.num_prefix_tokens :].mean(dim=1)
+        )
         scores: Tensor = self.scorenet(features)
         return scores
 
@@ -279,9 +283,9 @@ class TokenMixup(AttentionMethod[TokenMixupSettings, TokenMixupParams]):
         swap, blocks = self.swap(params, sources.features), student.blocks()
         # The first blocks run on clean images; the gradient flows through both sources.
         own, other = enter_sources(blocks, sources.images, swap.perm, self.block)
-        taken = F.pad(swap.taken, (blocks.prefix, 0))[:, :, None]
+        taken = F.pad(swap.taken, (blocks.num_prefix_tokens, 0))[:, :, None]
         # The remaining blocks run on mixed tokens.
-        pooled, _ = blocks.leave(torch.where(taken, other, own), self.block)
+        pooled, _ = blocks.forward_from(torch.where(taken, other, own), self.block)
         logits = student.logits(pooled)
         targets = weighted_sum(sources.targets, swap.perm, swap.lam[:, :, None])
         # ScoreNet learns to classify clean tokens, and trains the first blocks unless detached.
@@ -299,7 +303,7 @@ class TokenMixup(AttentionMethod[TokenMixupSettings, TokenMixupParams]):
 
 
 def enter_sources(
-    blocks: Blocks, images: Tensor, perm: Tensor, block: int
+    blocks: ViTBlocks, images: Tensor, perm: Tensor, block: int
 ) -> tuple[Tensor, Tensor]:
     """Compute the tokens that enter a block, for the images of some mixes and their partners.
 
@@ -310,8 +314,8 @@ def enter_sources(
     """
     rows = perm.T.flatten()
     if len(rows) >= len(images):
-        tokens = blocks.enter(images, block).index_select(0, rows)
+        tokens = blocks.forward_to(images, block).index_select(0, rows)
     else:
-        tokens = blocks.enter(images.index_select(0, rows), block)
+        tokens = blocks.forward_to(images.index_select(0, rows), block)
     own, other = tokens.unflatten(0, (2, len(perm)))
     return own, other

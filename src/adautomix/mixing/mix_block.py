@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adautomix.distributed import AllReduceSum, world
+from adautomix.distributed import AllReduceSum, world_size
 from adautomix.mixing.generator import Upsampling
 
 
@@ -129,10 +129,10 @@ def mean_over_processes(values: Tensor, *, split: bool) -> Tensor:
 
     Processes with batches of their own keep their values.
     """
-    if world() == 1 or not split:
+    if world_size() == 1 or not split:
         return values
     total: Tensor = AllReduceSum.apply(values)
-    return total / world()
+    return total / world_size()
 
 
 def scale_to_lam(masks: Tensor, lam: Tensor) -> Tensor:

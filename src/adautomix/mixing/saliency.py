@@ -28,7 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms.v2 import functional as tvf
 
 from adautomix.errors import UsageError
-from adautomix.models import frozen_statistics
+from adautomix.models import frozen_running_stats
 
 LUMA = (0.299, 0.587, 0.114)
 # Half widths of the surroundings of `fine_grained`, in pixels.
@@ -193,7 +193,7 @@ def probing(model: nn.Module) -> Iterator[None]:
     try:
         for module, _ in modes:
             module.training = False
-        with frozen_statistics(model):
+        with frozen_running_stats(model):
             yield
     finally:
         for module, training in modes:

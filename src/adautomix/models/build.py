@@ -25,7 +25,7 @@ def build_model(
     drop_path: float = 0.0,
     heads: Sequence[str] = HEADS,
     options: Mapping[str, Any] | None = None,
-    generator_seed: int | None = None,
+    seed: int | None = None,
 ) -> Classifier:
     """A timm network with linear heads, on the CPU, in train mode.
 
@@ -41,7 +41,7 @@ def build_model(
         drop_path: rate of stochastic depth, 0 to 1.
         heads: names of the linear heads.
         options: further arguments of `timm.create_model`.
-        generator_seed: draw the weights from this seed and leave torch's own random state
+        seed: draw the weights from this seed and leave torch's own random state
             alone; None draws from torch's.
 
     Raises:
@@ -53,9 +53,9 @@ def build_model(
     )
     _check(spec, pretrained)
     plan = timm_plan(spec)
-    with nullcontext() if generator_seed is None else _seeded(generator_seed):
+    with nullcontext() if seed is None else _seeded(seed):
         backbone = create_timm_network(spec, plan.arguments, pretrained)
-        _replace(backbone, plan.replaced)
+        _replace(backbone, plan.replacements)
         spare_narrow_shortcuts(backbone)
         return Classifier(backbone, spec)
 

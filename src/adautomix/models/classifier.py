@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from adautomix.errors import UsageError
 from adautomix.models.modes import evaluating
 from adautomix.models.spec import ModelSpec
-from adautomix.models.transformer import Blocks, is_plain_transformer
+from adautomix.models.transformer import ViTBlocks, is_plain_vit
 
 
 @dataclass(frozen=True)
@@ -99,23 +99,23 @@ class Classifier(nn.Module):
         """Logits `[B, K]` of one head for normalized images `[B, 3, H, W]`."""
         return self.logits(self.features(images).pooled, head)
 
-    def blocks(self) -> "Blocks":
+    def blocks(self) -> "ViTBlocks":
         """The network taken apart at its blocks, to read its attention or to change its tokens.
 
         Raises:
             UsageError: it is no plain vision transformer.
         """
-        if not self.plain_transformer:
+        if not self.is_plain_vit:
             raise UsageError(
                 f"model {self.spec.name} has no attention of all patches to all: use a plain vision"
                 " transformer (ViT or DeiT families), say deit_small_patch16_224"
             )
-        return Blocks(self.backbone)
+        return ViTBlocks(self.backbone)
 
     @property
-    def plain_transformer(self) -> bool:
+    def is_plain_vit(self) -> bool:
         """Whether it can be taken apart at its blocks."""
-        return is_plain_transformer(self.backbone)
+        return is_plain_vit(self.backbone)
 
     def default_tap(self) -> int:
         """The last stage but one (third of four); for a plain transformer the middle block."""

@@ -16,7 +16,7 @@ from adautomix.errors import RunError, UsageError
 from adautomix.models.spec import ModelSpec, Stem, TimmPlan
 
 
-def suited_stem(name: str, image_size: int) -> Stem:
+def default_stem(name: str, image_size: int) -> Stem:
     """The stem for images of this size: "cifar" up to 64 pixels a side, where the family has it."""
     if image_size > 64:
         return "standard"
@@ -46,7 +46,7 @@ def timm_plan(spec: ModelSpec) -> TimmPlan:
     with torch.device("meta"):
         original = create_timm_network(spec, arguments)
     changes = _family_plan(spec.name, original)(original, spec)
-    return TimmPlan(arguments | changes.arguments, changes.replaced)
+    return TimmPlan(arguments | changes.arguments, changes.replacements)
 
 
 # What a stem or width means in each family. A plan reads the channel counts of the original

@@ -27,7 +27,7 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
-def keeps_statistics(model: nn.Module) -> bool:
+def updates_running_stats(model: nn.Module) -> bool:
     """Whether a forward in the present mode moves batch-norm statistics."""
     return any(
         isinstance(module, _BatchNorm) and module.training and module.track_running_stats
@@ -36,7 +36,7 @@ def keeps_statistics(model: nn.Module) -> bool:
 
 
 @contextmanager
-def frozen_statistics(model: nn.Module) -> Iterator[None]:
+def frozen_running_stats(model: nn.Module) -> Iterator[None]:
     """Within it a train-mode forward uses batch statistics but moves no batch-norm buffer."""
     tracking = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     try:

@@ -30,9 +30,9 @@ class TimmPlan:
 
     Attributes:
         arguments: keyword arguments of `timm.create_model`, without the number of classes.
-        replaced: for the path of each module to replace, the keyword arguments of the
+        replacements: for the path of each module to replace, the keyword arguments of the
             `nn.Conv2d` that takes its place; None for `nn.Identity`.
     """
 
     arguments: dict[str, Any] = field(default_factory=dict)
-    replaced: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    replacements: dict[str, dict[str, Any] | None] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""A plain vision transformer taken apart at its blocks: attention and tokens."""
+"""Run a plain vision transformer up to one of its blocks and from there on; read its attention."""
 
 from typing import Any, Literal, cast
 
@@ -6,71 +6,91 @@ import torch
 from torch import Tensor, nn
 
 Queries = Literal["class", "patches"]
+"""Whose attention to read: that of the class token, or the mean over all patches."""
 
 
-class Blocks:
-    """A plain vision transformer, entered and left at the input of any of its blocks.
+class ViTBlocks:
+    """A plain timm vision transformer whose forward pass can be split at the input of any block.
 
-    `leave(enter(images, b), b)` is one forward, whatever the block b, counted from 1; what lies
-    between is the caller's to read or to change.
+    `forward_from(forward_to(images, b), b)` is one full forward pass for every block b, counted
+    from 1. The caller may read or change the tokens in between.
+
+    Args:
+        backbone: a network for which `is_plain_vit` holds.
 
     Attributes:
-        depth: how many blocks there are.
-        patch: height and width of a patch in pixels.
-        prefix: tokens ahead of the patches: class, distillation, registers.
-        width: D, channels of a token.
-        by_class: whether the network is pooled by its class token, which is token 0.
+        depth: number of blocks.
+        patch_size: height and width of a patch in pixels.
+        num_prefix_tokens: number of tokens before the patches (class, distillation, registers).
+        embed_dim: D, number of channels per token.
+        uses_class_token: whether the class token (token 0) is the pooled feature; otherwise the
+            patches are averaged.
     """
 
     def __init__(self, backbone: Any) -> None:
         self._backbone = backbone
         self.depth: int = len(backbone.blocks)
-        self.patch: tuple[int, int] = backbone.patch_embed.patch_size
-        self.prefix: int = backbone.num_prefix_tokens
-        self.width: int = backbone.embed_dim
-        self.by_class: bool = backbone.global_pool == "token"
+        self.patch_size: tuple[int, int] = backbone.patch_embed.patch_size
+        self.num_prefix_tokens: int = backbone.num_prefix_tokens
+        self.embed_dim: int = backbone.embed_dim
+        self.uses_class_token: bool = backbone.global_pool == "token"
 
-    def enter(self, images: Tensor, block: int) -> Tensor:
-        """What goes into a block: tokens `[B, prefix + P, D]`, the patches row by row."""
+    def forward_to(self, images: Tensor, block: int) -> Tensor:
+        """The input of a block: tokens `[B, num_prefix_tokens + P, D]`, patches in row order.
+
+        Args:
+            images: normalized, `[B, 3, H, W]`.
+            block: number of the block, from 1.
+        """
         net = self._backbone
         tokens = net.norm_pre(net.patch_drop(net._pos_embed(net.patch_embed(images))))
         for layer in net.blocks[: block - 1]:
             tokens = layer(tokens)
         return cast(Tensor, tokens)
 
-    def leave(self, tokens: Tensor, block: int) -> tuple[Tensor, Tensor]:
-        """The rest of the forward: pooled features `[B, D]`, normalized patches `[B, P, D]`."""
+    def forward_from(self, tokens: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        """The rest of the forward pass: pooled features `[B, D]` and normed patches `[B, P, D]`.
+
+        Args:
+            tokens: the input of the block, as `forward_to` returns it.
+            block: number of the block, from 1.
+        """
         net = self._backbone
         for layer in net.blocks[block - 1 :]:
             tokens = layer(tokens)
-        last = net.norm(tokens)
-        return net.forward_head(last, pre_logits=True), net.fc_norm(last[:, self.prefix :])
+        tokens = net.norm(tokens)
+        patches = tokens[:, self.num_prefix_tokens :]
+        return net.forward_head(tokens, pre_logits=True), net.fc_norm(patches)
 
     def attention(self, tokens: Tensor, block: int, queries: Queries = "class") -> Tensor:
-        """How much each patch is attended to in a block that these tokens go into.
+        """The attention that each patch receives in a block, float32 `[B, heads, P]`.
 
-        A row of softmax weights, of which those of the patches are given; they sum to 1 less what
-        the tokens ahead of them take. It is the row of the class token or, where the network is
-        not pooled by one, as for `queries="patches"`, the mean over the rows of all patches.
+        The values are softmax weights, so they sum to 1 minus the attention on the prefix tokens.
+        No gradient flows through them.
 
-        timm's fused kernel keeps no weights. Queries and keys are therefore projected again from
-        the block's own input, which is exact, costs one key projection (a twelfth of a block),
-        and unlike a hook changes no module, so that it can be compiled and captured.
+        The fused attention kernel does not return its weights. They are computed again from the
+        input of the block, which is exact. It costs one more projection of queries and keys (at
+        most a sixth of a block) and, unlike a forward hook, works under `torch.compile` and CUDA
+        graphs.
 
-        Returns:
-            Float32 `[B, heads, P]`, without gradient.
+        Args:
+            tokens: the input of the block, as `forward_to` returns it.
+            block: number of the block, from 1.
+            queries: "class" for the attention of the class token; "patches" for the mean over the
+                attention of all patches, which is also the fallback for a network that does not
+                pool by its class token.
         """
         layer = self._backbone.blocks[block - 1]
         with torch.no_grad():
             normed = layer.norm1(tokens)
-            by_class = queries == "class" and self.by_class
-            asking = normed[:, :1] if by_class else normed[:, self.prefix :]
-            query = layer.attn.q_norm(_project(layer.attn, asking, 0))
+            by_class = queries == "class" and self.uses_class_token
+            query_tokens = normed[:, :1] if by_class else normed[:, self.num_prefix_tokens :]
+            query = layer.attn.q_norm(_project(layer.attn, query_tokens, 0))
             key = layer.attn.k_norm(_project(layer.attn, normed, 1))
             with torch.autocast(tokens.device.type, enabled=False):
                 scores = (query.float() * layer.attn.scale) @ key.float().transpose(2, 3)
                 weights: Tensor = scores.softmax(dim=-1).mean(dim=2)
-            return weights[:, :, self.prefix :]
+            return weights[:, :, self.num_prefix_tokens :]
 
 
 def _project(attention: Any, tokens: Tensor, part: int) -> Tensor:
@@ -83,8 +103,12 @@ def _project(attention: Any, tokens: Tensor, part: int) -> Tensor:
     return heads.transpose(1, 2)
 
 
-def is_plain_transformer(backbone: nn.Module) -> bool:
-    """Whether the tokens are all patches of the image, in order, and all attend to all."""
+def is_plain_vit(backbone: nn.Module) -> bool:
+    """Whether a network is a timm vision transformer that `ViTBlocks` can split.
+
+    Its patches must stay in image order and none may be dropped, and every block must be a
+    standard one in which all tokens attend to all.
+    """
     from timm.layers.attention import Attention
     from timm.layers.patch_embed import PatchEmbed
     from timm.models.vision_transformer import Block, VisionTransformer

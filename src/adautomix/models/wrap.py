@@ -18,7 +18,7 @@ from adautomix.errors import UsageError
 from adautomix.models.classifier import Classifier, Features
 from adautomix.models.modes import evaluating
 from adautomix.models.spec import ModelSpec
-from adautomix.models.transformer import Blocks, is_plain_transformer
+from adautomix.models.transformer import ViTBlocks, is_plain_vit
 
 CLEAN = "clean"
 
@@ -121,23 +121,23 @@ class WrappedClassifier(nn.Module):
             handle.remove()
         return found[0]
 
-    def blocks(self) -> Blocks:
+    def blocks(self) -> ViTBlocks:
         """The network taken apart at its transformer blocks.
 
         Raises:
             UsageError: it is not one of timm's plain vision transformers.
         """
-        if not self.plain_transformer:
+        if not self.is_plain_vit:
             raise UsageError(
                 f"{self.spec.name} has no attention between all patches: use a plain vision "
                 "transformer of timm (ViT or DeiT), for example deit_small_patch16_224"
             )
-        return Blocks(self.model)
+        return ViTBlocks(self.model)
 
     @property
-    def plain_transformer(self) -> bool:
+    def is_plain_vit(self) -> bool:
         """Whether `blocks` can take the network apart."""
-        return is_plain_transformer(self.model)
+        return is_plain_vit(self.model)
 
     def default_tap(self) -> int:
         """Number of the stage that feeds a generator unless another is asked for."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adautomix.data.batches import eval_batches
 from adautomix.data.dataset import Color, ImageData
-from adautomix.data.decoding.pictures import prepare_pictures
+from adautomix.data.decoding.image_files import prepare_images
 from adautomix.errors import UsageError
 from adautomix.methods import Method, Mixed
 from adautomix.mixing.ops import soft_targets
@@ -95,7 +95,7 @@ def batch_from_files(
     Raises:
         UsageError: a file cannot be read.
     """
-    images = prepare_pictures(files, image_size=size, mean=mean, std=std)
+    images = prepare_images(files, image_size=size, mean=mean, std=std)
     return ImageBatch(images, torch.arange(len(files)), [path.stem for path in files], mean, std)
 
 

@@ -6,7 +6,7 @@ import torch
 
 from adautomix.config import TrainConfig
 from adautomix.data import ImageData, TrainBatches, load_data
-from adautomix.distributed import main_first, rank, sync_batch_norm, world
+from adautomix.distributed import main_process_first, rank, sync_batch_norm, world_size
 from adautomix.ema import Teacher
 from adautomix.errors import UsageError
 from adautomix.methods import Method, find_method
@@ -17,7 +17,7 @@ from adautomix.runs.weights import load_backbone
 
 def load_images(config: TrainConfig, *, progress: bool = True) -> ImageData:
     """The data set that a run asks for."""
-    with main_first():
+    with main_process_first():
         return load_data(
             config.data,
             root=config.data_root,
@@ -57,7 +57,7 @@ def build_networks(
         drop_path=config.drop_path,
         heads=cls.heads,
         options=config.model_options,
-        generator_seed=seed,
+        seed=seed,
     )
     if config.init and not from_checkpoint:
         load_backbone(student, config.init)
@@ -84,7 +84,7 @@ def check_smallest_part(config: TrainConfig, images: int, method: Method) -> Non
     """
     last = 0 if config.drop_last else images % config.batch_size
     smallest = last or config.batch_size
-    if smallest < method.min_batch or smallest // (config.accumulate * world()) < 2:
+    if smallest < method.min_batch or smallest // (config.accumulate * world_size()) < 2:
         raise UsageError(
             f"{method.name} mixes {method.min_batch} images and batch norm needs 2 a part, and a "
             f"batch has {smallest}: choose another batch_size, accumulate or drop_last"
@@ -104,7 +104,7 @@ def train_batches(config: TrainConfig, data: ImageData, device: torch.device) ->
         scale_min=config.scale_min,
         drop_last=config.drop_last,
         rank=rank(),
-        world=world(),
+        world_size=world_size(),
     )
 
 

@@ -119,7 +119,7 @@ def _config(model: Classifier) -> dict[str, Any]:
     return {
         "architecture": spec.name,
         "arguments": {"num_classes": spec.num_classes, **plan.arguments},
-        "replaced": plan.replaced,
+        "replaced": plan.replacements,
         "stem": spec.stem,
         "width": spec.width,
         "image_size": spec.image_size,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adautomix.config import TrainConfig
-from adautomix.data.decoding.pictures import prepare_pictures
+from adautomix.data.decoding.image_files import prepare_images
 from adautomix.device import pick_device
 from adautomix.errors import UsageError
 from adautomix.inputs import check_images
@@ -101,7 +101,7 @@ class TrainedRun:
         size, mean, std = (self.card[name] for name in ("image_size", "mean", "std"))
         for start in range(0, len(paths), batch_size):
             some = paths[start : start + batch_size]
-            yield prepare_pictures(some, image_size=size, mean=mean, std=std)
+            yield prepare_images(some, image_size=size, mean=mean, std=std)
 
 
 def load_trained(path: Path | str, *, which: str = "last", device: str = "auto") -> TrainedRun:

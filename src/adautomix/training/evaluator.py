@@ -15,10 +15,10 @@ from adautomix.config import TrainConfig
 from adautomix.data import ImageData, eval_batches
 from adautomix.data.dataset import OnDisk, Split
 from adautomix.device import autocast
-from adautomix.distributed import gather_rows, is_main, rank, world
+from adautomix.distributed import gather_rows, is_main, rank, world_size
 from adautomix.methods import Method
 from adautomix.metrics import collect_logits, score
-from adautomix.models import Classifier, evaluating, frozen_statistics
+from adautomix.models import Classifier, evaluating, frozen_running_stats
 from adautomix.pictures.mix_rows import batch_from_data, mix_grid, mix_rows
 from adautomix.rng import generator_at
 from adautomix.runs.schema import BestEpoch, EpochRow, NetworkName, NetworkScores
@@ -64,7 +64,7 @@ class Evaluator:
         images = self.data.splits()[split]
         rows = rank_rows(len(images)).to(images.labels.device)
         batches = eval_batches(
-            images.subset(rows) if world() > 1 else images,
+            images.subset(rows) if world_size() > 1 else images,
             self.data,
             batch_size=self.config.eval_batch_size,
             device=self.device,
@@ -98,7 +98,7 @@ class Evaluator:
     def draw_samples(self, path: Path, step: int) -> None:
         """Write a picture of the mixes that the student is trained on at this step."""
         batch = batch_from_data(self.data, self.config.seed, self.device)
-        with frozen_statistics(self.teacher), autocast(self.device, self.config.precision):
+        with frozen_running_stats(self.teacher), autocast(self.device, self.config.precision):
             rows = mix_rows(
                 self.method,
                 batch,
@@ -117,7 +117,7 @@ def rank_rows(count: int) -> Tensor:
 
     Every process gets the same number of rows; the last one wraps around to row 0 if necessary.
     """
-    per_rank = -(-count // world())
+    per_rank = -(-count // world_size())
     return torch.arange(rank() * per_rank, (rank() + 1) * per_rank) % count
 
 

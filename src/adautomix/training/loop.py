@@ -14,7 +14,7 @@ from adautomix.distributed import (
     is_main,
     mean_over_processes,
     min_over_processes,
-    world,
+    world_size,
 )
 from adautomix.ema import momentum_schedule
 from adautomix.errors import RunError
@@ -157,7 +157,11 @@ class Trainer:
         Several processes only ask one another every `AGREE_EVERY` steps and after each epoch, so
         that all of them stop after the same step.
         """
-        if world() > 1 and self.step % AGREE_EVERY and self.step % self.batches.steps_per_epoch:
+        if (
+            world_size() > 1
+            and self.step % AGREE_EVERY
+            and self.step % self.batches.steps_per_epoch
+        ):
             return False
         return any_process(bool(self.stop))
 

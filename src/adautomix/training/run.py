@@ -8,7 +8,13 @@ from safetensors.torch import save
 
 from adautomix.config import TrainConfig
 from adautomix.device import describe_device, peak_memory_mib, pick_device, versions
-from adautomix.distributed import barrier, broadcast_from_main, init_processes, is_main, world
+from adautomix.distributed import (
+    barrier,
+    broadcast_from_main,
+    init_distributed,
+    is_main,
+    world_size,
+)
 from adautomix.errors import AdAutoMixError
 from adautomix.files import atomic_write
 from adautomix.runs.build import data_info, load_images
@@ -40,7 +46,7 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> Run
         UsageError: a setting, a file or the folder is not what it should be.
         RunError: the run could not go on; what was saved is still there.
     """
-    init_processes(pick_device(config.device))
+    init_distributed(pick_device(config.device))
     data = load_images(config, progress=not quiet)
     folder = broadcast_from_main(lambda: RunFolder.create(config))
     try:
@@ -76,7 +82,7 @@ def summarize(trainer: Trainer) -> RunResult:
     summary = Summary(
         **{name: getattr(config, name) for name in copied},
         device=describe_device(trainer.device),
-        processes=world(),
+        processes=world_size(),
         runtime=trainer.runtime,
         steps=trainer.steps,
         seconds=round(trainer.seconds(), 1),
@@ -111,7 +117,7 @@ def open_run(path: Path, *, quiet: bool = False, command: str = "") -> Trainer:
     """
     folder = RunFolder.open(path)
     config = folder.config()
-    init_processes(pick_device(config.device))
+    init_distributed(pick_device(config.device))
     checkpoint, problem = broadcast_from_main(lambda: load_checkpoint(path))
     trainer = Trainer(
         config,

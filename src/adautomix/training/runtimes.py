@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from adautomix.config import TrainConfig
-from adautomix.distributed import world
+from adautomix.distributed import world_size
 from adautomix.errors import UsageError
 
 Runtime = Literal["eager", "compile", "graph"]
@@ -26,7 +26,7 @@ def pick_runtime(config: TrainConfig, device: torch.device) -> Runtime:
     if config.runtime == "graph":
         if device.type != "cuda":
             raise UsageError(f"runtime = graph needs a GPU, and the device is {device}: use eager")
-        if world() > 1 or config.precision == "fp16":
+        if world_size() > 1 or config.precision == "fp16":
             raise UsageError(
                 "runtime = graph is for one process in fp32 or bf16: use eager or compile"
             )

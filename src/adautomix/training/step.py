@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from adautomix.config import TrainConfig
 from adautomix.data import Batch, TrainBatches
 from adautomix.device import autocast
-from adautomix.distributed import gather_rows, rank, world
+from adautomix.distributed import gather_rows, rank, world_size
 from adautomix.ema import Teacher
 from adautomix.methods import Method, MixInputs, MixParams
 from adautomix.models import Classifier
@@ -92,13 +92,13 @@ class TrainStep:
         if compiled:
             self.prepare = torch.compile(self.prepare)
             self.compute_loss.compile()
-        if world() > 1:
+        if world_size() > 1:
             self.compute_loss = wrap_ddp(self.compute_loss, broadcast_buffers=not config.sync_bn)
 
     def inputs(self, batch: Batch, step: int, lr_factor: float, momentum: float) -> StepInputs:
         """The inputs of a step: its random numbers are drawn here, as a function of its number."""
         torch.manual_seed(seed_at(self.config.seed, step, f"dropout/{rank()}"))
-        images, size = world() * len(batch.pixels), self.batches.image_size
+        images, size = world_size() * len(batch.pixels), self.batches.image_size
         params = self.method.training_params((images, 3, size, size), step)
         return StepInputs(batch, params.to(self.device), lr_factor, momentum)
 
@@ -156,7 +156,7 @@ def wrap_ddp(terms: nn.Module, *, broadcast_buffers: bool) -> DistributedDataPar
 
 def gather_sources(sources: MixInputs) -> MixInputs:
     """The sources that all processes hold, so that an image can be mixed with any of the batch."""
-    if world() == 1:
+    if world_size() == 1:
         return sources
     features = {name: gather_rows(value) for name, value in sources.features.items()}
     return MixInputs(gather_rows(sources.images), gather_rows(sources.targets), features)

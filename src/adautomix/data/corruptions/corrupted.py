@@ -24,15 +24,15 @@ from adautomix.data.decoding.worker_pool import WorkerPool, ahead
 from adautomix.errors import RunError
 from adautomix.rng import seed_at
 
-KINDS = {
+CATEGORIES = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
     "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
     "weather": ("snow", "frost", "fog", "brightness"),
     "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
     "extra": ("speckle_noise", "gaussian_blur", "spatter", "saturate"),
 }
-CORRUPTIONS = tuple(name for names in KINDS.values() for name in names)
-PAPER = CORRUPTIONS[:15]
+CORRUPTIONS = tuple(name for names in CATEGORIES.values() for name in names)
+PAPER_CORRUPTIONS = CORRUPTIONS[:15]
 """Those that the paper averages over; the extra ones are for validation."""
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -42,7 +42,7 @@ _AHEAD = 2  # batches begun before they are needed
 LIBRARY = "imagecorruptions-imaug"
 
 
-class Corrupters(WorkerPool):
+class CorrupterPool(WorkerPool):
     """`workers` processes (default: one a processor) that corrupt; they start on first use."""
 
     def __init__(self, workers: int | None = None) -> None:
@@ -94,7 +94,7 @@ class Corrupted:
     corruption: str
     severity: int
     seed: int
-    corrupters: Corrupters
+    corrupters: CorrupterPool
     device: torch.device = _CPU
 
     @property

@@ -19,11 +19,11 @@ from adautomix.data.corruptions.corrupted import (
     LIBRARY,
     SEVERITIES,
     Corrupted,
-    Corrupters,
+    CorrupterPool,
     channels_last,
 )
 from adautomix.data.dataset import InMemory, OnDisk, Split
-from adautomix.data.decoding.decoders import Decoders
+from adautomix.data.decoding.decoders import DecoderPool
 from adautomix.data.listing import list_folder
 from adautomix.errors import UsageError
 
@@ -31,7 +31,7 @@ _SMALLEST = 32  # pixels a side that the library takes
 _BATCH = 256  # images made at a time for the cache
 
 
-class Source(ABC):
+class CorruptionSource(ABC):
     """Where corrupted images come from.
 
     Attributes:
@@ -57,7 +57,7 @@ def first_image(split: Split) -> Tensor:
     return images[0]
 
 
-class Generated(Source):
+class GeneratedCorruptions(CorruptionSource):
     """The images of a split, corrupted here and kept in the cache.
 
     Args:
@@ -75,7 +75,7 @@ class Generated(Source):
     corruptions = CORRUPTIONS
 
     def __init__(
-        self, clean: Split, *, image_size: int, seed: int, corrupters: Corrupters, keep: float
+        self, clean: Split, *, image_size: int, seed: int, corrupters: CorrupterPool, keep: float
     ) -> None:
         if find_spec("imagecorruptions") is None:
             raise UsageError(
@@ -131,7 +131,7 @@ def chunks(split: Split, side: int) -> Iterator[Pixels]:
         yield channels_last(images, side)
 
 
-class Arrays(Source):
+class Arrays(CorruptionSource):
     """CIFAR-10-C and CIFAR-100-C as published, or others that are laid out like them.
 
     `<corruption>.npy` is uint8 `[5 n, S, S, 3]`, severity 1 to 5 one after the other, and
@@ -184,7 +184,7 @@ def _load(path: Path) -> npt.NDArray[np.generic]:
     return array
 
 
-class Folders(Source):
+class Folders(CorruptionSource):
     """ImageNet-C, Tiny-ImageNet-C and the like: `<corruption>/<severity>/<class>/*`.
 
     The folders of corruptions may lie in folders of their kinds. Images are decoded as they are
@@ -195,7 +195,7 @@ class Folders(Source):
     """
 
     def __init__(
-        self, folder: Path, classes: Sequence[str], *, image_size: int, decoders: Decoders
+        self, folder: Path, classes: Sequence[str], *, image_size: int, decoders: DecoderPool
     ) -> None:
         self.name = folder.name
         self.classes, self.image_size, self.decoders = classes, image_size, decoders
@@ -224,9 +224,9 @@ def _find(folder: Path, corruption: str) -> Path | None:
     return next((place for place in places if place.is_dir()), None)
 
 
-def published(
-    folder: Path, classes: Sequence[str], *, image_size: int, decoders: Decoders
-) -> Source:
+def open_published(
+    folder: Path, classes: Sequence[str], *, image_size: int, decoders: DecoderPool
+) -> CorruptionSource:
     """The corrupted images that somebody made and put into a folder.
 
     Raises:

@@ -18,7 +18,7 @@ BadRows = dict[int, str]  # which files are unreadable, and why
 _CHUNK = 64  # images of one request
 
 
-class Decoders(WorkerPool):
+class DecoderPool(WorkerPool):
     """`workers` processes (default: one a processor) that decode; they start on first use."""
 
     def __init__(self, workers: int | None = None) -> None:
@@ -53,7 +53,7 @@ def decode_all(
         out = np.empty((len(chunk), side, side, 3), np.uint8)
         return start, out, decoders.decode(chunk, out)
 
-    with Decoders(workers) as decoders, _progress_bar(progress) as bar:
+    with DecoderPool(workers) as decoders, _progress_bar(progress) as bar:
         task = bar.add_task("Reading images", total=len(paths))
         begun = (begin(start) for start in range(0, len(paths), _CHUNK))
         for start, out, future in ahead(begun, 4 * decoders.workers):

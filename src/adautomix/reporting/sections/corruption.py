@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from adautomix.data.corruptions.corrupted import KINDS
+from adautomix.data.corruptions.corrupted import CATEGORIES
 from adautomix.evaluation.corruption import (
     PICTURE,
     CorruptionResult,
@@ -111,7 +111,9 @@ def table_by_corruption(results: Results) -> Table:
             gains = {n: v - accuracies["student"][n] for n, v in accuracies["teacher"].items()}
             title = f"{prefix}teacher − student (points)"
             columns[title] = {row: points(v) for row, v in gains.items()}
-    kinds = {"clean": MISSING} | {name: kind for kind, names in KINDS.items() for name in names}
+    kinds = {"clean": MISSING} | {
+        name: kind for kind, names in CATEGORIES.items() for name in names
+    }
     rows = [
         (name.replace("_", " "), kind, *(column.get(name, MISSING) for column in columns.values()))
         for name, kind in kinds.items()

@@ -14,7 +14,7 @@ from adautomix.data.image_folder import stored_side
 from adautomix.errors import UsageError
 
 
-def prepare_pictures(paths: Sequence[Path], *, image_size: int, mean: Color, std: Color) -> Tensor:
+def prepare_images(paths: Sequence[Path], *, image_size: int, mean: Color, std: Color) -> Tensor:
     """Normalized float32 images `[n, 3, image_size, image_size]`.
 
     Args:
@@ -26,11 +26,11 @@ def prepare_pictures(paths: Sequence[Path], *, image_size: int, mean: Color, std
     Raises:
         UsageError: a file is missing or cannot be read; it is named.
     """
-    squares = [read_picture(path, stored_side(image_size)) for path in paths]
+    squares = [read_image(path, stored_side(image_size)) for path in paths]
     return normalize(center_crop(torch.stack(squares), image_size), mean, std)
 
 
-def read_picture(path: Path, side: int) -> Tensor:
+def read_image(path: Path, side: int) -> Tensor:
     """The center square of one image file, uint8 `[3, side, side]`."""
     try:
         pixels = np.array(decode(str(path), side))
