@@ -86,7 +86,7 @@ def draw_growth(rows: Sequence[Row], path: Path) -> Path:
 
 
 def draw_panel(panel: "Axes", axis: str, rows: Sequence[Row], methods: Sequence[str]) -> None:
-    """Step time along one axis, a line a method; scales are logarithmic except along N."""
+    """Step time along one axis, one line per method; scales are logarithmic except along N."""
     from matplotlib.ticker import LogLocator
 
     for i, method in enumerate(methods):

@@ -87,7 +87,7 @@ def test_one_point_per_method_by_hand(tmp_path: Path) -> None:
     space = "\N{NO-BREAK SPACE}"
     seconds = f"7.00 ±{space}{4.30265 * (7 / 3) ** 0.5:.2f}"
     teacher = MEAN_OF_70_72_77.replace("73.00", "75.00")
-    assert chart.columns[:2] == ("method", "seconds an epoch")
+    assert chart.columns[:2] == ("method", "seconds per epoch")
     assert chart.rows == [
         ("adautomix", seconds, teacher, MEAN_OF_70_72_77),
         ("vanilla", "3.50", "75.00", "73.00"),

@@ -32,7 +32,7 @@ TITLES = (
     "mixer",
     "|label - pixels|",
     "λ in pixels",
-    "images a mix",
+    "images per mix",
     "pairings",
     "smoothing",
     "verdict",
@@ -53,7 +53,7 @@ class Trial:
     """What a mixer is tried on.
 
     Attributes:
-        batch: B, images a batch, and classes.
+        batch: B, images per batch, and classes.
         size: S, image side in pixels.
         batches: how many.
     """

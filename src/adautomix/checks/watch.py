@@ -31,7 +31,7 @@ NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 DIM = 0.002  # of all that shines in a batch: less is not seen
 ROUNDING = 1e-4  # of brightness and of labels
-FEWEST = 6  # images a batch, so that most stay black when one is mixed into others
+FEWEST = 6  # images per batch, so that most stay black when one is mixed into others
 
 Batch = tuple[Tensor, Tensor]
 

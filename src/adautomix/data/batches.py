@@ -152,7 +152,7 @@ def _check_batches(images: int, batch_size: int, drop_last: bool, world_size: in
             "processes: use a multiple of them and drop the last batch"
         )
     if batch_size < 2:
-        raise UsageError(f"batch size {batch_size}: batch norm needs at least 2 images a batch")
+        raise UsageError(f"batch size {batch_size}: batch norm needs at least 2 images per batch")
     if batch_size > images:
         raise UsageError(
             f"batch size {batch_size} is larger than the training set of {images} images: "

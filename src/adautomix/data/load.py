@@ -48,7 +48,7 @@ def load_data(
     - `root`: where CIFAR's own folder is or is downloaded to with `download`; default `data`.
     - `image_size`: side of what the network sees. Default: the images' own where all are squares
       of one size up to 96, else 224. Images for more than 96 are kept 8/7 as large.
-    - `per_class`: at most so many training images a class, chosen by `seed`. The others are
+    - `per_class`: at most so many training images per class, chosen by `seed`. The others are
       tested on where the source has no test images of its own, else left out.
     - `test_fraction`: share of each class tested on, where the source has no test images.
     - `val_fraction`: share of the remaining training images held out as `val`.

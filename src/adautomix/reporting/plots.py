@@ -52,7 +52,7 @@ _NETWORK_TITLES = {
 
 @dataclass(frozen=True)
 class Line:
-    """One line a run: a dotted key into its rows, and how it is drawn and written."""
+    """One line per run: a dotted key into its rows, and how it is drawn and written."""
 
     key: str
     title: str
@@ -159,7 +159,7 @@ TIME_PLAN = Plan(
     "time",
     "Test accuracy against training time",
     "Top-1 accuracy on the test images after so many seconds of training, evaluation and "
-    "checkpoints included: a line a method, accuracies and seconds means over its finished seeds.",
+    "checkpoints included. One line per method; accuracies and seconds are means over its seeds.",
     "epoch",
     (_ACCURACY,),
     along="seconds",
@@ -183,7 +183,7 @@ def curves(runs: Sequence[Run]) -> list[Chart]:
 
 
 def time_chart(runs: Sequence[Run]) -> list[Chart]:
-    """Accuracy against training time, a line a method; none where fewer than two have finished."""
+    """Accuracy against training time, one line per method; None if fewer than two finished."""
     courses = [mean_course(group) for group in groups(runs)]
     enough = sum(bool(TIME_PLAN.rows(course)) for course in courses) > 1
     return [_chart(TIME_PLAN, courses)] if enough else []
@@ -205,7 +205,7 @@ def efficiency_chart(runs: Sequence[Run]) -> list[Chart]:
         )
         for group in found.values()
     ]
-    columns = ("method", "seconds an epoch", *_NETWORK_TITLES.values())
+    columns = ("method", "seconds per epoch", *_NETWORK_TITLES.values())
     return [Chart(slug, title, _EFFICIENCY, svg, columns, rows)]
 
 

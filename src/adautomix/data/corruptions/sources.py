@@ -27,7 +27,7 @@ from adautomix.data.decoding.decoders import DecoderPool
 from adautomix.data.listing import list_folder
 from adautomix.errors import UsageError
 
-_SMALLEST = 32  # pixels a side that the library takes
+_SMALLEST = 32  # pixels per side that the library takes
 _BATCH = 256  # images made at a time for the cache
 
 
@@ -85,7 +85,7 @@ class GeneratedCorruptions(CorruptionSource):
         self.side = min(image_size, first_image(clean).shape[-1])
         if self.side < _SMALLEST:
             raise UsageError(
-                f"corruptions need images of at least {_SMALLEST} pixels a side and these have "
+                f"corruptions need images of at least {_SMALLEST} pixels per side and these have "
                 f"{self.side}: leave the suite out, or train with --image-size {_SMALLEST} or more"
             )
         self.clean, self.image_size = clean, image_size

@@ -2,7 +2,7 @@
 
 It imports the corruptions and what they need, torch is not among it. It answers each line of
 standard input, the JSON list `[corruption, severity, side, [seed, ...]]`, and the
-`side * side * 3` bytes an image that follow it with one JSON line, null or what went wrong, and
+`side * side * 3` bytes per image that follow it with one JSON line, null or what went wrong, and
 as many bytes. It ends when its standard input does.
 """
 
@@ -40,7 +40,7 @@ def corrupt(image: Pixels, corruption: str, severity: int, seed: int) -> Pixels:
     """One image `[S, S, 3]` corrupted: a function of its arguments alone.
 
     Args:
-        image: at least 32 pixels a side.
+        image: at least 32 pixels per side.
         corruption: by its name in `imagecorruptions`.
         severity: 1 to 5.
         seed: below 2³².

@@ -19,7 +19,7 @@ def prepare_images(paths: Sequence[Path], *, image_size: int, mean: Color, std: 
 
     Args:
         paths: image files.
-        image_size: pixels a side.
+        image_size: pixels per side.
         mean: of pixels in [0, 1].
         std: of pixels in [0, 1].
 
