@@ -88,7 +88,9 @@ def test_the_help_of_a_suite_lists_its_settings(command: Command) -> None:
     text = command("evaluate", "--suites", "attack,maps", "--help").out
     for line in ("Suite attack:", "Suite maps:", "  --attack.steps INT,… ", "  --data TEXT"):
         assert f"\n{line}" in text
+    assert "\nData (default for a run: its own data):\n" in text
     assert "--occlusion." not in text
+    assert text.count("TARGET...") == 1, "the argument is no option"
     assert "--occlusion." in command("evaluate", "--suites", "all", "--help").out
     assert "--lr" not in text
 

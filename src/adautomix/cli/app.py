@@ -25,9 +25,9 @@ from adautomix.version import __version__
     cls=CommandGroup,
     sections={
         "Train": [train, resume, compare, plan],
-        "Look at results": [evaluate, predict, report, preview, export],
-        "List what there is": [methods, settings, recipes, sweeps, datasets, suites],
-        "Check and time": [check_mix, doctor, bench],
+        "Use and inspect runs": [evaluate, predict, report, preview, export],
+        "List what is available": [methods, settings, recipes, sweeps, datasets, suites],
+        "Check and measure": [check_mix, doctor, bench],
         "Shell": [completion],
     },
     epilog="`adautomix COMMAND --help` lists the options of a command, and `adautomix train "

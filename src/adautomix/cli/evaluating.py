@@ -1,6 +1,7 @@
 """Commands about trained networks: evaluate, predict and export."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from adautomix.config.settings import Setting
 
 
+DATA = "Data (default for a run: its own data)"
+"""Title of the settings of the data in the help of evaluate."""
+
+
 class EvaluateCommand(SettingsCommand):
     """Takes the settings of suites in place of those of methods; the help shows the data's."""
 
@@ -32,7 +37,10 @@ class EvaluateCommand(SettingsCommand):
         """The settings of a run and of the selected suites; None stands for all suites."""
         from adautomix.config.settings import model_settings, run_settings
 
-        settings = run_settings()
+        settings = [
+            replace(setting, group=DATA) if setting.group == "Data" else setting
+            for setting in run_settings()
+        ]
         if selected is None or selected:  # The suites import PyTorch.
             from adautomix.evaluation.evaluate import select_suites
             from adautomix.evaluation.registry import SUITES
@@ -43,7 +51,7 @@ class EvaluateCommand(SettingsCommand):
 
     def shows(self, setting: "Setting") -> bool:
         """Whether a setting is about the data or a suite; others seldom matter here."""
-        return setting.group == "Data" or setting.group.startswith("Suite ")
+        return setting.group == DATA or setting.group.startswith("Suite ")
 
 
 @click.command(cls=EvaluateCommand)

@@ -1,4 +1,4 @@
-"""Commands that list what there is: methods, settings, recipes, sweeps, datasets and suites."""
+"""Commands that list what is available: methods, settings, recipes, sweeps, datasets and suites."""
 
 import click
 

@@ -136,11 +136,10 @@ class SettingsCommand(Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the command's own options, then the settings group by group."""
-        own = [option.get_help_record(ctx) for option in super().get_params(ctx)]
-        with formatter.section("Options"):
-            formatter.write_dl([record for record in own if record])
+        own = [param for param in super().get_params(ctx) if isinstance(param, click.Option)]
         shown = [option for option in ctx.meta[_OPTIONS] if self.shows(option.setting)]
-        for title, options in groupby(shown, lambda option: option.setting.group):
+        groups = groupby(shown, lambda option: option.setting.group)
+        for title, options in [("Options", own), *((title, [*group]) for title, group in groups)]:
             records = [option.get_help_record(ctx) for option in options]
             with formatter.section(title):
                 formatter.write_dl([record for record in records if record])
