@@ -494,7 +494,7 @@ def test_wrong_settings_are_named(settings: dict[str, object], message: str) -> 
 
 def test_images_that_cannot_be_corrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = make_target(random_images(4, 31), tmp_path)
-    with pytest.raises(NotApplicableError, match="at least 32 pixels a side and these have 31: "):
+    with pytest.raises(NotApplicableError, match="at least 32 pixels per side and these have 31: "):
         run_suite(small)
     monkeypatch.setattr(corruption_sources, "find_spec", lambda _: None)
     with pytest.raises(NotApplicableError, match=r"pip install 'adautomix\[corruption\]', or name"):

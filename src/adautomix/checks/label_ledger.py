@@ -32,7 +32,7 @@ TITLES = (
     "mixer",
     "|label - pixels|",
     "λ in pixels",
-    "images per mix",
+    "images/mix",
     "pairings",
     "smoothing",
     "verdict",
