@@ -1,5 +1,6 @@
 """What `import adautomix as am` offers, and the documentation's code."""
 
+import os
 import re
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def test_two_processes_with_ddp_end_with_equal_weights(tmp_path: Path) -> None:
         [sys.executable, *words, str(script), str(tmp_path)],
         capture_output=True,
         text=True,
-        env={**__import__("os").environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
@@ -74,6 +75,27 @@ def test_two_processes_with_ddp_end_with_equal_weights(tmp_path: Path) -> None:
         name for name, value in start.items() if not torch.equal(value, first["weights"][name])
     ]
     assert {name.split(".")[0] for name in moved} >= {"model", "method"}
+
+
+def test_processes_with_other_seeds_share_what_the_method_learns(tmp_path: Path) -> None:
+    """Without that their generators, second heads and teachers would start and stay different."""
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [sys.executable, *words, str(HELPERS / "own_loop_seeds.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    for part in ("own", "teacher"):
+        for name, value in first[part].items():
+            torch.testing.assert_close(second[part][name], value, msg=f"{part} {name}")
+    for record in (first, second):
+        half = torch.full_like(record["used_by_one"], 0.5)
+        torch.testing.assert_close(record["used_by_one"], half)
+        assert record["used_by_none"] is None
 
 
 def test_create_method_asks_for_steps_only_where_they_matter() -> None:

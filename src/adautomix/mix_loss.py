@@ -16,8 +16,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from adautomix.config import TeacherSettings
 from adautomix.ema import Teacher, momentum_schedule
@@ -62,7 +64,7 @@ class MixLoss(nn.Module):
         self.parts: dict[str, Tensor] = {}
         self._average, self._momentum = teacher, momentum or []
         self._model = [model]  # in a list: the model belongs to the caller, not to this module
-        self._rank, self._seeded = rank, False
+        self._rank, self._started = rank, False
 
     @property
     def teacher(self) -> nn.Module:
@@ -93,8 +95,11 @@ class MixLoss(nn.Module):
             UsageError: an input has the wrong shape, type or range.
         """
         check_batch(images, labels, self.method.num_classes)
-        self._seed_by_rank()
         model = self._model[0]
+        if not self._started:
+            self._seed_by_rank()
+            self._share_start(model)
+            self._started = True
         if isinstance(model, WrappedClassifier):
             model.begin_step()
         # A method that needs no teacher ignores this argument.
@@ -105,13 +110,23 @@ class MixLoss(nn.Module):
     def average_gradients(self) -> None:
         """Average the gradients of `parameters()` over all processes; call it after the backward.
 
-        `DistributedDataParallel` does this for the model's parameters only. Without several
-        processes nothing happens.
+        `DistributedDataParallel` does this for the model's parameters only. A parameter that only
+        some processes used counts as zero in the others; one that none used keeps no gradient.
+        Without several processes nothing happens.
         """
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        if not has_several_processes():
             return
-        for parameter in self.parameters():
-            if parameter.grad is not None:
+        parameters = list(self.parameters())
+        if not parameters:
+            return
+        # All processes must make the same calls, so they first agree on what was used anywhere.
+        used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
+        used = used.to(parameters[0].device)
+        dist.all_reduce(used, dist.ReduceOp.MAX)
+        for parameter, is_used in zip(parameters, used.tolist(), strict=True):
+            if is_used:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= dist.get_world_size()
 
@@ -145,10 +160,19 @@ class MixLoss(nn.Module):
         """Restore the step counter."""
         self.step = state["step"]
 
+    def _share_start(self, model: nn.Module) -> None:
+        """Start every process of a DDP model with the same generator, second head and teacher.
+
+        DDP itself does this for the model. Processes may have seeded PyTorch differently.
+        """
+        if not has_several_processes() or not is_distributed(model):
+            return
+        average = [] if self._average is None else list(self._average.model.parameters())
+        for parameter in [*self.parameters(), *average]:
+            dist.broadcast(parameter.detach(), src=0)
+
     def _seed_by_rank(self) -> None:
         """Give each process random numbers of its own, once it is known which one this is."""
-        if self._seeded:
-            return
         rank = process_rank() if self._rank is None else self._rank
         if rank:
             self.method.seed = seed_at(self.method.seed, rank, "process")
@@ -156,7 +180,11 @@ class MixLoss(nn.Module):
             schedule = self.method.schedule
             if schedule is not None and schedule.settings.per_sample:
                 self.method.schedule = replace(schedule, seed=self.method.seed)
-        self._seeded = True
+
+
+def has_several_processes() -> bool:
+    """Whether PyTorch runs in a group of several processes."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def process_rank() -> int:
@@ -268,6 +296,12 @@ def plan_mixing(
             "number of optimizer steps"
         )
     method.plan(steps or 1, mix, method.seed)
+
+
+def is_distributed(model: nn.Module) -> bool:
+    """Whether a network is called through `DistributedDataParallel`."""
+    caller = model.caller if isinstance(model, WrappedClassifier) else model
+    return isinstance(caller, DistributedDataParallel)
 
 
 def teacher_momentum(name: str, teacher: TeacherSettings, steps: int | None) -> list[float]:

@@ -63,6 +63,11 @@ class WrappedClassifier(nn.Module):
         self._has_broadcast = False
 
     @property
+    def caller(self) -> nn.Module:
+        """The module that its owner calls: the network, or the DDP module around it."""
+        return self._caller[0]
+
+    @property
     def heads(self) -> dict[str, nn.Module]:
         """All heads by name, the user's own among them."""
         return {CLEAN: own_head(self.model, self._head), **dict(self.extra_heads.items())}
