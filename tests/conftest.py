@@ -1,4 +1,4 @@
-"""What the tests of whole runs share: the command, a folder of photographs, a quick network."""
+"""Shared by tests of whole runs: the command, a folder of photographs and a small network."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -18,13 +18,13 @@ from adautomix.data import load_data
 from adautomix.runs.folder import RunFolder
 
 CLASSES = ("<script>alert(1)", "café", "猫")  # in the order of the labels
-IMAGES = {"train": 8, "test": 3}  # of each class
+IMAGES = {"train": 8, "test": 3}  # per class
 SMALL_NET = ("--model", "resnet18", "--stem", "cifar", "--width", "0.125", "--workers", "1")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left behind: exit status and both streams."""
+    """The result of a command: exit status, stdout and stderr."""
 
     status: int
     out: str
@@ -42,7 +42,7 @@ Command = Callable[..., Outcome]
 def _one_thread_and_a_cache_of_our_own(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[None]:
-    """Sums in one order, whatever the machine; and nothing written to the user's cache."""
+    """Use one thread, so that sums do not depend on the machine, and a temporary image cache."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -54,7 +54,7 @@ def _one_thread_and_a_cache_of_our_own(
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """`command("train", …)`: the command line in this process."""
+    """Return a function that runs the command line in this process: `command("train", …)`."""
 
     def run(*words: object) -> Outcome:
         capsys.readouterr()
@@ -69,7 +69,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 def write_photo(path: Path, label: int) -> None:
-    """16 × 16 noise that only this file has, brighter in the color of its class."""
+    """Write 16 × 16 pixels of noise, different in each file and brighter in the class's color."""
     name = "/".join(path.parts[-3:]).encode()
     pixels = np.random.default_rng(list(name)).integers(0, 120, (16, 16, 3), dtype=np.uint8)
     pixels[..., label] += 100
@@ -78,7 +78,7 @@ def write_photo(path: Path, label: int) -> None:
 
 
 def write_photos(root: Path, images: dict[str, int] = IMAGES) -> Path:
-    """`<split>/<class>/<number>.png`, so many a class."""
+    """Write `<split>/<class>/<number>.png`, with so many images per class."""
     for split, count in images.items():
         for label, name in enumerate(CLASSES):
             for number in range(count):
@@ -88,19 +88,19 @@ def write_photos(root: Path, images: dict[str, int] = IMAGES) -> Path:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 training and 9 test images of three classes with awkward names, decoded already."""
+    """A folder of 24 training and 9 test images of three awkwardly named classes, in the cache."""
     root = write_photos(tmp_path_factory.mktemp("photos") / "pets")
     load_data(str(root), workers=1, progress=False)
     return root
 
 
 def tensors(run: Path, checkpoint: str = "last") -> dict[str, Tensor]:
-    """Every weight of a run: student, teacher and method."""
+    """The weights in a checkpoint of a run: student, teacher and method."""
     return load_file(run / "checkpoints" / checkpoint / "weights.safetensors")
 
 
 def logged(run: Path) -> list[dict[str, Any]]:
-    """The metrics lines without what depends on the clock."""
+    """The rows of `metrics.jsonl` without the fields that depend on the clock."""
     return [row.without_timing() for row in RunFolder(run).rows()]
 
 
@@ -111,7 +111,7 @@ def steps_in(run: Path) -> int:
 
 
 def assert_same_run(run: Path, reference: Path) -> None:
-    """Weights, figures and metrics lines are those of the reference, bit for bit."""
+    """Check that weights, scores and metrics rows equal those of a reference, bit for bit."""
     mine, theirs = tensors(run), tensors(reference)
     assert mine.keys() == theirs.keys()
     assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []

@@ -1,4 +1,4 @@
-"""The teacher: its weights, its momentum, its batch-norm statistics and its mode."""
+"""The teacher's weights, momentum, batch-norm statistics and mode."""
 
 import math
 from typing import Any
@@ -14,8 +14,8 @@ POLICIES: tuple[BufferPolicy, ...] = ("average", "copy", "own")
 STATISTICS = ("bn1.running_mean", "bn1.running_var", "bn2.running_mean", "bn2.running_var")
 
 
-def moved_student(student: Any) -> Any:
-    """The student after a step of anything: other weights, other statistics, a later counter."""
+def change_student(student: Any) -> Any:
+    """Change all weights, statistics and counters of the student, as a training step does."""
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(torch.randn_like(parameter))
@@ -30,7 +30,7 @@ def test_weights_by_hand(momentum: float, buffers: BufferPolicy) -> None:
     teacher = Teacher(student, buffers)
     before = {name: p.clone() for name, p in student.named_parameters()}
     for _ in range(2):
-        teacher.update(moved_student(student), momentum)
+        teacher.update(change_student(student), momentum)
         after = dict(student.named_parameters())
         before = {n: momentum * old + (1 - momentum) * after[n] for n, old in before.items()}
     for name, parameter in teacher.model.named_parameters():
@@ -38,7 +38,7 @@ def test_weights_by_hand(momentum: float, buffers: BufferPolicy) -> None:
         assert not parameter.requires_grad
 
 
-def test_the_student_is_copied_and_left_alone() -> None:
+def test_the_student_is_copied_and_not_changed() -> None:
     student = tiny_classifier().train()
     before = state_of(student)
     teacher = Teacher(student)
@@ -46,7 +46,7 @@ def test_the_student_is_copied_and_left_alone() -> None:
     assert student.bn1.track_running_stats
     assert all(p.requires_grad for p in student.parameters())
     teacher.model(toy_images(10)[0])
-    moved_student(teacher.model)
+    change_student(teacher.model)
     for name, value in student.state_dict().items():
         assert torch.equal(value, before[name]), name
 
@@ -55,11 +55,11 @@ def test_the_student_is_copied_and_left_alone() -> None:
 
 
 def update_once(buffers: BufferPolicy) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
-    """State of the teacher before an update and of the student then, and the teacher after."""
+    """Return the teacher's state before an update, the student's state, and the updated teacher."""
     student = tiny_classifier()
     teacher = Teacher(student, buffers)
     before = state_of(teacher.model)
-    teacher.update(moved_student(student), 0.75)
+    teacher.update(change_student(student), 0.75)
     return before, state_of(student), teacher
 
 
@@ -80,7 +80,7 @@ def test_copied_statistics() -> None:
         assert torch.equal(after[name], student[name]), name
 
 
-def test_own_statistics_move_by_own_forwards_alone() -> None:
+def test_own_statistics_are_only_updated_by_forward_passes() -> None:
     before, _, teacher = update_once("own")
     assert all(torch.equal(teacher.model.state_dict()[name], before[name]) for name in STATISTICS)
     images, _ = toy_images(10, seed=3)
@@ -93,7 +93,7 @@ def test_own_statistics_move_by_own_forwards_alone() -> None:
 
 
 @pytest.mark.parametrize("buffers", ["average", "copy"])
-def test_other_statistics_do_not_move_by_forwards(buffers: BufferPolicy) -> None:
+def test_other_statistics_are_not_updated_by_forward_passes(buffers: BufferPolicy) -> None:
     _, _, teacher = update_once(buffers)
     before = state_of(teacher.model)
     teacher.model(toy_images(10, seed=3)[0])
@@ -103,7 +103,7 @@ def test_other_statistics_do_not_move_by_forwards(buffers: BufferPolicy) -> None
 
 @pytest.mark.parametrize("buffers", POLICIES)
 def test_evaluation_uses_the_statistics(buffers: BufferPolicy) -> None:
-    """The first layer by hand, from the buffers, for one image alone."""
+    """Compute the first layer by hand from the buffers, for a single image."""
     _, _, teacher = update_once(buffers)
     model = teacher.model.eval()
     image = toy_images(1, seed=3)[0]
@@ -125,7 +125,7 @@ def test_mode_is_batch_statistics_without_dropout(buffers: BufferPolicy) -> None
     with torch.no_grad():
         logits = model(images)
         assert torch.equal(logits, model(images))  # nothing is dropped
-        assert not torch.allclose(logits[:5], model(images[:5]))  # neighbors count
+        assert not torch.allclose(logits[:5], model(images[:5]))  # depends on the batch
         order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
         torch.testing.assert_close(model(images[order]), logits[order])
         normed = model.bn1(model.conv1(images))
@@ -135,17 +135,17 @@ def test_mode_is_batch_statistics_without_dropout(buffers: BufferPolicy) -> None
 # ---------------------------------------------------------------------- momentum
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.25])
-def test_schedule_is_that_of_the_paper(share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.25])
+def test_schedule_equals_the_papers_formula(fraction: float) -> None:
     steps, start, end = 1000, 0.999, 0.999999
-    momentum = momentum_schedule(steps, start=start, end=end, constant_share=share)
+    momentum = momentum_schedule(steps, start=start, end=end, constant_share=fraction)
     assert len(momentum) == steps
     for t, value in enumerate(momentum):
         risen = end - (end - start) * (math.cos(math.pi * t / steps) + 1) / 2
-        assert value == pytest.approx(start if t < share * steps else risen, abs=1e-12)
+        assert value == pytest.approx(start if t < fraction * steps else risen, abs=1e-12)
 
 
-def test_schedule_at_points_known_by_heart() -> None:
+def test_schedule_at_known_points() -> None:
     momentum = momentum_schedule(600, start=0.9, end=1.0, constant_share=0.1)
     assert momentum[0] == momentum[59] == 0.9
     assert momentum[60] > 0.9
@@ -157,7 +157,7 @@ def test_schedule_at_points_known_by_heart() -> None:
 @pytest.mark.parametrize(
     ("steps", "start"), [(50, 0.0), (100, 0.0), (200, 0.5), (1000, 0.9), (200_000, 0.999)]
 )
-def test_automatic_start_spans_a_share_of_the_run(steps: int, start: float) -> None:
+def test_the_automatic_start_depends_on_the_number_of_steps(steps: int, start: float) -> None:
     momentum = momentum_schedule(steps, start=None, end=0.999999, constant_share=0.1)
     assert momentum[0] == pytest.approx(start)
     assert momentum == momentum_schedule(steps, start=start, end=0.999999, constant_share=0.1)

@@ -1,19 +1,20 @@
-"""The teacher: a moving average of the student, kept for every method.
+"""The teacher: an exponential moving average of the student.
 
-It belongs to training and not to a method, so that every method can be judged with it and a
-comparison is like for like.
+It is part of training and not of a method: every method is evaluated with one, so that comparisons
+are fair.
 
-Mode. When a method runs it, batch norm uses the statistics of the batch (as in the authors' code)
-and everything else is as in evaluation: no dropout, no dropped paths. Only then are its logits of
-permuted images the permuted logits, which AdAutoMix builds on.
+When a method runs the teacher, batch norm uses the statistics of the batch, as in the authors'
+code, and everything else is in evaluation mode, without dropout or stochastic depth. Only then are
+the logits of permuted images the permuted logits, which AdAutoMix relies on.
 
-Batch-norm buffers, which only evaluation uses, follow one of three policies:
+The batch-norm buffers of the teacher matter only in evaluation. There are three policies:
 
-- `average`: averaged like the weights;
-- `copy`: the student's, after every step;
-- `own`: moved by the teacher's own forwards at batch norm's usual momentum. AdAutoMix runs it once
-  on clean images and once on mixes per step, so both move them once; the authors' code runs four
-  clean batches for each mixed one. Methods that never run the teacher cannot use this.
+- `average`: average them like the weights.
+- `copy`: copy those of the student after every step.
+- `own`: update them in the teacher's own forward passes, with batch norm's momentum. AdAutoMix runs
+  the teacher once per step on clean images and once on mixes, so each of the two updates them once;
+  the authors' code runs four clean batches for each mixed one. Methods that never run the teacher
+  cannot use this policy.
 """
 
 import copy
@@ -30,11 +31,15 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class Teacher(Generic[Network]):
-    """A frozen copy of the student that follows it.
+    """A copy of the student whose weights are the moving average of the student's.
 
     Args:
-        student: the trained network; it is copied.
-        buffers: what happens to the batch-norm statistics, see above.
+        student: the trained network, which is copied.
+        buffers: how the batch-norm buffers are updated, see the module's documentation.
+
+    Attributes:
+        model: the copy. It needs no gradients and stays in evaluation mode, except for batch norm,
+            which uses the statistics of the batch.
     """
 
     def __init__(self, student: Network, buffers: BufferPolicy = "average") -> None:
@@ -43,13 +48,18 @@ class Teacher(Generic[Network]):
         for module in self.model.modules():
             if isinstance(module, _BatchNorm):
                 module.train()
-                # Without tracking, a forward in training mode leaves the buffers alone, and one
-                # in evaluation mode still reads them.
+                # Without tracking, a forward pass in training mode does not change the buffers,
+                # and one in evaluation mode still reads them.
                 module.track_running_stats = buffers == "own"
 
     @torch.no_grad()
     def update(self, student: Network, momentum: float | Tensor) -> None:
-        """`Ŵ ← ξ Ŵ + (1 - ξ) W`, in place, with ξ = `momentum`; a tensor where it is captured."""
+        """Update the average in place: `Ŵ ← ξ Ŵ + (1 - ξ) W`.
+
+        Args:
+            student: the network with the weights W.
+            momentum: ξ; a float64 scalar tensor if the step is captured in a CUDA graph.
+        """
         average: list[Tensor] = list(self.model.parameters())
         current: list[Tensor] = list(student.parameters())
         if self.buffers == "average":
@@ -65,25 +75,35 @@ class Teacher(Generic[Network]):
             self._copy_buffers(student)
 
     def _copy_buffers(self, student: nn.Module) -> None:
-        """Take over the buffers that are not averaged: counters, and all under `copy`."""
+        """Copy the buffers that are not averaged: counters, and under `copy` all of them."""
         for mine, theirs in zip(self.model.buffers(), student.buffers(), strict=True):
             if self.buffers == "copy" or not mine.is_floating_point():
                 mine.copy_(theirs)
 
 
 def floating_buffers(model: nn.Module) -> list[Tensor]:
-    """The buffers that can be averaged."""
+    """The floating-point buffers of a network, which can be averaged."""
     return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
 
 def momentum_schedule(
     steps: int, *, start: float | None, end: float, constant_share: float
 ) -> list[float]:
-    """ξ at every step: constant at first, then a cosine to its end.
+    """The teacher momentum ξ of every step: constant at first, then rising along a cosine.
 
-    `ξ(t) = end - (end - start)·(cos(π t/T) + 1)/2` with t counted from the start of training, as
-    the authors count it. Without a start value it is `1 - 100/T`, at most 0.999: the average then
-    spans the same share of a short run as of the published ones of 100 000 steps and more.
+    `ξ(t) = end - (end - start)·(cos(π t/T) + 1)/2`, where t counts from the start of training, as
+    in the authors' code.
+
+    Args:
+        steps: optimizer steps T of the whole training.
+        start: ξ at the start. None is `1 - 100/T`, at most 0.999, so that the average of a short
+            training spans the same fraction of it as in the published ones of 100,000 steps.
+        end: ξ at the end.
+        constant_share: fraction of the steps before ξ begins to rise, 0 to 1. It rises along the
+            same cosine wherever it begins.
+
+    Returns:
+        One float per step.
     """
     if start is None:
         start = min(0.999, max(0.0, 1 - 100 / steps))

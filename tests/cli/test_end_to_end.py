@@ -67,7 +67,7 @@ def by_hand(run: Path, files: list[Path], network: str) -> Tensor:
     """Probabilities `[n, K]`: pixels, normalization and forward written out."""
     trained = load_trained(run)
     pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
-    mean, std = (np.array(trained.card[name]) for name in ("mean", "std"))
+    mean, std = (np.array(trained.data_info[name]) for name in ("mean", "std"))
     images = torch.from_numpy((pixels / 255 - mean) / std).permute(0, 3, 1, 2).float()
     with torch.no_grad():
         logits: Tensor = trained.networks[network].eval()(images, head="clean")

@@ -184,7 +184,7 @@ def test_an_unreadable_image_is_named_or_skipped(
 
     outcome = command("train", *args, "--skip-bad", "--out", tmp_path / "run")
     assert outcome.status == 0
-    assert f"left out, unreadable: {bad}" in outcome.err.splitlines()
+    assert f"skipped, unreadable: {bad}" in outcome.err.splitlines()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["bad_files"] == [str(bad)]
     assert summary["train_images"] == 6
@@ -200,7 +200,7 @@ def test_an_unreadable_image_is_named_or_skipped(
         ((25,), ["batch size 25", "training set of 24 images", "at most 24"]),
         ((23, "--drop-last", "false"), ["last batch of one of the 24", "drop the last batch"]),
         ((2,), ["adautomix mixes 3 images", "a batch has 2", "batch_size"]),
-        ((4, "--accumulate", 4, "--method", "mixup"), ["needs 2 a part", "a batch has 4"]),
+        ((4, "--accumulate", 4, "--method", "mixup"), ["needs 2 per part", "a batch has 4"]),
         ((22, "--drop-last", "false"), ["adautomix mixes 3", "a batch has 2", "drop_last"]),
     ],
 )

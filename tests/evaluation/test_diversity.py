@@ -184,7 +184,7 @@ def test_distances_over_training_by_hand(runs: dict[str, Path], tmp_path: Path) 
     ((pixels, _),) = list(batches)
     masks = []
     for epoch in EPOCHS:
-        trained = load_trained(run, which=f"epoch-{epoch:04d}", device="cpu")
+        trained = load_trained(run, checkpoint=f"epoch-{epoch:04d}", device="cpu")
         method: Any = trained.method
         assert trained.step == 4 * epoch
         with torch.no_grad():

@@ -52,8 +52,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(run: Path) -> Path:
     """The exported teacher of that run."""
     trained = load_trained(run)
-    card = {name: trained.card[name] for name in ("classes", "mean", "std")}
-    return export_model(trained.networks["teacher"], run.parent / "exported", **card, source={})
+    info = {name: trained.data_info[name] for name in ("classes", "mean", "std")}
+    return export_model(trained.networks["teacher"], run.parent / "exported", **info, source={})
 
 
 def percent(value: float) -> str:
@@ -260,12 +260,15 @@ def test_the_automatic_stem_is_kept_for_other_image_sizes(run: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (("--width", 0.25), "pixels: conv1.weight is [8, 3, 3, 3], not [16, 3, 3, 3]; leave these"),
-        (("--model", "resnet34"), "it has no layer1.2.conv1.weight"),
+        (
+            ("--width", 0.25),
+            "pixels: conv1.weight is [8, 3, 3, 3], not [16, 3, 3, 3]; use the settings",
+        ),
+        (("--model", "resnet34"), "it lacks layer1.2.conv1.weight"),
         (("--model", "resnet50"), "conv1.weight"),
-        (("--stem", "standard"), "is not the backbone of resnet18, width 0.125, stem standard"),
+        (("--stem", "standard"), "does not fit resnet18 with width 0.125, stem standard and "),
         (("--pretrained",), "init and pretrained both say where the weights start: leave out one"),
-        (("--init", "nowhere"), "init = nowhere: no run folder, folder of `adautomix export`"),
+        (("--init", "nowhere"), "init = nowhere is not a run folder, an exported folder or"),
     ],
 )
 def test_mismatches_are_one_line_errors(

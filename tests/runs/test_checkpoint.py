@@ -1,4 +1,4 @@
-"""Checkpoints under damage, full disks and crashes; and that reading one runs no code."""
+"""Checkpoints survive damage, full disks and crashes, and reading one runs no code."""
 
 import errno
 import io
@@ -68,7 +68,7 @@ def flip_byte(path: Path, position: int = -1) -> None:
 
 
 def rewrite_state(folder: Path, content: bytes) -> None:
-    """Other content for `state.pt`, and a manifest that vouches for it."""
+    """Replace the content of `state.pt`, and correct the hash in the manifest."""
     (folder / "state.pt").write_bytes(content)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["sha256"]["state.pt"] = file_hash(folder / "state.pt")
@@ -78,7 +78,7 @@ def rewrite_state(folder: Path, content: bytes) -> None:
 # --- writing and reading ---------------------------------------------------------------------
 
 
-def test_what_was_saved_is_what_is_read(tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_as_it_was_saved(tmp_path: Path) -> None:
     folder = saved(tmp_path, 3)
     assert_equal(read_checkpoint(folder / "last"), checkpoint(3))
     assert sorted(path.name for path in (folder / "last").iterdir()) == sorted(FILES)
@@ -101,7 +101,7 @@ def test_the_last_two_and_the_best_are_kept(tmp_path: Path) -> None:
     assert steps == {"last": 4, "previous": 3, "best": 4}
 
 
-def test_kept_checkpoints_stay_and_hold_weights_alone(tmp_path: Path) -> None:
+def test_kept_checkpoints_are_not_replaced_and_only_hold_weights(tmp_path: Path) -> None:
     for epoch in (2, 10, 11):
         save_checkpoint(
             tmp_path, checkpoint(epoch), kept=epoch_checkpoint_name(epoch) if epoch < 11 else None
@@ -115,7 +115,7 @@ def test_kept_checkpoints_stay_and_hold_weights_alone(tmp_path: Path) -> None:
     assert_equal(load_checkpoint(tmp_path)[0], checkpoint(11))
 
 
-def test_no_checkpoint_is_wrong_usage(tmp_path: Path) -> None:
+def test_a_run_without_checkpoints_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no checkpoint yet"):
         load_checkpoint(tmp_path)
 
@@ -124,7 +124,7 @@ def test_no_checkpoint_is_wrong_usage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES[:2])
-def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
+def test_a_damaged_file_is_named_and_the_previous_checkpoint_is_used(
     file: str, tmp_path: Path
 ) -> None:
     folder = saved(tmp_path, 1, 2)
@@ -132,8 +132,8 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
     found, problem = load_checkpoint(tmp_path)
     assert_equal(found, checkpoint(1))
     assert problem == (
-        f"damaged checkpoint: {folder / 'last' / file} is not what was written; "
-        f"going on from {folder / 'previous'}"
+        f"damaged checkpoint: {folder / 'last' / file} does not match its hash; "
+        f"resuming from {folder / 'previous'}"
     )
 
 
@@ -151,7 +151,7 @@ def test_every_kind_of_damage_is_survived(file: str, harm: str, tmp_path: Path) 
 
 
 def test_every_flipped_byte_of_a_manifest_is_survived_or_harmless(tmp_path: Path) -> None:
-    """Not that it is always noticed: that nothing but a RunError comes of it."""
+    """Damage need not be noticed, but it must never raise anything except a RunError."""
     last = saved(tmp_path, 1, 2) / "last"
     whole = (last / "manifest.json").read_bytes()
     for position in range(len(whole)):
@@ -167,16 +167,16 @@ def test_every_flipped_byte_of_a_manifest_is_survived_or_harmless(tmp_path: Path
             )
 
 
-def test_two_damaged_checkpoints_are_the_end(tmp_path: Path) -> None:
+def test_two_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
     folder = saved(tmp_path, 1, 2)
     for name in ("last", "previous"):
         flip_byte(folder / name / "weights.safetensors")
-    with pytest.raises(RunError, match=r"damaged checkpoint: .*last/weights\.safetensors is not"):
+    with pytest.raises(RunError, match=r"damaged checkpoint: .*last/weights\.safetensors does not"):
         load_checkpoint(tmp_path)
 
 
-def test_a_whole_checkpoint_with_unreadable_weights_is_damage(tmp_path: Path) -> None:
-    """The manifest agrees with a file that is no safetensors file."""
+def test_unreadable_weights_with_a_correct_hash_are_damage(tmp_path: Path) -> None:
+    """The manifest agrees with a file that is not a safetensors file."""
     last = saved(tmp_path, 1) / "last"
     (last / "weights.safetensors").write_bytes(b"not tensors")
     manifest = json.loads((last / "manifest.json").read_text())
@@ -190,7 +190,7 @@ def test_a_whole_checkpoint_with_unreadable_weights_is_damage(tmp_path: Path) ->
 
 
 class Bomb:
-    """Makes a folder when it is unpickled by a reader that runs code."""
+    """Creates a folder when it is unpickled by a reader that runs code."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -200,7 +200,9 @@ class Bomb:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["torch", "plain pickle"])
-def test_a_state_with_code_in_it_is_refused_and_not_run(zipped: bool, tmp_path: Path) -> None:
+def test_a_state_with_code_in_it_is_refused_and_the_code_is_not_run(
+    zipped: bool, tmp_path: Path
+) -> None:
     last, trace = saved(tmp_path, 1) / "last", tmp_path / "exploded"
     content = io.BytesIO()
     if zipped:
@@ -221,7 +223,7 @@ def test_a_state_with_code_in_it_is_refused_and_not_run(zipped: bool, tmp_path: 
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """`full_disk(name)`: from now on a file of that name meets a device without space."""
+    """Return a function; after `full_disk(name)`, writing a file of that name finds no space."""
     write = Path.write_bytes
 
     def fill(name: str) -> None:
@@ -235,7 +237,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("file", FILES[:2])
-def test_a_full_disk_is_told_and_older_checkpoints_stay(
+def test_a_full_disk_is_reported_and_older_checkpoints_are_kept(
     file: str, full_disk: Callable[[str], None], tmp_path: Path
 ) -> None:
     save_checkpoint(tmp_path, checkpoint(1), best=True)
@@ -245,7 +247,7 @@ def test_a_full_disk_is_told_and_older_checkpoints_stay(
         save_checkpoint(tmp_path, checkpoint(3), best=True)
     assert str(failure.value) == (
         f"no space left to write {tmp_path}: free some, then `adautomix resume {tmp_path}`; "
-        "the checkpoint before is intact"
+        "the previous checkpoint is intact"
     )
     steps = {path.name: read_checkpoint(path).step for path in folder.iterdir()}
     assert steps == {"last": 2, "previous": 1, "best": 1}
@@ -266,7 +268,7 @@ def test_a_disk_that_fills_up_while_the_best_is_copied(
         assert_equal(read_checkpoint(tmp_path / "checkpoints" / name), checkpoint(1))
 
 
-def test_other_trouble_with_a_file_is_not_called_a_full_disk(
+def test_other_errors_with_a_file_are_not_reported_as_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: Any) -> None:
@@ -278,11 +280,11 @@ def test_other_trouble_with_a_file_is_not_called_a_full_disk(
 
 
 class Crash(BaseException):
-    """Stands for a kill between two instructions."""
+    """Simulates a kill between two instructions."""
 
 
-def moves_of_a_save(run: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int) -> bool:
-    """Save checkpoint 3 and crash before the n-th rename or removal; whether it came to that."""
+def crashes_while_saving(run: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int) -> bool:
+    """Save checkpoint 3, but crash before the n-th rename or removal. Return whether it crashed."""
     left = crash_at
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -313,7 +315,7 @@ def test_a_crash_at_any_moment_leaves_a_loadable_run(
     for crash_at in range(20):
         run = tmp_path / str(crash_at)
         saved(run, *before)
-        crashed = moves_of_a_save(run, monkeypatch, crash_at)
+        crashed = crashes_while_saving(run, monkeypatch, crash_at)
         if before or not crashed:
             found, problem = load_checkpoint(run)
             assert problem == ""
@@ -321,7 +323,7 @@ def test_a_crash_at_any_moment_leaves_a_loadable_run(
             found_steps.append(found.step)
         for epoch in kept_epochs(run):
             assert read_checkpoint(run / "checkpoints" / epoch_checkpoint_name(epoch)).step == epoch
-        save_checkpoint(run, checkpoint(4), best=True)  # and the run goes on
+        save_checkpoint(run, checkpoint(4), best=True)  # the run can continue
         assert load_checkpoint(run)[0].step == read_checkpoint(run / "checkpoints/best").step == 4
         if not crashed:
             break
@@ -335,7 +337,7 @@ def test_a_crash_at_any_moment_leaves_a_loadable_run(
 
 
 def settings(photos: Path, run: Path, **flags: Any) -> TrainConfig:
-    """Two epochs of four steps."""
+    """The settings of a run of two epochs with four steps each."""
     words = [str(word).removeprefix("--") for word in SMALL_NET]
     net = dict(zip(words[::2], words[1::2], strict=True))
     usual = {"data": str(photos), "out": run, "method": "mixup", "epochs": 2, "batch_size": 6}
@@ -344,14 +346,14 @@ def settings(photos: Path, run: Path, **flags: Any) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints at steps 4 and 8."""
+    """A finished run with checkpoints at steps 4 and 8."""
     run = tmp_path_factory.mktemp("checkpoints") / "run"
     train(settings(photos, run), quiet=True)
     return run
 
 
-def begin(config: TrainConfig) -> Trainer:
-    """A trainer at the start of a new run, as `train` makes it."""
+def new_trainer(config: TrainConfig) -> Trainer:
+    """Build the trainer of a new run, as `train` does."""
     folder = RunFolder.create(config)
     data = load_images(config, progress=False)
     folder.write_data_info(data_info(data))
@@ -363,7 +365,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+def test_a_run_is_resumed_from_the_checkpoint_before_a_damaged_one(
     run: Path, finished: Path, command: Command
 ) -> None:
     flip_byte(run / "checkpoints/last/weights.safetensors", 100)
@@ -371,13 +373,13 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     outcome = command("resume", run)
     assert outcome.status == 0
     first_line = outcome.err.splitlines()[0]
-    assert "last/weights.safetensors is not what was written" in first_line
-    assert first_line.endswith(f"going on from {run / 'checkpoints/previous'}")
+    assert "last/weights.safetensors does not match its hash" in first_line
+    assert first_line.endswith(f"resuming from {run / 'checkpoints/previous'}")
     assert_same_run(run, finished)
 
 
-def test_a_damaged_checkpoint_is_not_predicted_with(run: Path, command: Command) -> None:
-    """Using a run is not resuming it, but the checkpoint before still serves."""
+def test_a_damaged_checkpoint_is_not_used_for_prediction(run: Path, command: Command) -> None:
+    """Prediction and evaluation use the checkpoint before the damaged one, as a resume does."""
     flip_byte(run / "checkpoints/last/weights.safetensors", 100)
     assert load_trained(run).step == 4
     flip_byte(run / "checkpoints/previous/state.pt", 100)
@@ -386,16 +388,16 @@ def test_a_damaged_checkpoint_is_not_predicted_with(run: Path, command: Command)
     assert outcome.err.startswith(f"adautomix: damaged checkpoint: {run}/checkpoints/last/weights")
     assert outcome.err.count("\n") == 1
     flip_byte(run / "checkpoints/best/weights.safetensors", 100)
-    with pytest.raises(RunError, match=r"best/weights\.safetensors is not what was written"):
-        load_trained(run, which="best")
+    with pytest.raises(RunError, match=r"best/weights\.safetensors does not match its hash"):
+        load_trained(run, checkpoint="best")
 
 
-def test_a_run_that_keeps_checkpoints_is_the_same_run(
+def test_keeping_checkpoints_changes_nothing_else(
     photos: Path, finished: Path, tmp_path: Path
 ) -> None:
-    """Stopped where one was just kept, it goes on exactly; each is the run as it was then."""
+    """Stopped after keeping one, the run resumes exactly; each has the weights of its epoch."""
     run = tmp_path / "stopped"
-    begin(settings(photos, run, keep_every=1)).fit(until=4)
+    new_trainer(settings(photos, run, keep_every=1)).fit(until=4)
     kept = tensors(run, "epoch-0001")
     resume(run, quiet=True)
     assert_same_run(run, finished)
@@ -409,7 +411,7 @@ def test_a_run_that_keeps_checkpoints_is_the_same_run(
 
 def test_a_kept_checkpoint_is_saved_between_the_others(photos: Path, tmp_path: Path) -> None:
     flags = {"epochs": 4, "keep_every": 3, "checkpoint_every": 4, "eval_every": 4}
-    trainer = begin(settings(photos, tmp_path / "run", **flags))
+    trainer = new_trainer(settings(photos, tmp_path / "run", **flags))
     trainer.fit(until=12)
     assert checkpoint_names(tmp_path / "run") == ["epoch-0003", "last"]
     assert steps_in(tmp_path / "run") == 12
@@ -421,7 +423,7 @@ def test_a_kept_checkpoint_is_loaded_by_its_name(
     run = tmp_path / "run"
     train(settings(photos, run, keep_every=1), quiet=True)
     for epoch in (1, 2):
-        trained = load_trained(run, which=epoch_checkpoint_name(epoch))
+        trained = load_trained(run, checkpoint=epoch_checkpoint_name(epoch))
         weights = tensors(run, epoch_checkpoint_name(epoch))
         assert trained.step == 4 * epoch
         for network, model in trained.networks.items():
@@ -430,14 +432,14 @@ def test_a_kept_checkpoint_is_loaded_by_its_name(
     photo = next(photos.rglob("*.png"))
     assert command("predict", run, photo, "--which", "epoch-0001").status == 0
     with pytest.raises(UsageError) as failure:
-        load_trained(run, which="../checkpoints/last")
+        load_trained(run, checkpoint="../checkpoints/last")
     assert str(failure.value) == (
         f"{run} has no checkpoint '../checkpoints/last'; it has epoch-0001, epoch-0002, best, last"
     )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_run_on_a_full_disk_is_told_in_one_line_and_goes_on_later(
+def test_a_full_disk_ends_a_run_with_one_line_and_the_run_can_be_resumed(
     run: Path,
     finished: Path,
     command: Command,
@@ -455,7 +457,7 @@ def test_a_run_on_a_full_disk_is_told_in_one_line_and_goes_on_later(
     assert_same_run(run, finished)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(run: Path) -> None:
+def test_a_loss_of_nan_ends_the_run_before_anything_is_saved(run: Path) -> None:
     good = tensors(run, "previous")
     shutil.rmtree(run / "checkpoints/last")
     (run / "checkpoints/previous").rename(run / "checkpoints/last")
@@ -473,12 +475,14 @@ def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(run: Pat
     assert all(value.isfinite().all() for value in kept.values())
 
 
-def test_a_learning_rate_out_of_this_world(photos: Path, tmp_path: Path, command: Command) -> None:
-    """One step an epoch: the loss of the first is finite, the weights after it are not."""
+def test_a_learning_rate_that_is_far_too_large(
+    photos: Path, tmp_path: Path, command: Command
+) -> None:
+    """With one step per epoch, the first loss is finite, and the weights after it are not."""
     words = ("--data", photos, "--method", "vanilla", *SMALL_NET, "--batch-size", 24)
     outcome = command("train", *words, "--lr", "1e30", "--epochs", 3, "--out", tmp_path / "run")
     assert outcome.status == 1
     assert outcome.err.splitlines()[-1].startswith(
         "adautomix: the loss became NaN or infinite at step 1: lower --lr"
     )
-    assert not (tmp_path / "run/checkpoints").exists(), "weights that no one can use"
+    assert not (tmp_path / "run/checkpoints").exists(), "weights that are not finite were saved"

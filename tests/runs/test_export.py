@@ -52,7 +52,7 @@ class Exported:
 
 def make(name: str) -> Classifier:
     model = build_model(name, 6, image_size=32, seed=4, **NETS[name])
-    with torch.no_grad():  # heads that say something, statistics that are not the initial ones
+    with torch.no_grad():  # larger head weights, other statistics than the initial ones
         for head in model.heads:
             model.get_parameter(f"heads.{head}.weight").mul_(30)
             model.get_parameter(f"heads.{head}.bias").copy_(torch.arange(6) / 10)
@@ -94,11 +94,11 @@ def test_the_script_gives_the_same_logits_without_the_package(
     with torch.no_grad():
         expected = exported.models[name](exported.batch)
     logits = torch.load(exported.root / f"{name}.logits")
-    assert expected.std(dim=0).min() > 1e-3  # it tells images apart
+    assert expected.std(dim=0).min() > 1e-3  # the logits differ between images
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_script_names_the_classes_of_an_image(exported: Exported) -> None:
+def test_the_script_prints_the_classes_of_an_image(exported: Exported) -> None:
     *_, model = exported.models.values()
     with Image.open(exported.root / "photo.png") as photo:
         pixels = torch.tensor(list(photo.tobytes())).view(32, 32, 3)
@@ -112,7 +112,7 @@ def test_the_script_names_the_classes_of_an_image(exported: Exported) -> None:
         assert float(text) == pytest.approx(probability, abs=2e-4)
 
 
-def test_plain_timm_loads_a_standard_network(exported: Exported) -> None:
+def test_timm_alone_loads_a_standard_network(exported: Exported) -> None:
     model = timm.create_model("resnet18", num_classes=6)
     model.load_state_dict(load_file(exported.root / "resnet18" / "model.safetensors"), strict=True)
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_plain_timm_loads_a_standard_network(exported: Exported) -> None:
         torch.testing.assert_close(logits, exported.models["resnet18"](exported.batch))
 
 
-def test_the_folder_says_what_it_holds(exported: Exported) -> None:
+def test_the_folder_describes_its_content(exported: Exported) -> None:
     folder = exported.root / "resnet18d"
     names = {"model.safetensors", "config.json", "load_model.py", "README.md"}
     assert {path.name for path in folder.iterdir()} == names
@@ -134,7 +134,7 @@ def test_the_folder_says_what_it_holds(exported: Exported) -> None:
     assert "run r1, step 7" in (folder / "README.md").read_text(encoding="utf-8")
 
 
-def test_another_head_and_memory_layout(exported: Exported, tmp_path: Path) -> None:
+def test_export_of_another_head_and_memory_layout(exported: Exported, tmp_path: Path) -> None:
     model = make("resnet18").to(memory_format=torch.channels_last)
     folder = write(model, tmp_path / "mixed", head="mixed")
     weights = load_file(folder / "model.safetensors")
@@ -150,7 +150,7 @@ def test_exported_weights_are_a_copy() -> None:
     assert state["fc.bias"].any()
 
 
-def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten(tmp_path: Path) -> None:
     model = build_model("resnet18", 6, width=0.25)
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(UsageError, match="export needs a new or empty folder"):
@@ -160,9 +160,9 @@ def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
 
 
-def test_what_does_not_fit_writes_nothing(tmp_path: Path) -> None:
+def test_arguments_that_do_not_fit_write_nothing(tmp_path: Path) -> None:
     model = build_model("resnet18", 6, width=0.25, heads=("mixed",))
-    with pytest.raises(UsageError, match="2 class names for a network of 6"):
+    with pytest.raises(UsageError, match="2 class names for a network with 6 classes"):
         write(model, tmp_path / "new", classes=["a", "b"])
     with pytest.raises(UsageError, match="head 'clean': the network has mixed"):
         write(model, tmp_path / "new")

@@ -1,4 +1,4 @@
-"""Optimizer and learning rates; the figures that a run keeps on the device."""
+"""The optimizer, its learning rates, and the running figures that are kept on the device."""
 
 import math
 from typing import Any
@@ -35,35 +35,35 @@ def optimizer_of(method: Method | None = None, **settings: Any) -> torch.optim.O
 
 
 def test_cosine_at_known_points() -> None:
-    shares = cosine_schedule(600, warmup=0)
-    assert len(shares) == 600
-    assert shares[0] == 1
-    assert [shares[t] for t in (200, 300, 400)] == pytest.approx([0.75, 0.5, 0.25])
-    assert 0 < shares[-1] < 1e-4
+    factors = cosine_schedule(600, warmup=0)
+    assert len(factors) == 600
+    assert factors[0] == 1
+    assert [factors[t] for t in (200, 300, 400)] == pytest.approx([0.75, 0.5, 0.25])
+    assert 0 < factors[-1] < 1e-4
 
 
-def test_warm_up_rises_in_a_line_to_the_top_of_the_cosine() -> None:
-    shares = cosine_schedule(104, warmup=4)
-    assert shares[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
-    assert shares[4:] == pytest.approx(cosine_schedule(100, warmup=0))
+def test_warm_up_rises_linearly_to_the_maximum() -> None:
+    factors = cosine_schedule(104, warmup=4)
+    assert factors[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    assert factors[4:] == pytest.approx(cosine_schedule(100, warmup=0))
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (3, 3), (3, 5)])
-def test_short_runs_have_a_rate_at_every_step(steps: int, warmup: int) -> None:
-    shares = cosine_schedule(steps, warmup)
-    assert len(shares) == steps
-    assert all(0 < share <= 1 for share in shares)
+def test_short_runs_have_a_learning_rate_for_every_step(steps: int, warmup: int) -> None:
+    factors = cosine_schedule(steps, warmup)
+    assert len(factors) == steps
+    assert all(0 < factor <= 1 for factor in factors)
 
 
-def test_the_floor_is_never_left_downwards() -> None:
+def test_learning_rates_stay_above_the_minimum() -> None:
     optimizer = optimizer_of()
-    rates = [learning_rate(optimizer.param_groups[0], share) for share in (0.0, 0.5, 1.0)]
+    rates = [learning_rate(optimizer.param_groups[0], factor) for factor in (0.0, 0.5, 1.0)]
     assert rates == pytest.approx([0.1, 0.25, 0.4])
     set_learning_rate(optimizer, 1.0)
     assert {group["lr"] for group in optimizer.param_groups} == {0.4}
 
 
-def test_generators_own_rates() -> None:
+def test_the_generator_has_its_own_learning_rates() -> None:
     student = tiny_classifier()
     method = method_for(student, generator_lr=0.02, generator_min_lr=0.01)
     config = TrainConfig(lr=0.4, min_lr=0.1)
@@ -93,13 +93,13 @@ def test_decay_of_biases_and_norms(decay_1d: bool) -> None:
             assert group["weight_decay"] == (0.01 if decayed else 0)
 
 
-def test_a_method_that_learns_nothing_adds_no_group() -> None:
+def test_a_method_without_parameters_adds_no_group() -> None:
     vanilla = build_method("vanilla", num_classes=5)
     assert len(optimizer_of(vanilla).param_groups) == 1
     assert len(optimizer_of(vanilla, decay_1d=False).param_groups) == 2
 
 
-def test_sgd_takes_the_step_that_momentum_and_decay_ask_for() -> None:
+def test_sgd_step_with_momentum_and_weight_decay_by_hand() -> None:
     student = nn.Linear(1, 1, bias=False)
     nn.init.constant_(student.weight, 2.0)
     config = TrainConfig(method="vanilla", lr=0.1, momentum=0.9, weight_decay=0.5)
@@ -114,7 +114,7 @@ def test_sgd_takes_the_step_that_momentum_and_decay_ask_for() -> None:
         assert student.weight.item() == pytest.approx(weight)
 
 
-def test_adamw_decays_apart_from_its_step() -> None:
+def test_adamw_decouples_weight_decay() -> None:
     student = nn.Linear(1, 1, bias=False)
     nn.init.constant_(student.weight, 2.0)
     config = TrainConfig(method="vanilla", optimizer="adamw", lr=0.1, weight_decay=0.5)
@@ -129,7 +129,7 @@ def test_adamw_decays_apart_from_its_step() -> None:
 # ---------------------------------------------------------------------- meters
 
 
-def test_means_count_each_name_for_itself() -> None:
+def test_means_are_counted_per_name() -> None:
     meters = Meters()
     assert meters.read() == {}
     meters.add({"loss": torch.tensor(1.0), "teacher": torch.tensor(4.0)})
@@ -142,12 +142,12 @@ def test_means_count_each_name_for_itself() -> None:
 
 def test_means_do_not_lose_small_values() -> None:
     meters = Meters()
-    for value in [1e8] + [1.0] * 100:  # float32 would swallow every 1
+    for value in [1e8] + [1.0] * 100:  # in float32, adding 1 would change nothing
         meters.add({"loss": torch.tensor(value)})
     assert meters.read()["loss"] == pytest.approx((1e8 + 100) / 101, rel=1e-12)
 
 
-def test_meters_go_on_from_their_state() -> None:
+def test_meters_are_restored_from_their_state() -> None:
     first, second = Meters(), Meters()
     first.add({"loss": torch.tensor(1.0)})
     second.load_state_dict(first.state_dict(), CPU)

@@ -1,4 +1,4 @@
-"""A run that was cut short and resumed is the run that never stopped, bit for bit."""
+"""A run that was stopped and resumed equals one that never stopped, bit for bit."""
 
 import json
 import os
@@ -39,7 +39,7 @@ STEPS_PER_EPOCH = 4  # 24 images in batches of 6
 EPOCHS = 2
 TRAINING = (*SMALL_NET, "--epochs", EPOCHS, "--batch-size", 6, "--log-every", 1)
 
-# Trains as the command does, and is killed as step argv[1] begins.
+# Trains like the command, and kills its own process when step argv[1] begins.
 DIES = """
 import os, signal, sys
 from adautomix.cli import main
@@ -63,8 +63,8 @@ def settings(photos: Path, out: Path, **flags: Any) -> dict[str, Any]:
     return usual | net | flags
 
 
-def begun(flags: dict[str, Any]) -> Trainer:
-    """A trainer at the start of a new run, as `train` makes it."""
+def new_trainer(flags: dict[str, Any]) -> Trainer:
+    """Build the trainer of a new run, as `train` does."""
     config = load_config(flags=flags)
     folder = RunFolder.create(config)
     data = load_images(config, progress=False)
@@ -73,20 +73,20 @@ def begun(flags: dict[str, Any]) -> Trainer:
 
 
 def signal_at(step: int, number: signal.Signals) -> Callable[..., None]:
-    """A training step during which this process gets a signal at one step."""
+    """Return a `train_step` that sends this process a signal in one step."""
     train_step = Trainer.train_step
 
-    def signalled(self: Trainer, batch: Batch) -> None:
+    def signaled(self: Trainer, batch: Batch) -> None:
         if self.step == step:
             os.kill(os.getpid(), number)
         train_step(self, batch)
 
-    return signalled
+    return signaled
 
 
 @pytest.fixture(scope="module")
 def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The run of a method that nothing interrupted."""
+    """Return a function that trains a method without interruption, once per method."""
 
     @cache
     def run_of(method: str) -> Path:
@@ -105,7 +105,7 @@ each_method = pytest.mark.parametrize("method", ["adautomix", "mixup"])
 
 
 @each_method
-def test_killed_in_the_middle_of_an_epoch(
+def test_killed_within_an_epoch(
     method: str, whole: Whole, photos: Path, tmp_path: Path, command: Command
 ) -> None:
     run = tmp_path / "killed"
@@ -114,7 +114,7 @@ def test_killed_in_the_middle_of_an_epoch(
     killed = subprocess.run([sys.executable, "-c", DIES, *arguments], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
 
-    # Two steps were logged after the checkpoint; they are forgotten and trained again.
+    # Two steps were logged after the checkpoint; they are deleted and trained again.
     assert steps_in(run) == STEPS_PER_EPOCH
     assert logged(run)[-1]["step"] == STEPS_PER_EPOCH + 2
     assert not (run / "summary.json").exists()
@@ -127,7 +127,7 @@ def test_killed_in_the_middle_of_an_epoch(
 def stopped(
     photos: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str, signal.Signals, int], Outcome]:
-    """Train into `tmp_path / "run"` and get a signal in the middle of one step."""
+    """Return a function that trains into `tmp_path / "run"` and is signaled within one step."""
 
     def stop(method: str, number: signal.Signals, step: int) -> Outcome:
         with monkeypatch.context() as patch:
@@ -143,7 +143,7 @@ Stopped = Callable[[str, signal.Signals, int], Outcome]
 
 @each_method
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
-def test_asked_to_stop_in_the_middle_of_an_epoch(
+def test_stopped_by_a_signal_within_an_epoch(
     method: str,
     number: signal.Signals,
     whole: Whole,
@@ -163,7 +163,7 @@ def test_asked_to_stop_in_the_middle_of_an_epoch(
     assert_same_run(run, whole(method))
 
 
-def test_asked_to_stop_in_the_last_step_of_an_epoch(
+def test_stopped_by_a_signal_in_the_last_step_of_an_epoch(
     whole: Whole, stopped: Stopped, tmp_path: Path, command: Command
 ) -> None:
     run = tmp_path / "run"
@@ -174,7 +174,7 @@ def test_asked_to_stop_in_the_last_step_of_an_epoch(
     assert_same_run(run, whole("mixup"))
 
 
-def test_asked_to_stop_in_the_very_last_step(
+def test_stopped_by_a_signal_in_the_very_last_step(
     whole: Whole, stopped: Stopped, tmp_path: Path
 ) -> None:
     outcome = stopped("mixup", signal.SIGTERM, EPOCHS * STEPS_PER_EPOCH - 1)
@@ -184,7 +184,7 @@ def test_asked_to_stop_in_the_very_last_step(
 
 def test_interrupted_again_and_again(whole: Whole, photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "stopped"
-    trainer = begun(settings(photos, run))
+    trainer = new_trainer(settings(photos, run))
     trainer.fit(until=1)
     trainer.save()
     for step in (3, 6, 7):
@@ -195,13 +195,13 @@ def test_interrupted_again_and_again(whole: Whole, photos: Path, tmp_path: Path)
     assert_same_run(run, whole("adautomix"))
 
 
-def test_signal_handlers_are_given_back(photos: Path, tmp_path: Path) -> None:
+def test_signal_handlers_are_restored(photos: Path, tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    begun(settings(photos, tmp_path / "run")).fit(until=1)
+    new_trainer(settings(photos, tmp_path / "run")).fit(until=1)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-# --- every setting that holds state ----------------------------------------------------------
+# --- every setting with state ----------------------------------------------------------------
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -240,8 +240,8 @@ def test_resumed_inside_an_epoch(variant: str, photos: Path, tmp_path: Path) -> 
     flags = VARIANTS[variant]
     whole = train(load_config(flags=settings(photos, tmp_path / "whole", **flags)), quiet=True)
     stop = whole.summary.steps // 2 + 1
-    trainer = begun(settings(photos, tmp_path / "stopped", **flags))
-    assert stop % trainer.batches.steps_per_epoch, "the point is to stop inside an epoch"
+    trainer = new_trainer(settings(photos, tmp_path / "stopped", **flags))
+    assert stop % trainer.batches.steps_per_epoch, "the run must stop within an epoch"
     trainer.fit(until=stop)
     trainer.save()
     halfway = tensors(tmp_path / "stopped")
@@ -251,11 +251,11 @@ def test_resumed_inside_an_epoch(variant: str, photos: Path, tmp_path: Path) -> 
     assert any(not torch.equal(halfway[name], final[name]) for name in final)
 
 
-def test_random_numbers_drawn_by_others_change_nothing(photos: Path, tmp_path: Path) -> None:
+def test_random_numbers_drawn_elsewhere_change_nothing(photos: Path, tmp_path: Path) -> None:
     flags = VARIANTS["dropped paths and dropout"]
-    first = begun(settings(photos, tmp_path / "first", **flags))
+    first = new_trainer(settings(photos, tmp_path / "first", **flags))
     first.fit(until=2)
-    other = begun(settings(photos, tmp_path / "other", **flags))
+    other = new_trainer(settings(photos, tmp_path / "other", **flags))
     other.fit(until=1)
     torch.manual_seed(12345)
     other.fit(until=2)
@@ -273,12 +273,12 @@ def test_resuming_a_finished_run_gives_its_summary_again(
 
 
 def test_a_run_without_a_checkpoint_cannot_be_resumed(photos: Path, tmp_path: Path) -> None:
-    begun(settings(photos, tmp_path / "run"))
-    with pytest.raises(UsageError, match="has no checkpoint yet: start it again"):
+    new_trainer(settings(photos, tmp_path / "run"))
+    with pytest.raises(UsageError, match="has no checkpoint yet: start the run again"):
         open_run(tmp_path / "run", quiet=True)
 
 
-# --- the proof that a user can ask for -------------------------------------------------------
+# --- resume --verify -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -291,7 +291,7 @@ def everything_in(run: Path) -> dict[str, bytes]:
 
 
 def alter_weight(run: Path, owner: str) -> None:
-    """Change one weight of the last checkpoint, with a manifest that agrees."""
+    """Change one weight of the last checkpoint, and correct the hash in the manifest."""
     last = run / "checkpoints" / "last"
     weights = load_file(last / "weights.safetensors")
     name = next(name for name in weights if name.startswith(owner) and weights[name].ndim > 1)
@@ -302,7 +302,7 @@ def alter_weight(run: Path, owner: str) -> None:
     (last / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_verify_finds_an_honest_run_equal(copied: Path, command: Command) -> None:
+def test_verify_finds_an_unaltered_run_equal(copied: Path, command: Command) -> None:
     before = everything_in(copied)
     outcome = command("resume", copied, "--verify", "--json")
     assert outcome.status == 0
@@ -334,7 +334,7 @@ def test_verify_finds_an_altered_line_of_metrics(copied: Path) -> None:
 
 
 def test_verify_of_a_run_stopped_inside_its_first_epoch(photos: Path, tmp_path: Path) -> None:
-    trainer = begun(settings(photos, tmp_path / "run"))
+    trainer = new_trainer(settings(photos, tmp_path / "run"))
     trainer.fit(until=2)
     trainer.save()
     result = verify_resume(tmp_path / "run")

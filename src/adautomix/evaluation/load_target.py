@@ -74,18 +74,18 @@ def load_target(name: str, options: EvalOptions) -> EvalTarget:
 
 def target_from_run(path: Path, options: EvalOptions) -> EvalTarget:
     """Return student and teacher of a run, with the run's own data set or another one."""
-    trained = load_trained(path, which=options.checkpoint, device=options.device)
+    trained = load_trained(path, checkpoint=options.checkpoint, device=options.device)
     values = trained.config.resolved() | dict(options.data)
     data = load_images(make_config(values))
     check_classes(trained.classes, data, path.name)
-    mean, std = trained.card["mean"], trained.card["std"]
+    mean, std = trained.data_info["mean"], trained.data_info["std"]
     return make_target(
         path.name,
         networks={
             name: PixelNetwork(model, mean, std, trained.method.eval_head)
             for name, model in trained.networks.items()
         },
-        data=replace(data, image_size=trained.card["image_size"]),
+        data=replace(data, image_size=trained.data_info["image_size"]),
         options=options,
         source={
             "run": path.name,

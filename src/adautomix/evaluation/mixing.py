@@ -67,8 +67,8 @@ def run_mixer(target: EvalTarget, checkpoint: str | None = None) -> Mixer:
     if target.run is None:
         raise UsageError(f"{target.name} is not a run: pass a run folder")
     checkpoint = checkpoint or str(target.source["checkpoint"])
-    trained = load_trained(target.run, which=checkpoint, device=str(target.device))
-    mean, std = (torch.tensor(trained.card[name])[:, None, None] for name in ("mean", "std"))
+    trained = load_trained(target.run, checkpoint=checkpoint, device=str(target.device))
+    mean, std = (torch.tensor(trained.data_info[name])[:, None, None] for name in ("mean", "std"))
     return Mixer(
         with_varied_mixes(trained.method),
         mean.to(target.device),

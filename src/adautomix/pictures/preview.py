@@ -89,9 +89,9 @@ def untrained_rows(
 def trained_rows(run: Path, files: Sequence[Path], count: int) -> list[MixRow]:
     """Return mixes with the method and the networks of a trained run."""
     trained = load_trained(run, device="cpu")
-    card, networks = trained.card, trained.networks
+    info, networks = trained.data_info, trained.networks
     if files:
-        batch = batch_from_files(files, card["image_size"], card["mean"], card["std"])
+        batch = batch_from_files(files, info["image_size"], info["mean"], info["std"])
     else:
         batch = batch_from_data(load_images(trained.config), trained.config.seed, CPU)
     return mix_rows(

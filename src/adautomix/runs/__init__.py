@@ -1,1 +1,1 @@
-"""Run folders: settings, records, checkpoints, weights, trained networks."""
+"""Run folders: settings, records, checkpoints, weights and trained networks."""

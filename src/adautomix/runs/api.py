@@ -26,7 +26,7 @@ def load(run: Path | str, *, checkpoint: str = "last", device: str = "auto") -> 
         run = adautomix.load("runs/pets")
         probabilities = run.predict(["cat.jpg", "dog.jpg"])  # [2, K]
     """
-    return load_trained(run, which=checkpoint, device=device)
+    return load_trained(run, checkpoint=checkpoint, device=device)
 
 
 def export(
@@ -46,7 +46,7 @@ def export(
     Raises:
         UsageError: `out` is not empty, or the run or network does not exist.
     """
-    trained = load_trained(run, which=checkpoint, device="cpu")
+    trained = load_trained(run, checkpoint=checkpoint, device="cpu")
     source = {
         "run": Path(run).name,
         "network": check_network(network),
@@ -57,8 +57,8 @@ def export(
         trained.networks[network],
         Path(out),
         classes=trained.classes,
-        mean=trained.card["mean"],
-        std=trained.card["std"],
+        mean=trained.data_info["mean"],
+        std=trained.data_info["std"],
         source=source,
         head=trained.method.eval_head,
     )

@@ -1,4 +1,4 @@
-"""From settings to the parts of a run: images, networks, batches."""
+"""Build the parts of a run from its settings: images, networks and batches."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from adautomix.runs.weights import load_backbone
 
 
 def load_images(config: TrainConfig, *, progress: bool = True) -> ImageData:
-    """The data set that a run asks for."""
+    """Load the data set that the settings name; the main process fills the cache first."""
     with main_process_first():
         return load_data(
             config.data,
@@ -41,9 +41,20 @@ def build_networks(
     device: torch.device,
     from_checkpoint: bool = False,
 ) -> tuple[Classifier, Method, Teacher[Classifier]]:
-    """The student, the method and the teacher at the start of a run.
+    """Build the student, the method and the teacher as they are at the start of a run.
 
-    With `from_checkpoint` weights will be loaded over them: no others are fetched or read.
+    Args:
+        config: the settings.
+        num_classes: number of classes.
+        image_size: side of the input images in pixels.
+        device: where to put the networks.
+        from_checkpoint: weights will be loaded afterwards, so initial ones need not be.
+
+    Returns:
+        The student, the method and the teacher.
+
+    Raises:
+        UsageError: the network cannot be built, or `init` does not fit it.
     """
     cls = find_method(config.method)
     seed = seed_at(config.seed, 0, "weights")
@@ -77,22 +88,27 @@ def build_networks(
 
 
 def check_smallest_part(config: TrainConfig, images: int, method: Method) -> None:
-    """See that the smallest batch can be mixed and that each part of it suits batch norm.
+    """Check that the smallest batch is large enough for the method and for batch norm.
+
+    Args:
+        config: the settings.
+        images: number of training images.
+        method: the mixing method.
 
     Raises:
-        UsageError: it has too few images.
+        UsageError: the smallest batch has too few images.
     """
     last = 0 if config.drop_last else images % config.batch_size
     smallest = last or config.batch_size
     if smallest < method.min_batch or smallest // (config.accumulate * world_size()) < 2:
         raise UsageError(
-            f"{method.name} mixes {method.min_batch} images and batch norm needs 2 a part, and a "
-            f"batch has {smallest}: choose another batch_size, accumulate or drop_last"
+            f"{method.name} mixes {method.min_batch} images and batch norm needs 2 per part, but a "
+            f"batch has {smallest} images: choose another batch_size, accumulate or drop_last"
         )
 
 
 def train_batches(config: TrainConfig, data: ImageData, device: torch.device) -> TrainBatches:
-    """The training batches that the settings ask for."""
+    """Build the training batches that the settings describe."""
     return TrainBatches(
         data,
         batch_size=config.batch_size,
@@ -109,7 +125,7 @@ def train_batches(config: TrainConfig, data: ImageData, device: torch.device) ->
 
 
 def data_info(data: ImageData) -> dict[str, Any]:
-    """What a prediction needs to know of the data, and what a reader wants to."""
+    """The content of `data.json`: what prediction needs to know about the data, and its size."""
     return {
         "classes": list(data.classes),
         "image_size": data.image_size,

@@ -1,9 +1,9 @@
-"""Checkpoints: written beside and renamed, checked by hash, read without running code in them.
+"""Save and load checkpoints: written atomically, verified by hash, loaded without running code.
 
-`checkpoints/last` is the newest, `checkpoints/previous` the one before, `checkpoints/best` that of
-the best evaluation, `checkpoints/epoch-0005` one that was asked for (`--keep-every`). Each folder
-holds `weights.safetensors` (student, teacher, method), `state.pt` (optimizer, counters, meters;
-nothing in one that is kept for its weights) and `manifest.json` (hashes and step).
+`checkpoints/last` is the newest one, `checkpoints/previous` the one before it, `checkpoints/best`
+the one of the best evaluation, and `checkpoints/epoch-0005` one that `keep_every` asked for. Each
+folder holds `weights.safetensors` (student, teacher and method), `state.pt` (optimizer, counters
+and running means; empty in a checkpoint kept for its weights) and `manifest.json` (step, hashes).
 """
 
 import errno
@@ -29,12 +29,12 @@ FILES = ("weights.safetensors", "state.pt")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run needs to go on as if it had never stopped.
+    """The complete state of a run.
 
     Attributes:
         step: optimizer steps done.
-        weights: named tensors; the part before the first dot says whose they are.
-        state: everything else, plain data and tensors.
+        weights: tensors by name; a name begins with "student.", "teacher." or "method.".
+        state: everything else, in plain Python values and tensors.
     """
 
     step: int
@@ -53,7 +53,7 @@ class Checkpoint:
 
 @contextmanager
 def explain_full_disk(folder: Path) -> Iterator[None]:
-    """Say which folder could not be written, and what to do."""
+    """Turn the error of a full disk into one that names the run and the remedy."""
     try:
         yield
     except OSError as error:
@@ -61,23 +61,23 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
             raise
         raise RunError(
             f"no space left to write {folder}: free some, then `adautomix resume {folder}`; "
-            "the checkpoint before is intact"
+            "the previous checkpoint is intact"
         ) from None
 
 
 def save_checkpoint(
     run: Path, checkpoint: Checkpoint, *, best: bool = False, kept: str | None = None
 ) -> None:
-    """Write `last`, keeping the one before as `previous`, and others too where asked.
+    """Save a checkpoint as `last`; the old `last` becomes `previous`.
 
     Args:
         run: the run folder.
-        checkpoint: what to write.
-        best: write `best` too.
-        kept: also keep the weights for good under this name, see `epoch_checkpoint_name`.
+        checkpoint: the state to save.
+        best: save it as `best` too.
+        kept: keep its weights under this name too, see `epoch_checkpoint_name`; None does not.
 
     Raises:
-        RunError: the disk is full; older checkpoints are as they were.
+        RunError: the disk is full; the older checkpoints are intact.
     """
     folder = run / "checkpoints"
     last, previous = folder / "last", folder / "previous"
@@ -105,75 +105,78 @@ def write_files(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def epoch_checkpoint_name(epoch: int) -> str:
-    """What the checkpoint kept after so many epochs is called."""
+    """The name of a checkpoint that is kept after an epoch, such as "epoch-0005"."""
     return f"epoch-{epoch:04d}"
 
 
 def kept_epochs(run: Path) -> list[int]:
-    """After which epochs a checkpoint was kept, ascending."""
+    """The epochs after which a checkpoint was kept, in ascending order."""
     names = [path.name for path in (run / "checkpoints").glob("epoch-*")]
     return sorted(int(name[6:]) for name in names if name[6:].isdigit())
 
 
 def checkpoint_names(run: Path) -> list[str]:
-    """The checkpoints of a run that can be looked at, the kept ones first."""
+    """The names of the checkpoints of a run, those kept per epoch first."""
     folder = run / "checkpoints"
     kept = [epoch_checkpoint_name(epoch) for epoch in kept_epochs(run)]
     return kept + [name for name in ("best", "last") if (folder / name).is_dir()]
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
+    """The SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """One checkpoint folder.
+    """Read one checkpoint folder.
 
     Raises:
-        RunError: it is missing or damaged; the file is named.
+        RunError: it is missing or damaged; the message names the file.
     """
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         for name, expected in manifest["sha256"].items():
             if file_hash(folder / name) != expected:
-                raise RunError(f"damaged checkpoint: {folder / name} is not what was written")
+                raise RunError(f"damaged checkpoint: {folder / name} does not match its hash")
         state = torch.load(folder / FILES[1], map_location="cpu", weights_only=True)
         return Checkpoint(manifest["step"], load_file(folder / FILES[0]), state)
     except RunError:
         raise
-    except Exception as error:  # there is no end to what readers raise on damaged files
+    except Exception as error:  # readers raise almost any exception on damaged files
         raise RunError(f"damaged checkpoint: {folder} ({type(error).__name__}: {error})") from None
 
 
 def resumable_checkpoints(run: Path) -> list[Path]:
-    """The folders that a run can go on from, the newest first."""
+    """The checkpoint folders that a run can be resumed from, the newest first."""
     folders = (run / "checkpoints" / name for name in ("last", "previous"))
     return [folder for folder in folders if folder.exists()]
 
 
 def move_damaged_last(run: Path) -> None:
-    """Put a damaged `last` out of the way, so that the next save does not take it for whole."""
+    """Rename a damaged `last` to `damaged`, so that the next save does not make it `previous`."""
     damaged = run / "checkpoints" / "damaged"
     shutil.rmtree(damaged, ignore_errors=True)
     (run / "checkpoints" / "last").rename(damaged)
 
 
 def load_checkpoint(run: Path) -> tuple[Checkpoint, str]:
-    """The newest checkpoint that is whole, and a line to tell the user ("" if nothing is wrong).
+    """Load the newest undamaged checkpoint of a run.
+
+    Returns:
+        The checkpoint, and a warning to show the user, which is "" if none is damaged.
 
     Raises:
-        UsageError: the run has none yet.
-        RunError: all are damaged.
+        UsageError: the run has no checkpoint yet.
+        RunError: every checkpoint is damaged.
     """
-    present = resumable_checkpoints(run)
-    if not present:
-        raise UsageError(f"{run} has no checkpoint yet: start it again with another --out")
+    folders = resumable_checkpoints(run)
+    if not folders:
+        raise UsageError(f"{run} has no checkpoint yet: start the run again with another --out")
     problem = ""
-    for folder in present:
+    for folder in folders:
         try:
-            return read_checkpoint(folder), problem and f"{problem}; going on from {folder}"
+            return read_checkpoint(folder), problem and f"{problem}; resuming from {folder}"
         except RunError as error:
             problem = problem or str(error)
     raise RunError(problem)

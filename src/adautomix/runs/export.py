@@ -1,4 +1,4 @@
-"""A trained network for use without this package: weights under timm's names and a short script.
+"""Export a trained network for use without this package, as timm weights and a short script.
 
 The folder holds `model.safetensors`, `config.json`, `load_model.py` and `README.md`.
 """
@@ -22,8 +22,8 @@ Trained with adautomix: {source}.
     pip install torch timm safetensors pillow
     python load_model.py IMAGE
 
-`load_model.load_model()` gives the network, `config.json` its classes, image size and
-normalization (of pixels from 0 to 1). The weights carry timm's names for this architecture.
+`load_model.load_model()` returns the network. `config.json` holds its classes, image size and
+normalization (for pixels from 0 to 1). The weights have timm's names for this architecture.
 """
 
 
@@ -37,27 +37,29 @@ def export_model(
     source: dict[str, Any],
     head: str = "clean",
 ) -> Path:
-    """Write a network that torch, timm and safetensors load on their own.
+    """Write a network that can be loaded with torch, timm and safetensors alone.
 
     Args:
         model: the network to export.
-        folder: where to; must be new or empty.
-        classes: names of the K classes in the order of the outputs.
-        mean: of every channel, for pixels from 0 to 1.
-        std: likewise.
-        source: where the weights come from (run, network, step, …), kept in the files.
-        head: the linear head that becomes timm's classifier.
+        folder: the folder to write, which must be new or empty.
+        classes: names of the K classes, in the order of the outputs.
+        mean: mean of each channel, for pixels from 0 to 1.
+        std: standard deviation of each channel, for pixels from 0 to 1.
+        source: where the weights come from (run, network, step, …), which is written to the files.
+        head: name of the linear head that becomes timm's classifier.
 
     Returns:
         The folder.
 
     Raises:
-        UsageError: the folder has something in it, or head or classes do not fit the network.
+        UsageError: the folder is not empty, or `classes` or `head` do not fit the network.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder}: export needs a new or empty folder")
     if len(classes) != model.num_classes:
-        raise UsageError(f"{len(classes)} class names for a network of {model.num_classes}")
+        raise UsageError(
+            f"{len(classes)} class names for a network with {model.num_classes} classes"
+        )
     weights = timm_state_dict(model, head)
     config = _config(model) | {
         "classes": list(classes),
@@ -71,7 +73,11 @@ def export_model(
 
 
 def timm_state_dict(model: Classifier, head: str = "clean") -> dict[str, Tensor]:
-    """A copy of the weights under timm's names, one head in the place of timm's classifier.
+    """Copy the weights under timm's names, with one head as timm's classifier.
+
+    Args:
+        model: the network.
+        head: name of the head.
 
     Raises:
         UsageError: the network has no such head.
@@ -80,17 +86,20 @@ def timm_state_dict(model: Classifier, head: str = "clean") -> dict[str, Tensor]
         raise UsageError(f"head {head!r}: the network has {', '.join(model.heads)}")
     state = dict(model.backbone.state_dict())
     classifier = model.backbone.pretrained_cfg["classifier"]
-    # A distilled transformer has two, and averages what they say: both get the same weights.
+    # A distilled transformer averages the outputs of two classifiers: both get the same weights.
     for name in (classifier,) if isinstance(classifier, str) else classifier:
         state |= {f"{name}.{key}": value for key, value in model.heads[head].state_dict().items()}
-    return {name: _own_copy(value) for name, value in state.items()}
+    return {name: _cpu_copy(value) for name, value in state.items()}
 
 
 def load_exported(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The timm network of an exported folder, and its `config.json`.
+    """Load the timm network of an exported folder.
+
+    Returns:
+        The network and the content of `config.json`.
 
     Raises:
-        UsageError: the folder is none, or its weights do not fit its config.
+        UsageError: this is not an exported folder, or its weights do not fit its config.
     """
     import timm
     from safetensors.torch import load_file
@@ -102,17 +111,19 @@ def load_exported(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
             model.set_submodule(path, nn.Conv2d(**conv) if conv else nn.Identity())
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{folder} is no folder of `adautomix export`: {error}") from None
+        raise UsageError(
+            f"{folder} was not written by `adautomix export`, or is damaged: {error}"
+        ) from None
     return model, config
 
 
-def _own_copy(value: Tensor) -> Tensor:
-    """On the CPU in plain layout: safetensors takes no shared and no channels-last memory."""
+def _cpu_copy(value: Tensor) -> Tensor:
+    """Copy a tensor to the CPU; safetensors needs contiguous memory that is not shared."""
     return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _config(model: Classifier) -> dict[str, Any]:
-    """What rebuilds the network with timm."""
+    """The part of `config.json` from which `load_model.py` builds the network with timm."""
     import timm
 
     spec, plan = model.spec, timm_plan(model.spec)
@@ -128,6 +139,7 @@ def _config(model: Classifier) -> dict[str, Any]:
 
 
 def _write(folder: Path, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """Write the four files of an exported folder."""
     from safetensors.torch import save_file
 
     script = (

@@ -1,9 +1,9 @@
-"""A run that is used and no longer trained: its networks, its classes, its images."""
+"""Load the networks of a run folder to predict with them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +18,7 @@ from adautomix.models import Classifier, evaluating
 from adautomix.runs.build import build_networks
 from adautomix.runs.checkpoint import Checkpoint, checkpoint_names, load_checkpoint, read_checkpoint
 from adautomix.runs.folder import RunFolder
-
-Network = Literal["student", "teacher"]
+from adautomix.runs.schema import NetworkName
 
 
 @dataclass(frozen=True)
@@ -28,17 +27,17 @@ class TrainedRun:
 
     Attributes:
         folder: the run folder.
-        config: its settings.
-        card: what `data.json` holds: classes, image size, normalization.
-        networks: "student" and "teacher".
-        method: the method with what it learned.
-        step: optimizer steps behind the weights.
-        device: where they are.
+        config: the settings of the run.
+        data_info: the content of `data.json`: classes, image size and normalization.
+        networks: the networks "student" and "teacher".
+        method: the mixing method with its trained parameters.
+        step: optimizer steps after which the weights were saved.
+        device: where the networks are.
     """
 
     folder: Path
     config: TrainConfig
-    card: dict[str, Any]
+    data_info: dict[str, Any]
     networks: dict[str, Classifier]
     method: Method
     step: int
@@ -46,8 +45,8 @@ class TrainedRun:
 
     @property
     def classes(self) -> list[str]:
-        """Class names, in the order of the outputs."""
-        return list(self.card["classes"])
+        """The class names, in the order of the outputs."""
+        return list(self.data_info["classes"])
 
     @property
     def student(self) -> Classifier:
@@ -62,7 +61,7 @@ class TrainedRun:
     def predict(
         self,
         images: Tensor | Sequence[Path | str] | Path | str,
-        network: Network = "teacher",
+        network: NetworkName = "teacher",
         *,
         batch_size: int = 100,
     ) -> Tensor:
@@ -98,64 +97,64 @@ class TrainedRun:
         paths = [Path(images)] if isinstance(images, Path | str) else [Path(p) for p in images]
         if not paths:
             raise UsageError("predict got no images: pass at least one file")
-        size, mean, std = (self.card[name] for name in ("image_size", "mean", "std"))
+        size, mean, std = (self.data_info[name] for name in ("image_size", "mean", "std"))
         for start in range(0, len(paths), batch_size):
             some = paths[start : start + batch_size]
             yield prepare_images(some, image_size=size, mean=mean, std=std)
 
 
-def load_trained(path: Path | str, *, which: str = "last", device: str = "auto") -> TrainedRun:
-    """The networks of a run, finished or not.
+def load_trained(path: Path | str, *, checkpoint: str = "last", device: str = "auto") -> TrainedRun:
+    """Load the networks of a run, finished or not.
 
     Args:
         path: the run folder.
-        which: "last", the newest checkpoint that is whole; "best", that of the best evaluation;
+        checkpoint: "last", the newest undamaged checkpoint; "best", the one of the best evaluation;
             or the name of one that was kept, such as "epoch-0005".
-        device: where to put them.
+        device: where to put the networks: "cpu", "cuda" or "auto".
 
     Raises:
-        UsageError: no run there, nothing saved yet, or no checkpoint of that name.
+        UsageError: there is no run at `path`, or it has no checkpoint of that name.
         RunError: the checkpoint is damaged.
     """
     folder = RunFolder.open(Path(path))
-    checkpoint = find_checkpoint(folder.path, which)
-    config, card = folder.config(), folder.data_info()
+    saved = find_checkpoint(folder.path, checkpoint)
+    config, info = folder.config(), folder.data_info()
     where = pick_device(device)
     student, method, teacher = build_networks(
         config,
-        num_classes=len(card["classes"]),
-        image_size=card["image_size"],
+        num_classes=len(info["classes"]),
+        image_size=info["image_size"],
         device=where,
         from_checkpoint=True,
     )
     networks = {"student": student, "teacher": teacher.model}
     for name, network in networks.items():
-        network.load_state_dict(checkpoint.part(name))
+        network.load_state_dict(saved.part(name))
         network.eval()
-    method.load_state_dict(checkpoint.part("method"))
-    return TrainedRun(folder.path, config, card, networks, method.eval(), checkpoint.step, where)
+    method.load_state_dict(saved.part("method"))
+    return TrainedRun(folder.path, config, info, networks, method.eval(), saved.step, where)
 
 
-def find_checkpoint(run: Path, which: str) -> Checkpoint:
-    """One checkpoint of a run by its name.
+def find_checkpoint(run: Path, name: str) -> Checkpoint:
+    """Read a checkpoint of a run by its name.
 
     Raises:
-        UsageError: there is none of that name; those that there are are named.
-        RunError: it is damaged.
+        UsageError: there is none of that name; the message lists the others.
+        RunError: the checkpoint is damaged.
     """
-    if which == "last":
+    if name == "last":
         return load_checkpoint(run)[0]
-    if which not in (names := checkpoint_names(run)):
-        there = ", ".join(names) or "none yet"
-        raise UsageError(f"{run} has no checkpoint {which!r}; it has {there}")
-    return read_checkpoint(run / "checkpoints" / which)
+    if name not in (names := checkpoint_names(run)):
+        available = ", ".join(names) or "none yet"
+        raise UsageError(f"{run} has no checkpoint {name!r}; it has {available}")
+    return read_checkpoint(run / "checkpoints" / name)
 
 
-def check_network(name: str) -> Network:
-    """The name of a network, checked.
+def check_network(name: str) -> NetworkName:
+    """Check the name of a network.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: it is neither "student" nor "teacher".
     """
     if name == "student":
         return "student"

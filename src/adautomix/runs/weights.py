@@ -1,4 +1,4 @@
-"""Backbone weights from a run folder, an exported folder or a safetensors file."""
+"""Load backbone weights from a run folder, an exported folder or a safetensors file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,33 +14,32 @@ from adautomix.runs.checkpoint import load_checkpoint
 
 
 def load_backbone(student: Classifier, path: Path) -> None:
-    """Give a network the backbone of another; its heads stay as they are, for classes of its own.
+    """Load the backbone weights of another network; the heads keep theirs.
 
     Args:
-        student: the network that is to start from there.
-        path: a run folder (its teacher), a folder of `adautomix export`, or a safetensors file
-            under timm's names.
+        student: the network to load the weights into.
+        path: a run folder, whose teacher is used; a folder that `adautomix export` wrote; or a
+            safetensors file with timm's names.
 
     Raises:
-        UsageError: no weights there, or those of another architecture.
+        UsageError: there are no weights at `path`, or those of another architecture.
         RunError: the checkpoint is damaged.
     """
     weights = without_classifier(read_backbone(path), student.backbone)
-    if text := misfit(student.backbone.state_dict(), weights):
+    if text := first_mismatch(student.backbone.state_dict(), weights):
         spec = student.spec
         raise UsageError(
-            f"init = {path} is not the backbone of {spec.name}, width {spec.width:g}, stem "
-            f"{spec.stem}, {spec.image_size} pixels: {text}; leave these settings to init, or set "
-            "them as it was trained"
+            f"init = {path} does not fit {spec.name} with width {spec.width:g}, stem {spec.stem} "
+            f"and {spec.image_size} pixels: {text}; use the settings it was trained with"
         )
     student.backbone.load_state_dict(weights)
 
 
 def read_backbone(path: Path) -> dict[str, Tensor]:
-    """Weights under timm's names, perhaps with those of a classifier.
+    """Read weights with timm's names, with or without those of a classifier.
 
     Raises:
-        UsageError: there are none.
+        UsageError: there are no weights at `path`.
         RunError: the checkpoint is damaged.
     """
     if (path / "config.yaml").is_file():
@@ -51,25 +50,24 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
         return load_file(path / "model.safetensors" if path.is_dir() else path)
     except (OSError, SafetensorError) as error:
         raise UsageError(
-            f"init = {path}: no run folder, folder of `adautomix export` or safetensors file "
-            f"({error})"
+            f"init = {path} is not a run folder, an exported folder or a safetensors file ({error})"
         ) from None
 
 
 def without_classifier(weights: Mapping[str, Tensor], backbone: Any) -> dict[str, Tensor]:
-    """The weights without those of timm's classifier, or of both of a distilled transformer."""
+    """Remove the weights of timm's classifier, or of both in a distilled transformer."""
     names = backbone.pretrained_cfg["classifier"] or ()
     classifiers = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
     return {name: weight for name, weight in weights.items() if not name.startswith(classifiers)}
 
 
-def misfit(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
-    """The first weight that only one network has, or in another shape; "" where all fit."""
-    for name in {**mine, **theirs}:
-        if name not in theirs:
-            return f"it has no {name}"
-        if name not in mine:
-            return f"it has {name}"
-        if mine[name].shape != theirs[name].shape:
-            return f"{name} is {list(theirs[name].shape)}, not {list(mine[name].shape)}"
+def first_mismatch(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """Describe the first weight that is missing, unexpected or of another shape; "" if all fit."""
+    for name in {**expected, **weights}:
+        if name not in weights:
+            return f"it lacks {name}"
+        if name not in expected:
+            return f"it also has {name}"
+        if expected[name].shape != weights[name].shape:
+            return f"{name} is {list(weights[name].shape)}, not {list(expected[name].shape)}"
     return ""

@@ -1,4 +1,4 @@
-"""Training: the loop, the teacher, optimizers, checkpoints."""
+"""Training: the loop, one step, the optimizer, evaluation during training, comparisons."""
 
 from adautomix.training.loop import Trainer
 from adautomix.training.run import RunResult, resume, train

@@ -1,6 +1,6 @@
-"""Methods × seeds on the same data, network and schedule: one folder of runs.
+"""Train several methods with several seeds on the same data, network and schedule.
 
-In the place of methods there may be the variants of a sweep, see `training/sweeps.py`.
+Instead of methods, the variants of a sweep can be compared, see `config/sweeps.py`.
 """
 
 import multiprocessing
@@ -34,30 +34,34 @@ def compare(
     quiet: bool = False,
     command: str = "",
 ) -> list[Path]:
-    """Train every variant with every seed; runs that are there are finished, not repeated.
+    """Train every variant with every seed; finished runs are kept and stopped ones are resumed.
 
-    A small network does not keep many cores busy, so on the CPU as many runs as there are cores
-    go side by side, each in a process with its share of the threads. On a GPU they take turns.
+    A small network does not keep many cores busy, so on the CPU one run per core is trained in
+    parallel, in processes that divide the threads among them. On a GPU, runs are trained one after
+    another.
 
     Args:
-        values: nested settings common to all runs.
-        variants: by name, the settings of each that win over `values`: see `method_variants`.
-        seeds: a run each; seed s splits and shuffles the data alike for all variants.
-        out: folder of the run folders `<variant>-s<seed>`.
-        jobs: runs side by side; none: what suits the device.
+        values: nested settings of all runs.
+        variants: settings that override `values` for each variant, see `method_variants`.
+        seeds: the random seeds; one seed gives all variants the same split and order of the data.
+        out: folder for the run folders `<variant>-s<seed>`.
+        jobs: number of parallel runs; None picks one that suits the device.
         quiet: show no progress.
         command: the command line, for the summaries.
 
     Returns:
-        The run folders, variants in the order given.
+        The run folders: for each variant in the given order, those of all seeds.
 
     Raises:
-        UsageError: nothing to run, or a run there has other settings.
+        UsageError: there is nothing to run, or a run in `out` has other settings.
+        RunError: a run could not continue, or Ctrl-C stopped the comparison.
     """
     configs = [
-        make_config(merge(merge(values, own), {"seed": seed, "out": str(out / f"{name}-s{seed}")}))
+        make_config(
+            merge(merge(values, variant), {"seed": seed, "out": str(out / f"{name}-s{seed}")})
+        )
         for seed in seeds
-        for name, own in variants.items()
+        for name, variant in variants.items()
     ]
     if not configs:
         raise UsageError("no run to compare: name at least one method and one seed")
@@ -71,22 +75,23 @@ def compare(
 
 
 def method_variants(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Variants that differ in the method, each called by its name."""
+    """The variants of a comparison of methods, each named after its method."""
     return {name: {"method": name} for name in names}
 
 
 def default_jobs(config: TrainConfig) -> int:
-    """Runs side by side: one a core on the CPU, one on a GPU."""
+    """The number of parallel runs: one per core on the CPU, one on a GPU."""
     return 1 if pick_device(config.device).type == "cuda" else os.cpu_count() or 1
 
 
 def run_parallel(configs: Sequence[TrainConfig], jobs: int, *, quiet: bool, command: str) -> None:
-    """All runs, `jobs` at a time; a line for each that is done.
+    """Train all runs, `jobs` at a time, and print a line for each that has finished.
 
     Raises:
-        RunError: stopped by Ctrl-C; what was trained is kept.
+        RunError: stopped by Ctrl-C; the runs have saved checkpoints.
     """
-    load_images(configs[0], progress=not quiet)  # fills the cache that all will read
+    # Fill the image cache once, before the processes read it.
+    load_images(configs[0], progress=not quiet)
     console = Console(stderr=True, quiet=quiet)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     started = time.perf_counter()
@@ -96,38 +101,45 @@ def run_parallel(configs: Sequence[TrainConfig], jobs: int, *, quiet: bool, comm
         runs = [
             pool.submit(train_or_resume, config, quiet=True, command=command) for config in configs
         ]
-        named = dict(zip(runs, configs, strict=True))
+        config_of = dict(zip(runs, configs, strict=True))
         try:
             for done, run in enumerate(as_completed(runs), 1):
                 run.result()
-                passed = time.perf_counter() - started
-                console.print(progress_line(named[run], done, len(runs), passed), highlight=False)
+                elapsed = time.perf_counter() - started
+                console.print(
+                    progress_line(config_of[run], done, len(runs), elapsed), highlight=False
+                )
         except BaseException as error:
             cancel_pending(runs)
             if isinstance(error, KeyboardInterrupt):
-                raise RunError("stopped by Ctrl-C; the same command goes on from there") from None
+                raise RunError("stopped by Ctrl-C; continue with the same command") from None
             raise
 
 
-def progress_line(config: TrainConfig, done: int, runs: int, passed: float) -> str:
-    """What a finished run gave, and how long the others will take."""
+def progress_line(config: TrainConfig, done: int, runs: int, elapsed: float) -> str:
+    """A line with the scores of a finished run and the time that the others will take."""
     assert config.out is not None
     summary = RunFolder.open(config.out).summary()
     assert summary is not None
     scores = "  ".join(f"{name} {s.top1:.2%}" for name, s in summary.final.items())
-    left = passed / done * (runs - done)
+    left = elapsed / done * (runs - done)
     name = config.label or config.method
     return f"{name} s{config.seed}: {scores}  ({done} of {runs} runs, {left:.0f} s left)"
 
 
 def cancel_pending(runs: Sequence[Future[None]]) -> None:
-    """Start no further run; those that are going on get the same signal, and save."""
+    """Cancel the runs that have not started; running ones get the signal too, and save."""
     for run in runs:
         run.cancel()
 
 
 def train_or_resume(config: TrainConfig, *, quiet: bool, command: str) -> None:
-    """Train this run, finish it, or see that it is done."""
+    """Train a run, or resume it if it was stopped; do nothing if it has finished.
+
+    Raises:
+        UsageError: the run folder has other settings.
+        RunError: the run could not continue.
+    """
     assert config.out is not None
     if not (config.out / "config.yaml").exists():
         train(config, quiet=quiet, command=command)

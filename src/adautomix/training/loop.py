@@ -172,7 +172,7 @@ class Trainer:
         inputs = self.eager_step.inputs(batch, self.step, lr_factor, momentum)
         # Update student, method and teacher.
         losses = self.run_step(inputs)
-        # Let the method update state of its own that is not trained by gradients.
+        # Let the method update state that is not trained by gradients.
         self.method.after_step(self.step)
         # Accumulate the losses on the device; they are read when a row is logged.
         self.epoch_meters.add(losses)

@@ -1,4 +1,4 @@
-"""Optimizer and learning rates: one optimizer for the student and for what the method learns."""
+"""The optimizer and its learning rates, shared by the student and the method's own parameters."""
 
 import math
 from collections.abc import Iterable
@@ -14,9 +14,9 @@ from adautomix.methods import Method
 def build_optimizer(
     config: TrainConfig, student: nn.Module, method: Method
 ) -> torch.optim.Optimizer:
-    """SGD or AdamW over the student and the method's own parameters.
+    """Build SGD or AdamW over the student and the method's own parameters.
 
-    Each group carries the ends of its learning rate as `max_lr` and `min_lr`.
+    Each parameter group stores the range of its learning rate as `max_lr` and `min_lr`.
     """
     groups = [
         *parameter_groups(student.parameters(), config, config.lr, config.min_lr),
@@ -35,7 +35,7 @@ def build_optimizer(
     sgd = torch.optim.SGD(
         groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
     )
-    # A first step that fp16 skips would leave the fused kernel's momentum as uninitialized memory.
+    # If fp16 skips the first step, the fused kernel leaves its momentum buffers uninitialized.
     if config.momentum:
         for parameter in (p for group in sgd.param_groups for p in group["params"]):
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -45,23 +45,23 @@ def build_optimizer(
 def parameter_groups(
     parameters: Iterable[nn.Parameter], config: TrainConfig, max_lr: float, min_lr: float
 ) -> list[dict[str, Any]]:
-    """Parameters with and without weight decay; empty groups are left out."""
+    """Split parameters into a group with and one without weight decay; leave out empty groups."""
     decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    not_decayed: list[nn.Parameter] = []
     for parameter in parameters:
-        (decayed if config.decay_1d or parameter.ndim > 1 else plain).append(parameter)
+        (decayed if config.decay_1d or parameter.ndim > 1 else not_decayed).append(parameter)
     rates = {"lr": max_lr, "max_lr": max_lr, "min_lr": min_lr}
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay, **rates},
-        {"params": plain, "weight_decay": 0.0, **rates},
+        {"params": not_decayed, "weight_decay": 0.0, **rates},
     ]
     return [group for group in groups if group["params"]]
 
 
 def cosine_schedule(steps: int, warmup: int) -> list[float]:
-    """The learning rate at every step, as a share of the way from its floor (0) to its top (1).
+    """The learning rate factor of every step: 0 at the minimum, 1 at the maximum.
 
-    A linear rise over the first `warmup` steps, then half a cosine down.
+    It rises linearly for `warmup` steps and then falls along half a cosine.
     """
     falling = max(1, steps - warmup)
     return [
@@ -70,13 +70,17 @@ def cosine_schedule(steps: int, warmup: int) -> list[float]:
     ]
 
 
-def learning_rate(group: dict[str, Any], share: float | Tensor) -> float | Tensor:
-    """A group's rate, `share` of the way up from its floor; float32 where `share` is a tensor."""
-    rate: float | Tensor = group["min_lr"] + (group["max_lr"] - group["min_lr"]) * share
+def learning_rate(group: dict[str, Any], factor: float | Tensor) -> float | Tensor:
+    """The learning rate of a group between `min_lr` (factor 0) and `max_lr` (factor 1).
+
+    Returns:
+        A float, or a float32 tensor if `factor` is a tensor.
+    """
+    rate: float | Tensor = group["min_lr"] + (group["max_lr"] - group["min_lr"]) * factor
     return rate.float() if isinstance(rate, Tensor) else rate
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, share: float | Tensor) -> None:
-    """Set every group's rate to `share` of the way up from its floor."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float | Tensor) -> None:
+    """Set the learning rate of every group, see `learning_rate`."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(group, share)
+        group["lr"] = learning_rate(group, factor)

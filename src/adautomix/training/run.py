@@ -1,4 +1,4 @@
-"""A run from its beginning, or from where it stopped, to its summary."""
+"""Train a run from its start, or resume it, and write its summary."""
 
 import contextlib
 from dataclasses import dataclass
@@ -26,11 +26,11 @@ from adautomix.training.loop import Trainer
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run gave.
+    """The result of a finished run.
 
     Attributes:
         folder: the run folder.
-        final: scores of "student" and "teacher" on the test set after the last epoch.
+        final: test scores of "student" and "teacher" after the last epoch.
         summary: the content of `summary.json`.
     """
 
@@ -40,11 +40,16 @@ class RunResult:
 
 
 def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> RunResult:
-    """Train one classifier into a run folder.
+    """Train one classifier and write a run folder.
+
+    Args:
+        config: the settings.
+        quiet: show no progress.
+        command: the command line, for the summary.
 
     Raises:
-        UsageError: a setting, a file or the folder is not what it should be.
-        RunError: the run could not go on; what was saved is still there.
+        UsageError: a setting does not fit the data, a file is missing, or the folder exists.
+        RunError: the run could not continue; its checkpoints are kept.
     """
     init_distributed(pick_device(config.device))
     data = load_images(config, progress=not quiet)
@@ -62,9 +67,9 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> Run
 
 
 def run_to_end(trainer: Trainer) -> RunResult:
-    """Train, then write the summary and the predictions."""
+    """Train until the last step, then write the summary and the predictions."""
     for name in trainer.data.bad_files:
-        trainer.display.say(f"left out, unreadable: {name}")
+        trainer.display.say(f"skipped, unreadable: {name}")
     trainer.fit()
     result = summarize(trainer)
     save_predictions(trainer)
@@ -100,7 +105,7 @@ def summarize(trainer: Trainer) -> RunResult:
 
 
 def save_predictions(trainer: Trainer) -> None:
-    """Write which test images the networks of the last epoch got right: runs are paired by it."""
+    """Write which test images were classified correctly, which pairs runs in significance tests."""
     if not trainer.evaluator.correct:  # the last epoch was evaluated before a resume
         trainer.evaluator.evaluate()
     if is_main():
@@ -109,11 +114,11 @@ def save_predictions(trainer: Trainer) -> None:
 
 
 def open_run(path: Path, *, quiet: bool = False, command: str = "") -> Trainer:
-    """A trainer that stands where the run's newest whole checkpoint was written.
+    """Build a trainer and restore the newest undamaged checkpoint of a run.
 
     Raises:
-        UsageError: no run there, or no checkpoint yet.
-        RunError: no checkpoint is whole.
+        UsageError: there is no run at `path`, or it has no checkpoint yet.
+        RunError: every checkpoint is damaged.
     """
     folder = RunFolder.open(path)
     config = folder.config()
@@ -135,5 +140,15 @@ def open_run(path: Path, *, quiet: bool = False, command: str = "") -> Trainer:
 
 
 def resume(path: Path, *, quiet: bool = False, command: str = "") -> RunResult:
-    """Go on exactly where a run stopped; a finished run only gets its summary again."""
+    """Resume a run exactly where it stopped; for a finished run, only write its summary again.
+
+    Args:
+        path: the run folder.
+        quiet: show no progress.
+        command: the command line, for the summary.
+
+    Raises:
+        UsageError: there is no run at `path`, or it has no checkpoint yet.
+        RunError: the run could not continue, or every checkpoint is damaged.
+    """
     return run_to_end(open_run(path, quiet=quiet, command=command))

@@ -1,4 +1,4 @@
-"""How the step is run (eager, compiled, as CUDA graphs), and requests to stop."""
+"""How the training step is run (eager, compiled or as CUDA graphs), and requests to stop."""
 
 import signal
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ Runtime = Literal["eager", "compile", "graph"]
 
 
 def pick_runtime(config: TrainConfig, device: torch.device) -> Runtime:
-    """How the step is run. "auto" is eager: the other two have yet to be proven on a GPU.
+    """How to run the training step; "auto" is eager until the others are validated on GPUs.
 
     Raises:
-        UsageError: the step cannot be captured here.
+        UsageError: the step cannot be captured on this device or with these settings.
     """
     if config.runtime == "auto":
         return "eager"
@@ -28,13 +28,17 @@ def pick_runtime(config: TrainConfig, device: torch.device) -> Runtime:
             raise UsageError(f"runtime = graph needs a GPU, and the device is {device}: use eager")
         if world_size() > 1 or config.precision == "fp16":
             raise UsageError(
-                "runtime = graph is for one process in fp32 or bf16: use eager or compile"
+                "runtime = graph works with one process in fp32 or bf16: use eager or compile"
             )
     return config.runtime
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop (Ctrl-C or SIGTERM)."""
+    """Whether a signal asked the run to stop (Ctrl-C or SIGTERM).
+
+    Attributes:
+        signal_name: name of the signal, "" before there was one.
+    """
 
     signal_name = ""
 
@@ -42,15 +46,15 @@ class StopRequest:
         return bool(self.signal_name)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note the request; the loop acts on it between two steps."""
+        """Record the signal; the training loop stops after the current step."""
         self.signal_name = signal.Signals(number).name
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within it Ctrl-C and SIGTERM only ask; the handlers of before come back afterwards.
+    """Record Ctrl-C and SIGTERM in the yielded request, and restore the old handlers at the end.
 
-    Outside the main thread signals cannot be caught, and nothing is.
+    Signals can only be handled in the main thread; in other threads this does nothing.
     """
     request = StopRequest()
     try:

@@ -1,7 +1,7 @@
-"""One step of training, from its inputs alone: what a runtime runs, compiles or captures.
+"""One training step as a function of its inputs, so that it can be run, compiled or captured.
 
-`TrainStep.inputs` does what belongs to the host: it draws the random numbers and looks up the
-schedules. `TrainStep.__call__` is pure device work and waits for nothing.
+`TrainStep.inputs` does the work of the host: it draws random numbers and looks up the schedules.
+`TrainStep.__call__` only does work on the device and never waits for it.
 """
 
 import contextlib
@@ -25,17 +25,18 @@ from adautomix.rng import seed_at
 from adautomix.training.optim import set_learning_rate
 
 Losses = dict[str, Tensor]
+"""The loss under "loss", and detached scalars such as "mixture_accuracy" for the log."""
 
 
 @dataclass(frozen=True)
 class StepInputs:
-    """All that changes from one step to the next.
+    """Everything that changes from one step to the next.
 
     Attributes:
-        batch: this process's images.
-        draw: the mixes of the batch of all processes.
-        lr_share: the learning rate, as a share of the way from its floor to its top.
-        momentum: of the teacher.
+        batch: the images of this process.
+        params: random parameters of the mixes of all processes.
+        lr_factor: position of the learning rate between its minimum (0) and its maximum (1).
+        momentum: momentum of the teacher's moving average.
     """
 
     batch: Batch
@@ -45,30 +46,31 @@ class StepInputs:
 
 
 class LossModule(nn.Module):
-    """A method's loss as a module: what DDP wants to see to average its gradients."""
+    """A method's loss as a module, because DDP averages the gradients of a module's parameters."""
 
     def __init__(self, method: Method, student: Classifier, teacher: Classifier) -> None:
         super().__init__()
         self.method, self.student = method, student
-        self._teacher = [teacher]  # in a list: it has no gradients to average
+        # In a list, so that the teacher is not a submodule: it has no gradients to average.
+        self._teacher = [teacher]
 
     def forward(self, sources: MixInputs, params: MixParams) -> Losses:
-        """The losses of the mixes that `params` holds."""
+        """Compute the losses of the mixes that `params` describes."""
         return self.method.training_loss(sources, self.student, self._teacher[0], params)
 
 
 class TrainStep:
-    """Loss, gradients, optimizer, teacher.
+    """Computes losses and gradients, and updates student, method and teacher.
 
     Args:
-        config: precision, parts of a batch, clipping, and whether to compile.
-        batches: augments.
+        config: the settings: precision, gradient accumulation and clipping.
+        batches: augments the images.
         student: the trained network.
-        method: the way to a loss.
-        teacher: follows the student.
-        optimizer: over student and method.
-        scaler: of fp16's gradients.
-        compiled: let `torch.compile` make the forward and backward of the losses.
+        method: the mixing method.
+        teacher: the moving average of the student.
+        optimizer: optimizes the parameters of student and method.
+        scaler: scales the loss in fp16.
+        compiled: compile the forward and backward passes with `torch.compile`.
     """
 
     def __init__(
@@ -96,38 +98,68 @@ class TrainStep:
             self.compute_loss = wrap_ddp(self.compute_loss, broadcast_buffers=not config.sync_bn)
 
     def inputs(self, batch: Batch, step: int, lr_factor: float, momentum: float) -> StepInputs:
-        """The inputs of a step: its random numbers are drawn here, as a function of its number."""
+        """Draw the random parameters of a step, which depend on the seed and the step only.
+
+        Args:
+            batch: the images of this process.
+            step: number of the step, from 0.
+            lr_factor: see `StepInputs`.
+            momentum: see `StepInputs`.
+        """
+        # Seeds dropout and stochastic depth, with other masks in each process.
         torch.manual_seed(seed_at(self.config.seed, step, f"dropout/{rank()}"))
         images, size = world_size() * len(batch.pixels), self.batches.image_size
         params = self.method.training_params((images, 3, size, size), step)
         return StepInputs(batch, params.to(self.device), lr_factor, momentum)
 
     def __call__(self, inputs: StepInputs) -> Losses:
-        """Train on one batch; the losses of this process's share of it, detached."""
+        """Train on one batch.
+
+        Returns:
+            The losses of this process's part of the batch, detached.
+        """
+        # Crop, flip and normalize the images.
         images = self.batches.augment(inputs.batch)
+        # Mix, run student and teacher, and accumulate the gradients of student and method.
         losses = self.add_gradients(images, inputs.batch.labels, inputs.params)
+        # Update student and method with one optimizer step.
         self.apply_gradients(inputs.lr_factor)
+        # Move the teacher towards the updated student.
         self.teacher.update(self.student, inputs.momentum)
         return losses
 
     def add_gradients(self, images: Tensor, labels: Tensor, params: MixParams) -> Losses:
-        """Gradients of the batch, part by part where the settings say so; mean losses."""
+        """Add the gradients of the batch to the parameters, in `accumulate` parts.
+
+        Args:
+            images: the augmented images of this process, float `[B, 3, H, W]`.
+            labels: their class indices, int64 `[B]`.
+            params: random parameters of the mixes of all processes.
+
+        Returns:
+            The losses averaged over the batch, detached.
+        """
+        # Compute once what all mixes of the batch need, such as features of the clean images.
         with autocast(self.device, self.config.precision):
             sources = self.prepare(images, labels, self.student, self.teacher.model, params)
+        # Gather the images of the other processes, which may be mixed into this one's.
         sources = gather_sources(sources)
         means: Losses = {}
-        for own, last in parts(len(images), self.config.accumulate):
-            share = (own.stop - own.start) / len(images)
+        for rows, last in microbatches(len(images), self.config.accumulate):
+            fraction = (rows.stop - rows.start) / len(images)
             with self._gradient_sync(last):
+                # Mix the rows of this part and compute their loss.
                 with autocast(self.device, self.config.precision):
-                    losses = self.compute_loss(replace(sources, own=own), params.rows(own))
-                self.scaler.scale(losses["loss"] * share).backward()
+                    losses = self.compute_loss(replace(sources, own=rows), params.rows(rows))
+                # Weight the part by its size, so that the gradients add up to those of the batch.
+                self.scaler.scale(losses["loss"] * fraction).backward()
+            # Average the logged losses with the same weights.
             for name, value in losses.items():
-                means[name] = means.get(name, 0) + share * value.detach()
+                means[name] = means.get(name, 0) + fraction * value.detach()
         return means
 
     def apply_gradients(self, lr_factor: float | Tensor) -> None:
-        """Clip where asked, step the optimizer, forget the gradients."""
+        """Clip the gradients if the settings ask for it, step the optimizer and zero them."""
         set_learning_rate(self.optimizer, lr_factor)
         if self.config.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
@@ -138,32 +170,40 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Processes exchange gradients once a step, after the last part."""
+        """Average gradients over the processes only in the last part of a batch."""
         if last or not isinstance(self.compute_loss, DistributedDataParallel):
             return contextlib.nullcontext()
         return self.compute_loss.no_sync()
 
 
-def wrap_ddp(terms: nn.Module, *, broadcast_buffers: bool) -> DistributedDataParallel:
-    """The module whose backward averages gradients over the processes."""
+def wrap_ddp(module: nn.Module, *, broadcast_buffers: bool) -> DistributedDataParallel:
+    """Wrap a module so that its backward pass averages gradients over the processes."""
     with warnings.catch_warnings():
-        # Newer versions have another name for this, which older ones lack.
+        # Newer versions of PyTorch rename this argument; the oldest supported one lacks the name.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         return DistributedDataParallel(
-            terms, broadcast_buffers=broadcast_buffers, find_unused_parameters=True
+            module, broadcast_buffers=broadcast_buffers, find_unused_parameters=True
         )
 
 
 def gather_sources(sources: MixInputs) -> MixInputs:
-    """The sources that all processes hold, so that an image can be mixed with any of the batch."""
+    """Gather the inputs of all processes, so that any image of the whole batch can be mixed in."""
     if world_size() == 1:
         return sources
     features = {name: gather_rows(value) for name, value in sources.features.items()}
     return MixInputs(gather_rows(sources.images), gather_rows(sources.targets), features)
 
 
-def parts(images: int, count: int) -> Iterator[tuple[slice, bool]]:
-    """The rows of this process's share of the batch, in `count` parts, and whether one is last."""
+def microbatches(images: int, count: int) -> Iterator[tuple[slice, bool]]:
+    """Split this process's rows of the batch of all processes into `count` parts.
+
+    Args:
+        images: number of rows of this process.
+        count: number of parts.
+
+    Yields:
+        The rows of a part, and whether it is the last one.
+    """
     first = rank() * images
     for part in range(count):
         begin, end = images * part // count, images * (part + 1) // count

@@ -1,4 +1,4 @@
-"""Proof that a run resumes exactly: train the last stretch again and compare hashes."""
+"""Verify that a run resumes exactly: train its last steps again and compare hashes."""
 
 import hashlib
 import json
@@ -21,12 +21,12 @@ from adautomix.training.loop import Trainer
 
 @dataclass(frozen=True)
 class Verification:
-    """Hashes of two ways to the same step.
+    """Hashes of a run at its last checkpoint, and of a second run that reached the same step.
 
     Attributes:
-        start: step that the second way started from.
-        step: step at which both are compared.
-        rows: (what, hash of the run, hash of the second way).
+        start: step that the second run was resumed from.
+        step: step at which the two are compared.
+        rows: for each compared part its name, the hash in the run and the hash in the second run.
     """
 
     start: int
@@ -35,17 +35,21 @@ class Verification:
 
     @property
     def equal(self) -> bool:
-        """Whether all hashes agree."""
-        return all(mine == theirs for _, mine, theirs in self.rows)
+        """Whether all hashes are equal."""
+        return all(original == resumed for _, original, resumed in self.rows)
 
 
 def verify_resume(path: Path, *, quiet: bool = True) -> Verification:
-    """Resume from the checkpoint before the last (or from the start) and train up to the last.
+    """Resume from the checkpoint before the last (or start anew) and train up to the last.
 
-    Nothing in the run folder changes.
+    The run folder itself is not changed.
+
+    Args:
+        path: the run folder.
+        quiet: show no progress.
 
     Raises:
-        UsageError: no run there, or no checkpoint yet.
+        UsageError: there is no run at `path`, or it has no checkpoint yet.
         RunError: a checkpoint is damaged.
     """
     run = RunFolder.open(path)
@@ -58,21 +62,22 @@ def verify_resume(path: Path, *, quiet: bool = True) -> Verification:
         copy = RunFolder(Path(scratch))
         if run.metrics_path.exists():
             shutil.copy(run.metrics_path, copy.metrics_path)
-        again = Trainer(config, data, copy, quiet=quiet)
-        start = previous_checkpoint(path, last.step)
-        if start is None:
+        trainer = Trainer(config, data, copy, quiet=quiet)
+        previous = previous_checkpoint(path, last.step)
+        if previous is None:
             copy.truncate_after(0)
         else:
-            again.restore(start)
-        begun = again.step
-        again.fit(until=last.step)
-        mine, theirs = fingerprint(again, last, run), fingerprint(again, again.checkpoint(), copy)
-    rows = [(name, mine[name], theirs[name]) for name in mine]
-    return Verification(begun, last.step, rows)
+            trainer.restore(previous)
+        start = trainer.step
+        trainer.fit(until=last.step)
+        original = fingerprint(trainer, last, run)
+        resumed = fingerprint(trainer, trainer.checkpoint(), copy)
+    rows = [(name, original[name], resumed[name]) for name in original]
+    return Verification(start, last.step, rows)
 
 
 def previous_checkpoint(path: Path, step: int) -> Checkpoint | None:
-    """The checkpoint before the last one, if it was kept and is older."""
+    """The checkpoint `previous` if it exists and is older than `step`, else None."""
     folder = path / "checkpoints" / "previous"
     if not folder.exists():
         return None
@@ -81,19 +86,19 @@ def previous_checkpoint(path: Path, step: int) -> Checkpoint | None:
 
 
 def fingerprint(trainer: Trainer, checkpoint: Checkpoint, run: RunFolder) -> dict[str, str]:
-    """Hashes of all that decides how a run goes on, and of what it logged."""
-    prints = {
+    """Hashes of everything that determines how a run continues, and of the metrics it logged."""
+    hashes = {
         owner: tensor_hash(checkpoint.part(owner)) for owner in ("student", "teacher", "method")
     }
-    prints["optimizer"] = tensor_hash(flatten(checkpoint.state["optimizer"]["state"]))
-    prints["next batch"] = tensor_hash(next_batch(trainer, checkpoint.step))
+    hashes["optimizer"] = tensor_hash(flatten(checkpoint.state["optimizer"]["state"]))
+    hashes["next batch"] = tensor_hash(next_batch(trainer, checkpoint.step))
     logged = [row.without_timing() for row in run.rows() if row.step <= checkpoint.step]
-    prints["metrics"] = hashlib.sha256(json.dumps(logged).encode()).hexdigest()
-    return prints
+    hashes["metrics"] = hashlib.sha256(json.dumps(logged).encode()).hexdigest()
+    return hashes
 
 
 def next_batch(trainer: Trainer, step: int) -> dict[str, Tensor]:
-    """The batch that the run would train on next, and how it would be mixed."""
+    """The batch that the run would train on next, and the random parameters of its mixes."""
     epoch, done = divmod(step, trainer.batches.steps_per_epoch)
     batch = next(trainer.batches.epoch(epoch, start=done))
     images = trainer.batches.augment(batch)
@@ -102,7 +107,7 @@ def next_batch(trainer: Trainer, step: int) -> dict[str, Tensor]:
 
 
 def flatten(nested: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of nested dictionaries, by path."""
+    """The tensors in nested dictionaries, named by their path."""
     flat: dict[str, Tensor] = {}
     for name, value in nested.items():
         if isinstance(value, Tensor):
@@ -113,10 +118,10 @@ def flatten(nested: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:
 
 
 def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names and bytes."""
+    """SHA-256 of the names and bytes of tensors, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        plain = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(plain.numpy().tobytes())
+        content = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(content.numpy().tobytes())
     return digest.hexdigest()

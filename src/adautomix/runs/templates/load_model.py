@@ -1,4 +1,4 @@
-"""The network of this folder, by timm alone; `python load_model.py IMAGE` names its classes."""
+"""Load the network of this folder with timm; `python load_model.py IMAGE` classifies an image."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ CONFIG = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
 
 
 def load_model() -> torch.nn.Module:
-    """The network in evaluation mode: normalized images `[B, 3, H, W]` to logits `[B, K]`."""
+    """The network in evaluation mode, from normalized images `[B, 3, H, W]` to logits `[B, K]`."""
     model: torch.nn.Module = timm.create_model(CONFIG["architecture"], **CONFIG["arguments"])
     for path, conv in CONFIG["replaced"].items():
         model.set_submodule(path, torch.nn.Conv2d(**conv) if conv else torch.nn.Identity())
@@ -23,7 +23,7 @@ def load_model() -> torch.nn.Module:
 
 
 def read_image(path: str) -> torch.Tensor:
-    """The center square of an image file, resized and normalized: `[1, 3, H, W]`."""
+    """Read the center square of an image file, resized and normalized, `[1, 3, H, W]`."""
     side = CONFIG["image_size"]
     upright = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     square = ImageOps.fit(upright, (side, side), Image.Resampling.BICUBIC)
