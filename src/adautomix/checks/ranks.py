@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch.distributed as dist
+
 from adautomix.checks.script import load_named
 from adautomix.checks.watch import lit_batches, watch
 from adautomix.errors import RunError
@@ -93,6 +95,14 @@ def main(address: str, steps: str, file: str) -> None:
         Path(file).write_text(f"{type(error).__name__}: {error}")
         raise
     Path(file).write_text(text)
+    _leave_together()
+
+
+def _leave_together() -> None:
+    """End the process group; a process whose peer is gone before that would abort."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
