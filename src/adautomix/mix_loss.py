@@ -203,6 +203,7 @@ def create_method(
     seed: int = 0,
     rank: int | None = None,
     label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
     teacher: TeacherSettings | None = None,
     mix_schedule: MixSettings | Mapping[str, Any] | None = None,
     **settings: Any,
@@ -222,6 +223,9 @@ def create_method(
         rank: which process's random numbers to use; default: this process's rank, read at the
             first batch, so that each process mixes differently.
         label_smoothing: label smoothing of the cross-entropy, 0 to 1.
+        class_weights: weight of each class in the cross-entropy, `[K]`; default: all alike. The
+            loss is divided by the number of images whether labels are mixed or not, unlike
+            PyTorch's for class indices.
         teacher: settings of the moving average. Methods that need no teacher keep one only if
             this is given.
         mix_schedule: when to mix, for example `{"prob": 0.5, "stop": 0.75}`; default: every step.
@@ -245,6 +249,8 @@ def create_method(
         label_smoothing=label_smoothing,
         model=student,
     )
+    if class_weights is not None:
+        method.weigh_classes(class_weights.to(next(model.parameters()).device))
     plan_mixing(method, mix_schedule, steps)
     average = momentum = None
     if cls.uses_teacher or teacher is not None:

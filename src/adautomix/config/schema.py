@@ -79,6 +79,11 @@ class DataSettings(SettingsGroup, title="Data"):
         description="Fraction of each class's training images held out for validation; raising it "
         "leaves fewer to train on.",
     )
+    sampler: Literal["shuffle", "balanced"] = Field(
+        "shuffle",
+        description="Training images of an epoch: each once, in random order; or drawn so that "
+        "all classes are equally frequent, which shows images of small classes more often.",
+    )
     skip_bad: bool = Field(
         False, description="Skip and list unreadable images, instead of stopping at the first."
     )
@@ -203,6 +208,18 @@ class OptimizationSettings(SettingsGroup, title="Optimization"):
         lt=1,
         description="Fraction of each label spread evenly over all classes; raising it makes "
         "predictions less confident.",
+    )
+    class_weights: Literal["balanced", "effective"] | None = Field(
+        None,
+        description="Weight of each class in the loss: balanced, inverse to its number of "
+        "training images; effective, inverse to its effective number of images, a milder "
+        "correction; none: equal.",
+    )
+    class_weight_beta: float = Field(
+        0.999,
+        gt=0,
+        lt=1,
+        description="β of class_weights=effective; raising it weighs small classes more.",
     )
 
 
@@ -350,6 +367,11 @@ class TrainConfig(
             )
         if self.init and self.pretrained:
             raise UsageError("init and pretrained both say where the weights start: leave out one")
+        if self.sampler == "balanced" and self.class_weights:
+            raise UsageError(
+                f"sampler = balanced and class_weights = {self.class_weights} both correct for "
+                "classes of unequal size, which corrects twice: use one of them"
+            )
         if self.batch_size % self.accumulate:
             raise UsageError(
                 f"accumulate = {self.accumulate} does not divide batch_size = {self.batch_size}"

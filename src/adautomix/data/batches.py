@@ -18,11 +18,13 @@ from adautomix.data.augment import (
     normalize,
     resize,
 )
+from adautomix.data.balance import balanced_order
 from adautomix.data.dataset import ImageData, Split
 from adautomix.errors import UsageError
 from adautomix.rng import generator_at
 
 CropSetting = Literal["auto", "pad", "resized", "off"]
+Sampler = Literal["shuffle", "balanced"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class TrainBatches:
     - "resized": a box of at least `scale_min` of the area, resized;
     - "off": the center as it is (still flipped if `flip`).
 
+    `sampler` "shuffle" visits every image once per epoch; "balanced" draws every class with the
+    same probability, see `balanced_order`.
+
     Raises UsageError where a batch cannot be filled or would hold one image: batch norm needs
     two.
     """
@@ -69,6 +74,7 @@ class TrainBatches:
         flip: bool | None = None,
         scale_min: float = 0.08,
         drop_last: bool = True,
+        sampler: Sampler = "shuffle",
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -84,12 +90,12 @@ class TrainBatches:
         self._pad = 0 if crop == "off" else data.pad if pad is None else pad
         self._flip = data.flip if flip is None else flip
         self._scale = (scale_min, 1.0)
+        self._sampler = sampler
         self._rank, self._world_size = rank, world_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches from step `start` of the epoch on: those that the whole epoch would give."""
-        order = torch.randperm(len(self._split), generator=generator_at(self._seed, epoch, "order"))
-        batches = torch.split(order, self.batch_size)[start : self.steps_per_epoch]
+        batches = torch.split(self._order(epoch), self.batch_size)[start : self.steps_per_epoch]
         first_step = epoch * self.steps_per_epoch + start
         mine = [batch[self._share(len(batch))] for batch in batches]
         for number, (pixels, labels) in enumerate(self._split.read(mine)):
@@ -97,6 +103,12 @@ class TrainBatches:
             crop = self._draw(images, generator_at(self._seed, first_step + number, "augment"))
             share = crop.rows(self._share(images)).to(pixels.device)
             yield Batch(pixels, labels, share)
+
+    def _order(self, epoch: int) -> Tensor:
+        generator = generator_at(self._seed, epoch, "order")
+        if self._sampler == "balanced":
+            return balanced_order(self._split.labels, generator)
+        return torch.randperm(len(self._split), generator=generator)
 
     def augment(self, batch: Batch) -> Tensor:
         """Cropped, flipped and normalized: float32 `[B, 3, H, W]`, channels last."""

@@ -126,6 +126,8 @@ class Method(nn.Module, ABC, Generic[S, P]):
         self.seed = seed
         self.label_smoothing = label_smoothing
         self.schedule: MixSchedule | None = None
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", None, persistent=False)
         self.build(model)
 
     def build(self, model: nn.Module | None) -> None:
@@ -153,6 +155,27 @@ class Method(nn.Module, ABC, Generic[S, P]):
         """
         self.check_schedule(mix)
         self.schedule = MixSchedule(mix, steps, seed)
+
+    def weigh_classes(self, weights: Tensor | None) -> None:
+        """Weigh each class in the cross-entropy; None, the default, weighs all alike.
+
+        Args:
+            weights: at least 0, `[K]`. Their mean over the training images should be 1, so that
+                the scale of the loss stays as it is.
+
+        Raises:
+            UsageError: the shape is wrong or a weight is negative or not finite.
+        """
+        if weights is not None:
+            if weights.shape != (self.num_classes,):
+                raise UsageError(
+                    f"class_weights has shape {list(weights.shape)}: pass one weight per class, "
+                    f"[{self.num_classes}]"
+                )
+            if not bool((weights.isfinite() & (weights >= 0)).all()):
+                raise UsageError("class_weights must be finite and at least 0")
+            weights = weights.float()
+        self.class_weights = weights
 
     @classmethod
     def check_schedule(cls, mix: MixSettings) -> None:
@@ -341,8 +364,17 @@ class Method(nn.Module, ABC, Generic[S, P]):
         }
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Soft cross-entropy in float32 with the run's label smoothing, averaged over the batch."""
-        return F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
+        """Soft cross-entropy in float32 with the run's label smoothing and class weights.
+
+        The sum is divided by the number of images, not by the sum of their weights, so that the
+        scale of the loss is the same for one-hot and for mixed labels.
+        """
+        return F.cross_entropy(
+            logits.float(),
+            targets,
+            weight=self.class_weights,
+            label_smoothing=self.label_smoothing,
+        )
 
     def network_with(self, model: nn.Module | None, part: str) -> Classifier:
         """Return the network if it has the attribute `part` of `Classifier`.

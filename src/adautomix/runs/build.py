@@ -3,9 +3,11 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from adautomix.config import TrainConfig
 from adautomix.data import ImageData, TrainBatches, load_data
+from adautomix.data.balance import class_weights
 from adautomix.distributed import main_process_first, rank, sync_batch_norm, world_size
 from adautomix.ema import Teacher
 from adautomix.errors import UsageError
@@ -107,6 +109,17 @@ def check_smallest_part(config: TrainConfig, images: int, method: Method) -> Non
         )
 
 
+def loss_weights(config: TrainConfig, data: ImageData) -> Tensor | None:
+    """Return the weight of each class in the loss, on the device of the data; None: all alike."""
+    if config.class_weights is None:
+        return None
+    labels = data.train.labels
+    weights = class_weights(
+        labels, len(data.classes), config.class_weights, config.class_weight_beta
+    )
+    return weights.to(labels.device)
+
+
 def train_batches(config: TrainConfig, data: ImageData, device: torch.device) -> TrainBatches:
     """Build the training batches that the settings describe."""
     return TrainBatches(
@@ -119,6 +132,7 @@ def train_batches(config: TrainConfig, data: ImageData, device: torch.device) ->
         flip=config.flip,
         scale_min=config.scale_min,
         drop_last=config.drop_last,
+        sampler=config.sampler,
         rank=rank(),
         world_size=world_size(),
     )

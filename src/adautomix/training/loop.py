@@ -18,7 +18,12 @@ from adautomix.distributed import (
 )
 from adautomix.ema import momentum_schedule
 from adautomix.errors import RunError
-from adautomix.runs.build import build_networks, check_smallest_part, train_batches
+from adautomix.runs.build import (
+    build_networks,
+    check_smallest_part,
+    loss_weights,
+    train_batches,
+)
 from adautomix.runs.checkpoint import Checkpoint, epoch_checkpoint_name, save_checkpoint
 from adautomix.runs.folder import RunFolder
 from adautomix.runs.schema import BestEpoch, EpochRow, Row, TrainRow
@@ -72,6 +77,7 @@ class Trainer:
             device=self.device,
             from_checkpoint=from_checkpoint,
         )
+        self.method.weigh_classes(loss_weights(config, self.data))
         check_smallest_part(config, len(data.train), self.method)
         self.evaluator = Evaluator(
             config, self.data, self.method, self.student, self.teacher.model, self.device
