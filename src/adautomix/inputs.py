@@ -13,13 +13,16 @@ SUM_TOLERANCE = 1e-2
 """How far the sum of a row of soft labels may be from 1; half-precision labels need some room."""
 
 
-def check_batch(images: Tensor, labels: Tensor, num_classes: int) -> None:
+def check_batch(
+    images: Tensor, labels: Tensor, num_classes: int, *, multi_label: bool = False
+) -> None:
     """Check a training batch.
 
     Args:
         images: float `[B, C, H, W]`.
         labels: integer class indices `[B]`, or soft labels, float `[B, K]`.
         num_classes: number of classes, K.
+        multi_label: rows of soft labels need not sum to 1, only lie between 0 and 1.
 
     Raises:
         UsageError: names the argument and what to do about it.
@@ -32,7 +35,7 @@ def check_batch(images: Tensor, labels: Tensor, num_classes: int) -> None:
     if labels.ndim == 1:
         _check_indices(labels, num_classes)
     else:
-        _check_soft_labels(labels, num_classes)
+        _check_soft_labels(labels, num_classes, multi_label)
 
 
 def check_images(images: Tensor) -> None:
@@ -75,7 +78,7 @@ def _check_indices(labels: Tensor, num_classes: int) -> None:
         )
 
 
-def _check_soft_labels(labels: Tensor, num_classes: int) -> None:
+def _check_soft_labels(labels: Tensor, num_classes: int, multi_label: bool) -> None:
     shape = list(labels.shape)
     if labels.ndim != 2:
         raise UsageError(f"labels has shape {shape}: pass [B] or [B, {num_classes}]")
@@ -86,6 +89,10 @@ def _check_soft_labels(labels: Tensor, num_classes: int) -> None:
             f"labels has {shape[1]} columns and num_classes is {num_classes}: they must agree"
         )
     if not labels.is_floating_point() or not _can_read(labels):
+        return
+    if multi_label:
+        if not bool(((labels >= 0) & (labels <= 1)).all()):
+            raise UsageError("labels of shape [B, K] must lie between 0 and 1 with loss='bce'")
         return
     sums = labels.detach().float().sum(dim=1)
     in_range = bool((labels >= 0).all())

@@ -26,6 +26,7 @@ from adautomix.ema import Teacher, momentum_schedule
 from adautomix.errors import UsageError
 from adautomix.inputs import check_batch
 from adautomix.methods import Method, find_method
+from adautomix.methods.base import LossName
 from adautomix.mixing.settings import MixSettings
 from adautomix.models.wrap import WrappedClassifier, unwrap, wrap_model
 from adautomix.rng import seed_at
@@ -94,7 +95,8 @@ class MixLoss(nn.Module):
         Raises:
             UsageError: an input has the wrong shape, type or range.
         """
-        check_batch(images, labels, self.method.num_classes)
+        multi_label = self.method.loss_name == "bce"
+        check_batch(images, labels, self.method.num_classes, multi_label=multi_label)
         model = self._model[0]
         if not self._started:
             self._seed_by_rank()
@@ -204,6 +206,7 @@ def create_method(
     rank: int | None = None,
     label_smoothing: float = 0.0,
     class_weights: Tensor | None = None,
+    loss: LossName = "cross_entropy",
     teacher: TeacherSettings | None = None,
     mix_schedule: MixSettings | Mapping[str, Any] | None = None,
     **settings: Any,
@@ -226,6 +229,8 @@ def create_method(
         class_weights: weight of each class in the cross-entropy, `[K]`; default: all alike. The
             loss is divided by the number of images whether labels are mixed or not, unlike
             PyTorch's for class indices.
+        loss: "cross_entropy", or "bce", the binary cross-entropy, with which a row of soft labels
+            may name several classes or none. Only methods that mix nothing but the input have it.
         teacher: settings of the moving average. Methods that need no teacher keep one only if
             this is given.
         mix_schedule: when to mix, for example `{"prob": 0.5, "stop": 0.75}`; default: every step.
@@ -249,6 +254,7 @@ def create_method(
         label_smoothing=label_smoothing,
         model=student,
     )
+    method.use_loss(loss)
     if class_weights is not None:
         method.weigh_classes(class_weights.to(next(model.parameters()).device))
     plan_mixing(method, mix_schedule, steps)

@@ -209,6 +209,11 @@ class OptimizationSettings(SettingsGroup, title="Optimization"):
         description="Fraction of each label spread evenly over all classes; raising it makes "
         "predictions less confident.",
     )
+    loss: Literal["cross_entropy", "bce"] | None = Field(
+        None,
+        description="Loss: cross-entropy, or binary cross-entropy, which treats each class as a "
+        "question of its own. none: bce where images have several labels, else cross_entropy.",
+    )
     class_weights: Literal["balanced", "effective"] | None = Field(
         None,
         description="Weight of each class in the loss: balanced, inverse to its number of "

@@ -14,11 +14,12 @@ def class_weights(labels: Tensor, num_classes: int, scheme: ClassWeighting, beta
     "balanced" weighs a class by the inverse of its number of images n. "effective" weighs it by
     (1 - beta) / (1 - beta^n), the inverse of the effective number of images in "Class-Balanced
     Loss Based on Effective Number of Samples" (Cui et al., CVPR 2019, equation 3). The weights are
-    scaled so that their mean over the training images is 1: the loss of a network that knows
-    nothing is as large as without weights, and so is the learning rate that suits it.
+    scaled so that their mean over the labels of the training images is 1: the loss of a network
+    that knows nothing is as large as without weights, and so is the learning rate that suits it.
 
     Args:
-        labels: class indices of the training images, int64 `[n]`; every class occurs.
+        labels: class indices of the training images, int64 `[n]`, or 0 and 1 for each class,
+            `[n, K]`; every class occurs.
         num_classes: number of classes, K.
         scheme: how classes are weighted.
         beta: 0 to 1, exclusive; closer to 1 is closer to "balanced". Only "effective" uses it.
@@ -26,9 +27,21 @@ def class_weights(labels: Tensor, num_classes: int, scheme: ClassWeighting, beta
     Returns:
         Float32 `[K]`.
     """
-    counts = labels.bincount(minlength=num_classes).double().cpu()
+    counts = count_classes(labels, num_classes).double().cpu()
     weights = 1 / counts if scheme == "balanced" else (1 - beta) / (1 - beta**counts)
     return (weights * (counts.sum() / (weights * counts).sum())).float()
+
+
+def count_classes(labels: Tensor, num_classes: int) -> Tensor:
+    """Number of images of each class, int64 `[K]`.
+
+    Args:
+        labels: class indices `[n]`, or 0 and 1 for each class `[n, K]`.
+        num_classes: number of classes, K.
+    """
+    if labels.ndim == 2:
+        return labels.sum(dim=0).long()
+    return labels.bincount(minlength=num_classes)
 
 
 def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:

@@ -107,6 +107,11 @@ class TrainBatches:
     def _order(self, epoch: int) -> Tensor:
         generator = generator_at(self._seed, epoch, "order")
         if self._sampler == "balanced":
+            if self._data.multi_label:
+                raise UsageError(
+                    "sampler = balanced needs one class per image, and these images have several "
+                    "labels: use class_weights = balanced"
+                )
             return balanced_order(self._split.labels, generator)
         return torch.randperm(len(self._split), generator=generator)
 

@@ -30,7 +30,10 @@ class Split(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """int64 `[n]`, on the split's device."""
+        """Class indices, int64 `[n]`, or 0 and 1 for each class, float32 `[n, K]`.
+
+        They are on the split's device.
+        """
 
     def __len__(self) -> int: ...
 
@@ -71,6 +74,11 @@ class ImageData:
         """The same set with its splits on `device`."""
         val = self.val and self.val.to(device)
         return replace(self, train=self.train.to(device), val=val, test=self.test.to(device))
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.train.labels.ndim == 2
 
     def splits(self) -> dict[str, Split]:
         """The splits there are, by name."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from adautomix.data import cifar
 from adautomix.data.augment import resize
+from adautomix.data.balance import count_classes
 from adautomix.data.color import image_moments, mean_and_std
 from adautomix.data.dataset import Collection, ImageData, InMemory, default_crop
 from adautomix.data.image_folder import ImageFolder
@@ -163,7 +164,7 @@ def _folder_path(source: str) -> Path:
 
 
 def _check_trained(collection: Collection, train: Tensor) -> None:
-    counts = collection.images.labels[train].bincount(minlength=len(collection.classes))
+    counts = count_classes(collection.images.labels[train], len(collection.classes))
     for name, count in zip(collection.classes, counts.tolist(), strict=True):
         if not count:
             raise UsageError(f"class {name!r} has no readable training image: add some")

@@ -23,9 +23,17 @@ def partition(
     `given` holds the rows of the splits that the source has itself ("train", "test" and perhaps
     "val"), or "all". Only of "all" is a test set made: `test_fraction` of each class, and what
     `per_class` leaves out of training. `val_fraction` is held out of the training images that
-    are left. Every class keeps a training image.
+    are left. Every class keeps a training image. Images with several labels (`[n, K]`) are split
+    as if they were all of one class.
     """
     _check(given, per_class, test_fraction, val_fraction)
+    if labels.ndim == 2:
+        if per_class is not None:
+            raise UsageError(
+                "per_class needs one class per image, and these images have several labels: leave "
+                "it out"
+            )
+        labels = torch.zeros(len(labels), dtype=torch.int64)
     splits = dict(given)
     if "all" in splits:
         everything = splits.pop("all")

@@ -16,7 +16,7 @@ def run_accuracy(target: EvalTarget, settings: SuiteSettings, cache: ResultCache
 
     def compute() -> dict[str, dict[str, float]]:
         logits, labels = target.logits()
-        return {name: score(values, labels)._asdict() for name, values in logits.items()}
+        return {name: score(values, labels).present() for name, values in logits.items()}
 
     return AccuracyResult(networks=cache.get("scores", compute))
 

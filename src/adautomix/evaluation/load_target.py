@@ -146,7 +146,16 @@ def make_target(
     folder: Path | None = None,
     run: Path | None = None,
 ) -> EvalTarget:
-    """Return a target with its networks on the device and its test images sampled."""
+    """Return a target with its networks on the device and its test images sampled.
+
+    Raises:
+        UsageError: images have several labels.
+    """
+    if data.multi_label:
+        raise UsageError(
+            f"{name}: the evaluations are defined for one class per image, and these images have "
+            "several labels; `adautomix report` shows the mAP of training"
+        )
     device = pick_device(options.device)
     generator = generator_at(options.seed, 0, "evaluation/images")
     return EvalTarget(

@@ -299,7 +299,7 @@ def finetune(
     start.unlink()
     summary = RunFolder.open(folder).summary()
     assert summary is not None
-    return {name: scores._asdict() for name, scores in summary.final.items()}
+    return {name: scores.present() for name, scores in summary.final.items()}
 
 
 SUITE = Suite(

@@ -7,7 +7,7 @@ batch is split), K classes. `perm[b, n]` is the row of the batch that is source 
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Generic, cast
+from typing import Any, ClassVar, Generic, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from adautomix.models import Classifier, updates_running_stats
 from adautomix.rng import generator_at
 
 FeatureDict = dict[str, Tensor]
+LossName = Literal["cross_entropy", "bce"]
 
 
 class MethodSettings(BaseModel):
@@ -126,6 +127,7 @@ class Method(nn.Module, ABC, Generic[S, P]):
         self.seed = seed
         self.label_smoothing = label_smoothing
         self.schedule: MixSchedule | None = None
+        self.loss_name: LossName = "cross_entropy"
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", None, persistent=False)
         self.build(model)
@@ -155,6 +157,23 @@ class Method(nn.Module, ABC, Generic[S, P]):
         """
         self.check_schedule(mix)
         self.schedule = MixSchedule(mix, steps, seed)
+
+    def use_loss(self, name: LossName) -> None:
+        """Choose what compares logits with labels: the cross-entropy (default) or the binary one.
+
+        The binary cross-entropy treats each class as a question of its own, so labels may name
+        several classes or none.
+
+        Raises:
+            UsageError: the method does more than mix its input.
+        """
+        if name == "bce" and not isinstance(self, InputMixing):
+            raise UsageError(
+                f"{self.name} needs one class per image and the cross-entropy: for several labels "
+                "per image, or loss = bce, use a method that only mixes its input: "
+                f"{', '.join(sorted(InputMixing.by_name))}"
+            )
+        self.loss_name = name
 
     def weigh_classes(self, weights: Tensor | None) -> None:
         """Weigh each class in the cross-entropy; None, the default, weighs all alike.
@@ -358,8 +377,9 @@ class Method(nn.Module, ABC, Generic[S, P]):
 
     def loss_from_logits(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return `loss` and `mixture_accuracy` of logits `[B, K]` under soft labels `[B, K]`."""
+        loss = self.binary_cross_entropy if self.loss_name == "bce" else self.cross_entropy
         return {
-            "loss": self.cross_entropy(logits, targets),
+            "loss": loss(logits, targets),
             "mixture_accuracy": mixture_accuracy(logits, targets),
         }
 
@@ -375,6 +395,14 @@ class Method(nn.Module, ABC, Generic[S, P]):
             weight=self.class_weights,
             label_smoothing=self.label_smoothing,
         )
+
+    def binary_cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Binary cross-entropy in float32, averaged over images and classes.
+
+        Labels are smoothed as in `cross_entropy`; class weights multiply the terms of their class.
+        """
+        smooth = targets * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
+        return F.binary_cross_entropy_with_logits(logits.float(), smooth, weight=self.class_weights)
 
     def network_with(self, model: nn.Module | None, part: str) -> Classifier:
         """Return the network if it has the attribute `part` of `Classifier`.

@@ -42,7 +42,7 @@ class ImageBatch:
 
     Attributes:
         images: normalized, `[B, 3, H, W]`.
-        labels: class indices, `[B]`.
+        labels: class indices `[B]`, or 0 and 1 for each class `[B, K]`.
         classes: class names.
         mean: mean of each channel, for pixels from 0 to 1.
         std: standard deviation of each channel, for pixels from 0 to 1.
@@ -155,10 +155,18 @@ def mix_rows(
     for b in chosen:
         weights, masks = merge_sources(mixed, b, distinct)
         shown = list(weights)
-        names = tuple(batch.classes[k] for k in batch.labels[shown].tolist())
+        names = tuple(class_names(batch, source) for source in shown)
         lam = tuple(weights.values())
         rows.append(MixRow(method.name, sources[shown], masks, mixes[b], lam, names, note))
     return rows
+
+
+def class_names(batch: ImageBatch, row: int) -> str:
+    """The class of an image; several are joined, and "none" stands for an image without any."""
+    label = batch.labels[row]
+    if label.ndim == 0:
+        return batch.classes[int(label)]
+    return " + ".join(batch.classes[k] for k in label.nonzero()[:, 0].tolist()) or "none"
 
 
 def merge_sources(mixed: Mixed, b: int, distinct: int) -> tuple[dict[int, float], Tensor | None]:

@@ -259,7 +259,10 @@ def _mean_row(rows: Sequence[EpochRow]) -> EpochRow:
     def mean(*path: str) -> float:
         return fmean(value for row in rows if (value := number_at(row, path)) is not None)
 
-    scores = {name: Scores(*(mean(name, key) for key in Scores._fields)) for name in NETWORKS}
+    scores = {
+        name: Scores(**{key: mean(name, key) for key in getattr(rows[0], name).present()})
+        for name in NETWORKS
+    }
     return rows[0].model_copy(update={"seconds": mean("seconds"), **scores})
 
 

@@ -61,4 +61,5 @@ def export(
         std=trained.data_info["std"],
         source=source,
         head=trained.method.eval_head,
+        multi_label=trained.multi_label,
     )

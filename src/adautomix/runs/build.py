@@ -109,6 +109,21 @@ def check_smallest_part(config: TrainConfig, images: int, method: Method) -> Non
         )
 
 
+def prepare_loss(config: TrainConfig, data: ImageData, method: Method) -> None:
+    """Set what compares the network's output with labels, and how much each class weighs in it.
+
+    Raises:
+        UsageError: the method, or `loss`, does not fit data with several labels per image.
+    """
+    if config.loss == "cross_entropy" and data.multi_label:
+        raise UsageError(
+            "loss = cross_entropy needs one class per image, and these images have several labels: "
+            "use bce"
+        )
+    method.use_loss(config.loss or ("bce" if data.multi_label else "cross_entropy"))
+    method.weigh_classes(loss_weights(config, data))
+
+
 def loss_weights(config: TrainConfig, data: ImageData) -> Tensor | None:
     """Return the weight of each class in the loss, on the device of the data; None: all alike."""
     if config.class_weights is None:
@@ -148,4 +163,5 @@ def data_info(data: ImageData) -> dict[str, Any]:
         "train_images": len(data.train),
         "test_images": len(data.test),
         "bad_files": list(data.bad_files),
+        **({"multi_label": True} if data.multi_label else {}),
     }

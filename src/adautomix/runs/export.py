@@ -36,6 +36,7 @@ def export_model(
     std: Sequence[float],
     source: dict[str, Any],
     head: str = "clean",
+    multi_label: bool = False,
 ) -> Path:
     """Write a network that can be loaded with torch, timm and safetensors alone.
 
@@ -47,6 +48,7 @@ def export_model(
         std: standard deviation of each channel, for pixels from 0 to 1.
         source: where the weights come from (run, network, step, …), which is written to the files.
         head: name of the linear head that becomes timm's classifier.
+        multi_label: whether each class has a probability of its own.
 
     Returns:
         The folder.
@@ -66,6 +68,7 @@ def export_model(
         "mean": list(mean),
         "std": list(std),
         "head": head,
+        "multi_label": multi_label,
         "source": source,
     }
     _write(folder, weights, config)

@@ -214,8 +214,8 @@ class Run:
         return "val" if any(row.val is not None for row in self.evaluated) else "test"
 
     def best_row(self, network: str) -> EpochRow | None:
-        """The epoch at which `network` had its best top-1 on `picked_on`, the first of equals."""
-        place = ("val", network, "top1") if self.picked_on == "val" else (network, "top1")
+        """The epoch at which `network` was best on `picked_on`, the first of equals."""
+        place = ("val", network, "main") if self.picked_on == "val" else (network, "main")
         return max(self.evaluated, key=lambda row: number_at(row, place) or 0.0, default=None)
 
     @cached_property

@@ -15,8 +15,10 @@ SCHEMA_VERSION: Final = 2
 
 NetworkName = Literal["student", "teacher"]
 SplitName = Literal["test", "val"]
+
+
 # pydantic reads a named tuple from a dictionary but would write it as a list.
-ScoreFields = Annotated[Scores, PlainSerializer(Scores._asdict)]
+ScoreFields = Annotated[Scores, PlainSerializer(Scores.present)]
 NetworkScores = dict[NetworkName, ScoreFields]
 
 
@@ -101,6 +103,7 @@ class BestEpoch(BaseModel):
         epoch: the epoch after which it was made.
         network: the network that was best.
         top1: its top-1 accuracy, 0 to 1.
+        map: its mean average precision, 0 to 1; None unless images have several labels.
         split: the split it was chosen on: "val" if images were held out, else "test".
     """
 
@@ -109,7 +112,13 @@ class BestEpoch(BaseModel):
     epoch: int
     network: NetworkName
     top1: float
+    map: float | None = None
     split: SplitName
+
+    @property
+    def main(self) -> float:
+        """The score that made it the best, see `Scores.main`."""
+        return self.top1 if self.map is None else self.map
 
 
 class Summary(Record):
@@ -137,6 +146,7 @@ class Summary(Record):
         train_images: number of training images.
         test_images: number of test images.
         bad_files: image files that could not be read and were left out.
+        multi_label: whether an image may have several labels.
         final: test scores of both networks after the last epoch.
         best: the best evaluation of the run.
         parameters: number of trained parameters of the student.
@@ -164,6 +174,7 @@ class Summary(Record):
     train_images: int
     test_images: int
     bad_files: list[str]
+    multi_label: bool = False
     final: NetworkScores
     best: BestEpoch | None
     parameters: int

@@ -49,6 +49,11 @@ class TrainedRun:
         return list(self.data_info["classes"])
 
     @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels, each with a probability of its own."""
+        return bool(self.data_info.get("multi_label", False))
+
+    @property
     def student(self) -> Classifier:
         """The trained network."""
         return self.networks["student"]
@@ -73,7 +78,8 @@ class TrainedRun:
             batch_size: images per forward pass, which bounds the memory.
 
         Returns:
-            Float32 `[n, K]` on the CPU; each row sums to 1.
+            Float32 `[n, K]` on the CPU; each row sums to 1, unless the network was trained on
+            images with several labels: then each class has a probability of its own.
 
         Raises:
             UsageError: a file is missing or is not an image, or a tensor has the wrong shape.
@@ -83,8 +89,11 @@ class TrainedRun:
         with evaluating(model):
             for batch in self._batches(images, batch_size):
                 logits = model(batch.to(self.device), head=self.method.eval_head)
-                parts.append(logits.float().softmax(dim=1).cpu())
+                parts.append(self._probabilities(logits.float()).cpu())
         return torch.cat(parts)
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
 
     def _batches(
         self, images: Tensor | Sequence[Path | str] | Path | str, batch_size: int

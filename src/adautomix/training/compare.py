@@ -121,10 +121,10 @@ def progress_line(config: TrainConfig, done: int, runs: int, elapsed: float) -> 
     assert config.out is not None
     summary = RunFolder.open(config.out).summary()
     assert summary is not None
-    scores = "  ".join(f"{name} {s.top1:.2%}" for name, s in summary.final.items())
+    networks = "  ".join(f"{name} {scores}" for name, scores in summary.final.items())
     left = elapsed / done * (runs - done)
     name = config.label or config.method
-    return f"{name} s{config.seed}: {scores}  ({done} of {runs} runs, {left:.0f} s left)"
+    return f"{name} s{config.seed}: {networks}  ({done} of {runs} runs, {left:.0f} s left)"
 
 
 def cancel_pending(runs: Sequence[Future[None]]) -> None:

@@ -17,7 +17,7 @@ from adautomix.data.dataset import OnDisk, Split
 from adautomix.device import autocast
 from adautomix.distributed import gather_rows, is_main, rank, world_size
 from adautomix.methods import Method
-from adautomix.metrics import collect_logits, score
+from adautomix.metrics import collect_logits, is_right, score
 from adautomix.models import Classifier, evaluating, frozen_running_stats
 from adautomix.pictures.mix_rows import batch_from_data, mix_grid, mix_rows
 from adautomix.rng import generator_at
@@ -76,7 +76,7 @@ class Evaluator:
         labels = images.labels.to(self.device)
         if split == "test":
             for name, values in logits.items():
-                self.correct[name] = (values.argmax(dim=1) == labels).to(torch.uint8)
+                self.correct[name] = is_right(values, labels).to(torch.uint8)
         return {name: score(logits[name], labels) for name in NETWORKS}
 
     def predictions(self) -> dict[str, Tensor]:
@@ -92,8 +92,8 @@ class Evaluator:
         sample = self.data.train.subset(rows.to(self.device))
         images, labels = next(eval_batches(sample, self.data, batch_size=count, device=self.device))
         with evaluating(self.student):
-            predicted = self.student(images, head=self.method.eval_head).argmax(dim=1)
-        return float((predicted == labels).double().mean())
+            logits = self.student(images, head=self.method.eval_head)
+        return float(is_right(logits, labels).double().mean())
 
     def draw_samples(self, path: Path, step: int) -> None:
         """Write a picture of the mixes that the student is trained on at this step."""
@@ -139,7 +139,8 @@ def fingerprints(split: Split) -> Tensor:
 def best_so_far(row: EpochRow, best: BestEpoch | None) -> BestEpoch | None:
     """The better network of an epoch if it beats the best one before, else None.
 
-    Networks are compared on the held-out images if there are any, else on the test images.
+    Networks are compared on the held-out images if there are any, else on the test images, by
+    their top-1 accuracy, or by their mAP where images have several labels.
 
     Args:
         row: the row of the epoch; one without scores beats nothing.
@@ -149,9 +150,9 @@ def best_so_far(row: EpochRow, best: BestEpoch | None) -> BestEpoch | None:
         return None
     test: NetworkScores = {"student": row.student, "teacher": row.teacher}
     scores = test if row.val is None else row.val
-    network = max(NETWORKS, key=lambda name: scores[name].top1)
-    top1 = scores[network].top1
-    if best is not None and top1 <= best.top1:
+    network = max(NETWORKS, key=lambda name: scores[name].main)
+    found = scores[network]
+    if best is not None and found.main <= best.main:
         return None
     split = "test" if row.val is None else "val"
-    return BestEpoch(epoch=row.epoch, network=network, top1=top1, split=split)
+    return BestEpoch(epoch=row.epoch, network=network, top1=found.top1, map=found.map, split=split)

@@ -21,7 +21,7 @@ from adautomix.errors import RunError
 from adautomix.runs.build import (
     build_networks,
     check_smallest_part,
-    loss_weights,
+    prepare_loss,
     train_batches,
 )
 from adautomix.runs.checkpoint import Checkpoint, epoch_checkpoint_name, save_checkpoint
@@ -77,7 +77,7 @@ class Trainer:
             device=self.device,
             from_checkpoint=from_checkpoint,
         )
-        self.method.weigh_classes(loss_weights(config, self.data))
+        prepare_loss(config, self.data, self.method)
         check_smallest_part(config, len(data.train), self.method)
         self.evaluator = Evaluator(
             config, self.data, self.method, self.student, self.teacher.model, self.device

@@ -69,7 +69,7 @@ class Display:
         """Print a line for an epoch that was evaluated; the bar is enough for the others."""
         if row.student is None or row.teacher is None:
             return
-        scores = f"student {row.student.top1:.2%}  teacher {row.teacher.top1:.2%}"
+        scores = f"student {row.student}  teacher {row.teacher}"
         losses, speed = losses_text(row.loss, row.mixture_accuracy), row.images_per_second
         self.console.print(
             f"[dim]{self._title}[/dim]  epoch {row.epoch}/{epochs}  {losses}  {scores}  "

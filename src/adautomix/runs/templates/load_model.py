@@ -34,6 +34,8 @@ def read_image(path: str) -> torch.Tensor:
 
 if __name__ == "__main__":
     with torch.inference_mode():
-        likely = load_model()(read_image(sys.argv[1])).softmax(1)[0].sort(descending=True)
+        logits = load_model()(read_image(sys.argv[1]))[0]
+    probabilities = logits.sigmoid() if CONFIG.get("multi_label") else logits.softmax(0)
+    likely = probabilities.sort(descending=True)
     for probability, index in list(zip(*likely, strict=True))[:5]:
         print(f"{probability:.4f}  {CONFIG['classes'][index]}")
