@@ -85,7 +85,7 @@ def imports() -> Graph:
     for module, path in modules.items():
         names = imported_names(ast.parse(path.read_text(encoding="utf-8")))
         targets = {module_of(name, set(modules)) for name in names}
-        graph[module] = {target for target in targets if target not in (None, module)}  # type: ignore[misc]
+        graph[module] = {target for target in targets if target is not None} - {module}
     return graph
 
 

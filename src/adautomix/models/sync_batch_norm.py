@@ -90,7 +90,7 @@ class _SyncBatchNormFunction(torch.autograd.Function):
 
     Compared with unsynchronized batch norm, a training step of two processes (quarter-width
     ResNet-18, 50 images of 32 x 32 each) takes 1.2 to 1.4 times as long. The same layer written
-    with a differentiable all-reduce and autograd takes 1.8 to 2.1 times as long.
+    with a differentiable all-reduce and autograd takes 1.7 to 2.1 times as long.
     """
 
     @staticmethod
