@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from adautomix.config import TeacherSettings
 from adautomix.ema import Teacher, momentum_schedule
@@ -27,7 +26,8 @@ from adautomix.errors import UsageError
 from adautomix.inputs import check_batch
 from adautomix.methods import Method, find_method
 from adautomix.mixing.settings import MixSettings
-from adautomix.models.wrap import WrappedClassifier, unwrap, wrap_model
+from adautomix.models.parallel import SHARDED, find_ddp, is_sharded, unwrap
+from adautomix.models.wrap import WrappedClassifier, wrap_model
 from adautomix.rng import seed_at
 from adautomix.validation import one_line_errors, setting_names
 
@@ -248,6 +248,8 @@ def create_method(
     plan_mixing(method, mix_schedule, steps)
     average = momentum = None
     if cls.uses_teacher or teacher is not None:
+        if is_sharded(model):
+            raise UsageError(SHARDED)
         momentum = teacher_momentum(name, teacher or TeacherSettings(), steps)
         source = unwrap(student) if not isinstance(student, WrappedClassifier) else student
         average = Teacher(source, (teacher or TeacherSettings()).buffers)
@@ -300,8 +302,7 @@ def plan_mixing(
 
 def is_distributed(model: nn.Module) -> bool:
     """Whether a network is called through `DistributedDataParallel`."""
-    caller = model.caller if isinstance(model, WrappedClassifier) else model
-    return isinstance(caller, DistributedDataParallel)
+    return find_ddp(model.caller if isinstance(model, WrappedClassifier) else model) is not None
 
 
 def teacher_momentum(name: str, teacher: TeacherSettings, steps: int | None) -> list[float]:
