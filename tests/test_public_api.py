@@ -4,7 +4,9 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,6 +98,51 @@ def test_processes_with_other_seeds_share_what_the_method_learns(tmp_path: Path)
         half = torch.full_like(record["used_by_one"], 0.5)
         torch.testing.assert_close(record["used_by_one"], half)
         assert record["used_by_none"] is None
+
+
+def test_a_network_that_fsdp_shards_trains_as_a_plain_one(tmp_path: Path) -> None:
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [sys.executable, *words, str(HELPERS / "own_loop_fsdp.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in range(2):
+        record = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for part in ("losses", "weights", "teachers"):
+            sharded, plain = record[part]
+            torch.testing.assert_close(sharded, plain, msg=lambda text, part=part: f"{part} {text}")
+        assert "create the method with the whole network first" in record["message"]
+        assert "\n" not in record["message"]
+
+
+def test_methods_that_look_inside_say_that_they_run_eagerly() -> None:
+    calls = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        calls.append(len(inputs))
+        return graph.forward
+
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(num_classes=10)
+    compiled = torch.compile(network, backend=count)
+    images, labels = loader()[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        am.create_method("cutmix", model=compiled, num_classes=10)(images, labels).backward()
+    assert calls
+    calls.clear()
+    torch._dynamo.reset()
+    method = am.create_method("adautomix", model=compiled, num_classes=10, steps=5)
+    with pytest.warns(UserWarning, match=r"looks inside ResNet, .* without torch\.compile"):
+        loss = method(images, labels)
+    assert loss.isfinite()
+    wrapped = am.wrap_model(compiled, image_size=32)
+    calls.clear()
+    wrapped(images)
+    assert calls  # predictions alone stay compiled
 
 
 def test_create_method_asks_for_steps_only_where_they_matter() -> None:

@@ -161,7 +161,7 @@ class MixLoss(nn.Module):
         self.step = state["step"]
 
     def _share_start(self, model: nn.Module) -> None:
-        """Start every process of a DDP model with the same generator, second head and teacher.
+        """Start every process with the same generator, second head and teacher.
 
         DDP itself does this for the model. Processes may have seeded PyTorch differently.
         """
@@ -211,10 +211,11 @@ def create_method(
 
     Args:
         name: a name that `adautomix methods` lists, such as "adautomix" or "cutmix".
-        model: the network to train: a timm network, a torchvision ResNet, ConvNeXt or Swin, any
-            other module after `wrap_model`, or one of `build_model`; also inside DDP. Its own
-            classification layer stays in use. Methods that need a second head add one, which
-            `method.parameters()` includes.
+        model: the network to train: a timm network, a torchvision ResNet, ConvNeXt, Swin or ViT,
+            any other module after `wrap_model`, or one of `build_model`; also inside DDP or
+            `torch.compile`. For FSDP, create the method first and then call `fully_shard(model)`.
+            Its own classification layer stays in use. Methods that need a second head add one,
+            which `method.parameters()` includes.
         num_classes: number of classes, K.
         steps: optimizer steps of the whole training. Required where a teacher is kept, because its
             momentum rises over the training, and for schedules of mixing.
@@ -301,8 +302,9 @@ def plan_mixing(
 
 
 def is_distributed(model: nn.Module) -> bool:
-    """Whether a network is called through `DistributedDataParallel`."""
-    return find_ddp(model.caller if isinstance(model, WrappedClassifier) else model) is not None
+    """Whether a network is called through `DistributedDataParallel` or sharded by FSDP."""
+    caller = model.caller if isinstance(model, WrappedClassifier) else model
+    return find_ddp(caller) is not None or is_sharded(model)
 
 
 def teacher_momentum(name: str, teacher: TeacherSettings, steps: int | None) -> list[float]:

@@ -94,7 +94,7 @@ def find_layout(
     """
     output = run((image_size, image_size))
     require_tensor(output, path)
-    layout = layout or known_layout(network, output)
+    layout = layout or known_layout(network, path, output)
     if layout in ("NCHW", "NHWC") and output.ndim == 4:
         return TapLayout(layout)
     if layout == "NLC" and output.ndim == 3:
@@ -128,9 +128,9 @@ def require_tensor(output: Any, path: str) -> None:
         )
 
 
-def known_layout(network: nn.Module, output: Tensor) -> Layout | None:
+def known_layout(network: nn.Module, path: str, output: Tensor) -> Layout | None:
     """The layout that the family of a network states, or None."""
-    if output.ndim == 3 and is_vision_transformer(network):
+    if output.ndim == 3 and known_patch_size(network, path) is not None:
         return "NLC"
     if output.ndim == 4:
         stated = getattr(network, "output_fmt", None)  # timm
@@ -140,27 +140,33 @@ def known_layout(network: nn.Module, output: Tensor) -> Layout | None:
             return "NHWC"
         if is_torchvision(network, "ResNet") or is_torchvision(network, "ConvNeXt"):
             return "NCHW"
+        channels = stage_facts(network, path).get("num_chs")
+        places = [axis for axis in (1, 3) if output.shape[axis] == channels]
+        if len(places) == 1:
+            return "NCHW" if places == [1] else "NHWC"
     return None
 
 
-def is_vision_transformer(network: nn.Module) -> bool:
-    """Whether a network states its patch size or the reduction of its stages."""
-    return bool(stage_reductions(network)) or is_torchvision(network, "VisionTransformer")
-
-
-def stage_reductions(network: nn.Module) -> dict[str, int]:
-    """Pixels per row of the feature map of every stage of a timm network."""
+def stage_facts(network: nn.Module, path: str) -> dict[str, Any]:
+    """What a timm network states of a stage: "num_chs", and "reduction" in pixels per row."""
     info = getattr(network, "feature_info", None)
-    return {s["module"]: s["reduction"] for s in info} if isinstance(info, list) else {}
+    stages = info if isinstance(info, list) else []
+    return next((dict(stage) for stage in stages if stage["module"] == path), {})
+
+
+def known_patch_size(network: nn.Module, path: str) -> int | None:
+    """Height and width in pixels of what a token of a stage stands for, or None."""
+    if is_torchvision(network, "VisionTransformer"):
+        return int(network.patch_size)  # type: ignore[arg-type]
+    size = stage_facts(network, path).get("reduction")
+    return None if size is None else int(size)
 
 
 def known_prefix_tokens(
     network: nn.Module, path: str, output: Tensor, image_size: int
 ) -> int | None:
     """Number of tokens before the patches, from the size of the patches; None if it is unknown."""
-    patch_size = stage_reductions(network).get(path)
-    if patch_size is None and is_torchvision(network, "VisionTransformer"):
-        patch_size = int(network.patch_size)  # type: ignore[arg-type]
+    patch_size = known_patch_size(network, path)
     if patch_size is None:
         return None
     rows = -(-image_size // patch_size)

@@ -90,7 +90,7 @@ class WrappedClassifier(nn.Module):
     def forward(self, images: Tensor, head: str = CLEAN) -> Tensor:
         """Logits `[B, K]` of one head for normalized images `[B, 3, H, W]`."""
         if head == CLEAN:
-            return self._call(images)
+            return cast(Tensor, self._call(images))
         return self.logits(self.features(images).pooled, head)
 
     def logits(self, pooled: Tensor, head: str = CLEAN) -> Tensor:
@@ -110,9 +110,8 @@ class WrappedClassifier(nn.Module):
             UsageError: the network has no such stage, or never calls its head.
         """
         layout = None if tap is None else self._layout(tap)
-        seen: dict[str, Any] = {}
-        with self._reading(seen, tap), self._eagerly():
-            self._call(images)
+        with self._reading(tap), self._eagerly():
+            _, seen = self._call(images)
         if "pooled" not in seen:
             raise UsageError(
                 f"{self.spec.name} does not call its head {self._head!r} as a module: name the "
@@ -205,24 +204,29 @@ class WrappedClassifier(nn.Module):
         twin._layouts = dict(self._layouts)
         return twin
 
-    def _call(self, images: Tensor) -> Tensor:
+    def _call(self, images: Tensor) -> Any:
         """Run the network as its owner does: compiled, and through DDP to average gradients."""
         ddp = find_ddp(self.caller)
         if ddp is None:
-            return cast(Tensor, self.caller(images))
+            return self.caller(images)
         if not torch.is_grad_enabled():
-            return cast(Tensor, self.model(images))
+            return self.model(images)
         # A second broadcast of the buffers would overwrite what the first pass's backward needs.
         broadcast = ddp.broadcast_buffers
         ddp.broadcast_buffers = broadcast and not self._has_broadcast
         try:
-            return cast(Tensor, self.caller(images))
+            return self.caller(images)
         finally:
             ddp.broadcast_buffers, self._has_broadcast = broadcast, True
 
     @contextmanager
-    def _reading(self, seen: dict[str, Any], tap: int | None) -> Iterator[None]:
-        """Within it a forward pass writes the pooled feature and a stage's output to `seen`."""
+    def _reading(self, tap: int | None) -> Iterator[None]:
+        """Let the network also return its pooled feature and the output of a stage.
+
+        DDP and FSDP prepare the backward pass from what the network returns, so that whatever a
+        loss depends on must be among it.
+        """
+        seen: dict[str, Any] = {}
 
         def read_pooled(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             seen["pooled"] = inputs[0].flatten(1)
@@ -230,7 +234,13 @@ class WrappedClassifier(nn.Module):
         def read_stage(module: nn.Module, inputs: Any, output: Any) -> None:
             seen["tap"] = output
 
-        handles = [self.heads[CLEAN].register_forward_pre_hook(read_pooled)]
+        def return_seen(module: nn.Module, inputs: Any, output: Any) -> tuple[Any, dict[str, Any]]:
+            return output, dict(seen)
+
+        handles = [
+            self.heads[CLEAN].register_forward_pre_hook(read_pooled),
+            self.model.register_forward_hook(return_seen, prepend=True),
+        ]
         if tap is not None:
             stage = self.get_submodule(self._stage(tap))
             handles.append(stage.register_forward_hook(read_stage))
@@ -259,22 +269,28 @@ class WrappedClassifier(nn.Module):
     def _output_of(self, path: str, images: Tensor) -> Any:
         """The output of the module of that path; nothing behind it is computed.
 
+        A network sharded by FSDP runs to its end, where it frees the gathered parameters.
+
         Raises:
             UsageError: the forward pass does not call the module.
         """
         outputs: list[Any] = []
+        stops_early = not is_sharded(self.model)
 
         def stop(module: nn.Module, inputs: Any, output: Any) -> None:
             outputs.append(output)
-            raise _StageReachedError
+            if stops_early:
+                raise _StageReachedError
 
         handle = self.get_submodule(path).register_forward_hook(stop)
         try:
             self.model(images)
         except _StageReachedError:
-            return outputs[0]
+            pass
         finally:
             handle.remove()
+        if outputs:
+            return outputs[0]
         raise UsageError(
             f"{self.spec.name} does not call {path} as a module: name another one whose output is "
             "a feature map, wrap_model(model, tap=...)"
