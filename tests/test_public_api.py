@@ -4,11 +4,14 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torchvision
+from own_loop_fsdp import Net
 
 import adautomix as am
 from adautomix.errors import UsageError
@@ -96,6 +99,49 @@ def test_processes_with_other_seeds_share_what_the_method_learns(tmp_path: Path)
         half = torch.full_like(record["used_by_one"], 0.5)
         torch.testing.assert_close(record["used_by_one"], half)
         assert record["used_by_none"] is None
+
+
+def test_a_network_that_fsdp_shards_trains_as_a_plain_one(tmp_path: Path) -> None:
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [sys.executable, *words, str(HELPERS / "own_loop_fsdp.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in range(2):
+        record = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for part in ("losses", "weights", "teachers"):
+            sharded, plain = record[part]
+            torch.testing.assert_close(sharded, plain, msg=lambda text, part=part: f"{part} {text}")
+        assert "create the method with the whole network first" in record["message"]
+        assert "\n" not in record["message"]
+
+
+def test_only_what_looks_inside_a_compiled_network_runs_eagerly() -> None:
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(Net(), backend=count)
+    images, labels = torch.randn(6, 3, 16, 16), torch.arange(6) % 4
+    with warnings.catch_warnings(record=True) as caught:
+        am.create_method("cutmix", model=compiled, num_classes=4)(images, labels)
+    assert graphs
+    assert not [w for w in caught if "torch.compile" in str(w.message)]
+
+    torch._dynamo.reset()
+    graphs.clear()
+    wrapped = am.wrap_model(compiled, tap="body", head="out", image_size=16)
+    method = am.create_method("adautomix", model=wrapped, num_classes=4, steps=4)
+    with pytest.warns(UserWarning, match=r"looks inside Net, .* without torch\.compile"):
+        assert method(images, labels).isfinite()
+    assert not graphs
+    wrapped(images)
+    assert graphs
 
 
 def test_create_method_asks_for_steps_only_where_they_matter() -> None:

@@ -1,4 +1,4 @@
-"""Where and how a run computes: device, precision, requests to stop."""
+"""The device and the precision of a run, and what they can be recorded as."""
 
 import ctypes
 import platform
@@ -10,13 +10,16 @@ from adautomix.distributed import local_rank
 from adautomix.errors import UsageError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The dtype of each value of the setting `precision`."""
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one.
+    """The device with that name, for example "cpu" or "cuda:1".
+
+    "auto" is the GPU of this process if there is one, else the CPU.
 
     Raises:
-        UsageError: there is no such device here.
+        UsageError: this machine has no such device.
     """
     if name == "auto":
         if not torch.cuda.is_available():
@@ -32,19 +35,26 @@ def pick_device(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Mixed precision for the networks; master weights and losses stay float32."""
+    """Autocast context for the forward passes of a run; disabled for "fp32".
+
+    Parameters, gradients and losses stay float32.
+
+    Args:
+        device: where the forward passes run.
+        precision: a key of `DTYPES`.
+    """
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
 def describe_device(device: torch.device) -> str:
-    """A name that a reader of the figures can place."""
+    """Name of the hardware for records and reports, for example "NVIDIA A100-SXM4-80GB"."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def versions() -> dict[str, str]:
-    """What the figures were computed with."""
+    """Versions of Python and of the libraries that results depend on, by name."""
     import timm
 
     from adautomix.version import __version__
@@ -58,7 +68,7 @@ def versions() -> dict[str, str]:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Most memory held so far: of the GPU, or of this process on the CPU."""
+    """Peak memory so far in MiB: allocated on the GPU, or resident for this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     import resource
@@ -67,7 +77,7 @@ def peak_memory_mib(device: torch.device) -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt, from malloc.h
 
 
 def keep_freed_memory() -> None:

@@ -61,7 +61,10 @@ class Teacher(Generic[Network]):
             momentum: ξ; a float64 scalar tensor if the step is captured in a CUDA graph.
         """
         average: list[Tensor] = list(self.model.parameters())
-        current: list[Tensor] = list(student.parameters())
+        current: list[Tensor] = [
+            gather_like(mine, theirs)
+            for mine, theirs in zip(average, student.parameters(), strict=True)
+        ]
         if self.buffers == "average":
             average += floating_buffers(self.model)
             current += floating_buffers(student)
@@ -79,6 +82,14 @@ class Teacher(Generic[Network]):
         for mine, theirs in zip(self.model.buffers(), student.buffers(), strict=True):
             if self.buffers == "copy" or not mine.is_floating_point():
                 mine.copy_(theirs)
+
+
+def gather_like(mine: Tensor, theirs: Tensor) -> Tensor:
+    """Gather a student's parameter that FSDP has sharded, unless the teacher's is sharded too."""
+    if hasattr(theirs, "full_tensor") and not hasattr(mine, "full_tensor"):
+        whole: Tensor = theirs.full_tensor()
+        return whole
+    return theirs
 
 
 def floating_buffers(model: nn.Module) -> list[Tensor]:

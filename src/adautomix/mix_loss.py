@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from adautomix.config import TeacherSettings
 from adautomix.ema import Teacher, momentum_schedule
@@ -28,7 +27,8 @@ from adautomix.inputs import check_batch
 from adautomix.methods import Method, find_method
 from adautomix.methods.base import LossName
 from adautomix.mixing.settings import MixSettings
-from adautomix.models.wrap import WrappedClassifier, unwrap, wrap_model
+from adautomix.models.parallel import SHARDED, find_ddp, is_sharded, unwrap
+from adautomix.models.wrap import WrappedClassifier, wrap_model
 from adautomix.rng import seed_at
 from adautomix.validation import one_line_errors, setting_names
 
@@ -163,7 +163,7 @@ class MixLoss(nn.Module):
         self.step = state["step"]
 
     def _share_start(self, model: nn.Module) -> None:
-        """Start every process of a DDP model with the same generator, second head and teacher.
+        """Start every process with the same generator, second head and teacher.
 
         DDP itself does this for the model. Processes may have seeded PyTorch differently.
         """
@@ -215,10 +215,11 @@ def create_method(
 
     Args:
         name: a name that `adautomix methods` lists, such as "adautomix" or "cutmix".
-        model: the network to train: a timm network, a torchvision ResNet, ConvNeXt or Swin, any
-            other module after `wrap_model`, or one of `build_model`; also inside DDP. Its own
-            classification layer stays in use. Methods that need a second head add one, which
-            `method.parameters()` includes.
+        model: the network to train: a timm network, a torchvision ResNet, ConvNeXt, Swin or ViT,
+            any other module after `wrap_model`, or one of `build_model`; also inside DDP or
+            `torch.compile`. For FSDP, create the method first and then call `fully_shard(model)`.
+            Its own classification layer stays in use. Methods that need a second head add one,
+            which `method.parameters()` includes.
         num_classes: number of classes, K.
         steps: optimizer steps of the whole training. Required where a teacher is kept, because its
             momentum rises over the training, and for schedules of mixing.
@@ -260,6 +261,8 @@ def create_method(
     plan_mixing(method, mix_schedule, steps)
     average = momentum = None
     if cls.uses_teacher or teacher is not None:
+        if is_sharded(model):
+            raise UsageError(SHARDED)
         momentum = teacher_momentum(name, teacher or TeacherSettings(), steps)
         source = unwrap(student) if not isinstance(student, WrappedClassifier) else student
         average = Teacher(source, (teacher or TeacherSettings()).buffers)
@@ -311,9 +314,9 @@ def plan_mixing(
 
 
 def is_distributed(model: nn.Module) -> bool:
-    """Whether a network is called through `DistributedDataParallel`."""
+    """Whether a network is called through `DistributedDataParallel` or sharded by FSDP."""
     caller = model.caller if isinstance(model, WrappedClassifier) else model
-    return isinstance(caller, DistributedDataParallel)
+    return find_ddp(caller) is not None or is_sharded(model)
 
 
 def teacher_momentum(name: str, teacher: TeacherSettings, steps: int | None) -> list[float]:

@@ -1,4 +1,4 @@
-"""The doctor: each planted mistake is found by its name, and loops without one are left alone."""
+"""The doctor finds each planted mistake, and finds none in correct loops."""
 
 import json
 import re
@@ -15,10 +15,17 @@ from conftest import Command
 from torch import Tensor, nn
 
 from adautomix.checks import ranks
-from adautomix.checks.doctor import Finding, examine, same_mixes
-from adautomix.checks.ranks import wait_for
+from adautomix.checks.doctor import Finding, examine, find_equal_mixes
+from adautomix.checks.ranks import wait_for_results
 from adautomix.checks.script import address_of, load_file, load_named
-from adautomix.checks.watch import Loop, Watch, lit_batches, shares_of_light, single_classes, watch
+from adautomix.checks.tracing import (
+    Loop,
+    StepTracer,
+    brightness_fractions,
+    probe_batches,
+    single_class_targets,
+    trace_steps,
+)
 from adautomix.errors import RunError, UsageError
 
 MakeLoop = Callable[[], Loop]
@@ -26,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ("plain_pytorch", "timm_pieces", "lightning_callback", "hf_trainer", "accelerate_loop")
 
 
-def found(make_loop: MakeLoop, **options: bool) -> list[Finding]:
+def findings_of(make_loop: MakeLoop, **options: bool) -> list[Finding]:
     torch.manual_seed(0)
     return examine(make_loop, **{"processes": False, **options})
 
@@ -47,19 +54,21 @@ def found(make_loop: MakeLoop, **options: bool) -> list[Finding]:
         (planted.never_mixes, "no mixing"),
     ],
 )
-def test_mistakes_are_named(make_loop: MakeLoop, mistake: str) -> None:
-    assert [finding.mistake for finding in found(make_loop)] == [mistake]
+def test_planted_mistakes_are_found(make_loop: MakeLoop, mistake: str) -> None:
+    assert [finding.mistake for finding in findings_of(make_loop)] == [mistake]
 
 
-def test_where_and_how_often_it_was_seen() -> None:
-    (hard,) = found(planted.rounds_the_targets)
+def test_findings_say_where_and_how_often() -> None:
+    (hard,) = findings_of(planted.rounds_the_targets)
     source = (ROOT / "tests" / "helpers" / "planted.py").read_text().splitlines()
     line = next(i for i, text in enumerate(source, 1) if "targets.argmax(1)" in text)
-    assert hard.seen.startswith(f"cross_entropy at planted.py:{line} was given one class an image")
-    (late,) = found(planted.stops_too_late)
-    assert re.match("[12] of the 6 batches after step 3 reached the network mixed", late.seen)
-    (validation,) = found(planted.mixes_in_validation)
-    assert re.match(r"[3-6] of 6 validation batches", validation.seen)
+    assert hard.evidence.startswith(
+        f"cross_entropy at planted.py:{line} was given one class per image"
+    )
+    (late,) = findings_of(planted.stops_too_late)
+    assert re.match("[12] of the 6 batches after step 3 reached the network mixed", late.evidence)
+    (validation,) = findings_of(planted.mixes_in_validation)
+    assert re.match(r"[3-6] of 6 validation batches", validation.evidence)
 
 
 @pytest.mark.parametrize(
@@ -75,13 +84,13 @@ def test_where_and_how_often_it_was_seen() -> None:
         planted.healthy_unseeded,
     ],
 )
-def test_loops_without_a_mistake(make_loop: MakeLoop) -> None:
-    assert found(make_loop) == []
+def test_correct_loops_have_no_findings(make_loop: MakeLoop) -> None:
+    assert findings_of(make_loop) == []
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_examples_are_without_a_mistake(name: str) -> None:
-    assert found(load_file(ROOT / "examples" / f"{name}.py").make_loop) == []
+def test_examples_have_no_findings(name: str) -> None:
+    assert findings_of(load_file(ROOT / "examples" / f"{name}.py").make_loop) == []
 
 
 # ---------------------------------------------------------------------- several processes
@@ -91,7 +100,7 @@ IN_RANKS = """
 import os, torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from adautomix.checks.watch import Loop
+from adautomix.checks.tracing import Loop
 
 model = torch.nn.Conv2d(3, 2, 4)
 
@@ -100,10 +109,10 @@ def loop_with(generator):
         dist.init_process_group("gloo")
 
     def train_step(images, labels):
-        share = torch.rand((), generator=generator)
-        mixed = torch.lerp(images, images.roll(1, 0), share)
+        weight = torch.rand((), generator=generator)
+        mixed = torch.lerp(images, images.roll(1, 0), weight)
         classes = F.one_hot(labels, 2).float()
-        F.cross_entropy(model(mixed)[..., 0, 0], torch.lerp(classes, classes.roll(1, 0), share))
+        F.cross_entropy(model(mixed)[..., 0, 0], torch.lerp(classes, classes.roll(1, 0), weight))
         if "RANK" in os.environ:
             dist.barrier()
 
@@ -125,16 +134,16 @@ def in_ranks(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
 
 def test_two_processes_that_mix_alike_are_found(in_ranks: ModuleType) -> None:
-    (finding,) = found(in_ranks.one_seed, processes=True)
+    (finding,) = findings_of(in_ranks.one_seed, processes=True)
     assert finding.mistake == "the same λ on every process"
-    assert finding.seen == "6 training batches were mixed alike in 2 processes"
+    assert finding.evidence == "6 training batches were mixed alike in 2 processes"
 
 
-def test_two_processes_that_mix_their_own_way_are_left_alone(in_ranks: ModuleType) -> None:
-    assert found(in_ranks.own_seed, processes=True) == []
+def test_two_processes_that_mix_differently_have_no_findings(in_ranks: ModuleType) -> None:
+    assert findings_of(in_ranks.own_seed, processes=True) == []
 
 
-def test_one_that_fails_is_told_and_the_other_not_awaited(tmp_path: Path) -> None:
+def test_a_failing_process_is_reported_without_waiting_for_the_other(tmp_path: Path) -> None:
     files = [tmp_path / "0.json", tmp_path / "1.json"]
     files[1].write_text("RuntimeError: no such device here")
     started = {
@@ -142,27 +151,29 @@ def test_one_that_fails_is_told_and_the_other_not_awaited(tmp_path: Path) -> Non
         for file, command in zip(files, (["sleep", "1000"], ["false"]), strict=True)
     }
     with pytest.raises(RunError, match=r"2 processes \(RuntimeError: no such device here\): --al"):
-        wait_for(started)
+        wait_for_results(started)
     assert started[files[0]].poll() is None
     started[files[0]].kill()
     started[files[0]].wait()
 
 
-def test_a_process_writes_what_failed(tmp_path: Path) -> None:
+def test_a_process_writes_its_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
-        ranks.main(f"{planted.__file__}:small_batches", "6", str(tmp_path / "told"))
-    assert (tmp_path / "told").read_text().startswith("UsageError: Loop.batches gives images [4,")
+        ranks.main(f"{planted.__file__}:small_batches", "6", str(tmp_path / "result"))
+    assert (
+        (tmp_path / "result").read_text().startswith("UsageError: Loop.batches yields images [4,")
+    )
 
 
 def mixes_of_ranks(make_loop: MakeLoop, monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
-    """What `same_mixes` says of the mixes that a loop makes as rank 0 and as rank 1."""
+    """Compare the mixes that a loop makes as rank 0 and as rank 1."""
     processes = []
     for rank in "01":
         monkeypatch.setenv("RANK", rank)
         loop = make_loop()
-        features = watch(loop.train_step, lit_batches(loop, 6))
-        processes.append([[rows.tolist() for rows in step.mixed] for step in features])
-    return list(same_mixes(processes))
+        traces = trace_steps(loop.train_step, probe_batches(loop, 6))
+        processes.append([[rows.tolist() for rows in step.mixed] for step in traces])
+    return list(find_equal_mixes(processes))
 
 
 @pytest.mark.parametrize(
@@ -179,49 +190,49 @@ def mixes_of_ranks(make_loop: MakeLoop, monkeypatch: pytest.MonkeyPatch) -> list
         (planted.never_mixes, False),
     ],
 )
-def test_what_is_alike_on_every_process(
+def test_equal_mixes_in_two_processes(
     make_loop: MakeLoop, alike: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [finding.mistake for finding in mixes_of_ranks(make_loop, monkeypatch)]
     assert names == ["the same λ on every process"] * alike
 
 
-# ---------------------------------------------------------------------- what is looked at
+# ---------------------------------------------------------------------- probe batches and traces
 
 
-def test_lit_batches_are_black_but_for_one_image() -> None:
+def test_probe_batches_are_black_except_one_image() -> None:
     images, labels = torch.rand(7, 3, 4, 4), torch.tensor([8, 8, 8, 8, 8, 2, 2])
-    batches = list(lit_batches(Loop(print, [(images, labels)]), 9))
-    for step, (lit, given) in enumerate(batches):
-        bright = lit.flatten(1).sum(dim=1)
+    batches = list(probe_batches(Loop(print, [(images, labels)]), 9))
+    for step, (probe, probe_labels) in enumerate(batches):
+        bright = probe.flatten(1).sum(dim=1)
         assert bright.nonzero().flatten().tolist() == [step % 7]
-        assert given.tolist() == [2, 8, 2, 8, 2, 8, 2]
-    assert images.min() >= 0, "the loop's own images are left alone"
+        assert probe_labels.tolist() == [2, 8, 2, 8, 2, 8, 2]
+    assert images.min() >= 0, "the loop's own images are not changed"
 
 
-def test_batches_of_bytes_and_of_soft_labels_stay_so() -> None:
+def test_probe_batches_keep_dtypes_and_soft_labels() -> None:
     images, labels = torch.zeros(6, 3, 4, 4, dtype=torch.uint8), torch.rand(6, 5)
-    ((lit, given),) = lit_batches(Loop(print, [(images, labels)]), 1)
-    assert lit.dtype == torch.uint8
-    assert lit[0].float().mean() > 50
-    assert torch.equal(given, labels)
+    ((probe, probe_labels),) = probe_batches(Loop(print, [(images, labels)]), 1)
+    assert probe.dtype == torch.uint8
+    assert probe[0].float().mean() > 50
+    assert torch.equal(probe_labels, labels)
 
 
-def test_light_is_measured_against_what_most_images_are() -> None:
-    shares = shares_of_light(torch.tensor([-1.0, -1, 2, -1, 0, -1]))
-    torch.testing.assert_close(shares, torch.tensor([0, 0, 0.75, 0, 0.25, 0]))
-    assert shares_of_light(torch.tensor([1.0, 1 + 1e-6, 1])).sum() == 0
+def test_brightness_is_measured_from_the_median() -> None:
+    fractions = brightness_fractions(torch.tensor([-1.0, -1, 2, -1, 0, -1]))
+    torch.testing.assert_close(fractions, torch.tensor([0, 0, 0.75, 0, 0.25, 0]))
+    assert brightness_fractions(torch.tensor([1.0, 1 + 1e-6, 1])).sum() == 0
 
 
-def test_inputs_and_losses_are_seen_as_they_are() -> None:
+def test_inputs_and_losses_are_recorded() -> None:
     images = torch.rand(6, 1, 4, 4)
     first, head = nn.Conv2d(1, 2, 3), nn.Linear(8, 5)
-    with Watch(images) as watching:
+    with StepTracer(images) as tracer:
         logits = head(first(images).flatten(1))
         nn.functional.nll_loss(logits.log_softmax(dim=1), torch.arange(6) % 5)
-    (rows,) = watching.seen.inputs
+    (rows,) = tracer.trace.inputs
     torch.testing.assert_close(rows, images.double().mean(dim=(1, 2, 3)))
-    (call,) = watching.seen.losses
+    (call,) = tracer.trace.losses
     assert call.name == "nll_loss"
     assert call.classes is not None
     assert call.classes.tolist() == [0, 1, 2, 3, 4, 0]
@@ -241,38 +252,38 @@ def test_inputs_and_losses_are_seen_as_they_are() -> None:
     ],
 )
 def test_targets_that_name_one_class(targets: Tensor, classes: list[int] | None) -> None:
-    named = single_classes(targets)
+    named = single_class_targets(targets)
     assert (named if named is None else named.tolist()) == classes
 
 
-def test_a_mix_in_validation_is_no_matter_of_labels() -> None:
-    """λ CE(a) + (1 - λ) CE(b): one class each, and two of them."""
+def test_two_losses_with_class_indices_are_recorded() -> None:
+    """λ CE(a) + (1 - λ) CE(b) calls the loss twice, with one class per image."""
     loop = planted.healthy_two_losses()
-    (step,) = watch(loop.train_step, lit_batches(loop, 1))
+    (step,) = trace_steps(loop.train_step, probe_batches(loop, 1))
     assert [call.classes is not None for call in step.losses] == [True, True]
     assert step.mixed
 
 
-# ---------------------------------------------------------------------- what cannot be looked at
+# ----------------------------------------------------------- loops that cannot be checked
 
 
 @pytest.mark.parametrize(
     ("make_loop", "message"),
     [
         (planted.small_batches, r"images \[4, 3, 16, 16\]: use .* B of 6 or more"),
-        (planted.without_a_network, "no image was seen to enter"),
-        (planted.wrong_batches, r"give pairs \(images, labels\)"),
+        (planted.without_a_network, "no image entered a convolution"),
+        (planted.wrong_batches, r"yield pairs \(images, labels\)"),
         (planted.one_class, "images of one class: shuffle them"),
-        (planted.not_a_loop, r"not_a_loop\(\) gives no adautomix.checks.doctor.Loop"),
-        (planted.far_end, "off_after = 1000000: have make_loop end mixing after 1 to 1000 steps"),
+        (planted.not_a_loop, r"not_a_loop\(\) returns no adautomix.checks.doctor.Loop"),
+        (planted.far_end, "off_after = 1000000: let make_loop end mixing after 1 to 1000 steps"),
     ],
 )
-def test_what_cannot_be_looked_at(make_loop: MakeLoop, message: str) -> None:
+def test_loops_that_cannot_be_checked(make_loop: MakeLoop, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        found(make_loop)
+        findings_of(make_loop)
 
 
-def test_other_processes_need_a_function_at_the_top_of_a_file() -> None:
+def test_other_processes_need_a_top_level_function() -> None:
     with pytest.raises(UsageError, match="other processes cannot find it"):
         examine(lambda: planted.healthy())
 
@@ -280,7 +291,7 @@ def test_other_processes_need_a_function_at_the_top_of_a_file() -> None:
 def test_addresses() -> None:
     assert address_of(planted.healthy) == f"{planted.__file__}:healthy"
     assert load_named(f"{planted.__file__}:healthy").__name__ == "healthy"
-    assert address_of(lit_batches) == "adautomix.checks.watch:lit_batches"
+    assert address_of(probe_batches) == "adautomix.checks.tracing:probe_batches"
     assert load_named("torch.nn:functional") is F
 
 
@@ -293,7 +304,7 @@ def test_addresses() -> None:
         ("torch:nothing", "torch has no 'nothing'"),
     ],
 )
-def test_what_is_not_there(address: str, message: str) -> None:
+def test_unknown_addresses(address: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_named(address)
 
@@ -301,31 +312,31 @@ def test_what_is_not_there(address: str, message: str) -> None:
 # ---------------------------------------------------------------------- the command
 
 
-def doctor_page() -> str:
+def doctor_docs() -> str:
     return (ROOT / "docs" / "doctor.md").read_text()
 
 
-def example_of_the_page() -> str:
-    (code,) = re.findall(r"```python\n(.*?)```", doctor_page(), re.DOTALL)
+def documented_example() -> str:
+    (code,) = re.findall(r"```python\n(.*?)```", doctor_docs(), re.DOTALL)
     return str(code)
 
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
-    """The example of the page, in a file."""
+    """The example of the documentation, in a file."""
     file = tmp_path / "my_training.py"
-    file.write_text(example_of_the_page())
+    file.write_text(documented_example())
     return file
 
 
-def test_the_example_of_the_page(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_the_documentation(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (finding,) = mixes_of_ranks(load_file(script).make_loop, monkeypatch)
-    mask_source = re.search(r"    - (the same λ.*?)\n    adautomix: ", doctor_page(), re.DOTALL)
-    assert mask_source
-    assert str(finding) == " ".join(mask_source[1].split())
-    cured = script.with_name("cured.py")
-    cured.write_text(example_of_the_page().replace("    torch.manual_seed(0)\n", ""))
-    assert mixes_of_ranks(load_file(cured).make_loop, monkeypatch) == []
+    documented = re.search(r"    - (the same λ.*?)\n    adautomix: ", doctor_docs(), re.DOTALL)
+    assert documented
+    assert str(finding) == " ".join(documented[1].split())
+    fixed = script.with_name("fixed.py")
+    fixed.write_text(documented_example().replace("    torch.manual_seed(0)\n", ""))
+    assert mixes_of_ranks(load_file(fixed).make_loop, monkeypatch) == []
 
 
 def test_the_command_with_findings(command: Command) -> None:
@@ -333,7 +344,7 @@ def test_the_command_with_findings(command: Command) -> None:
     outcome = command("doctor", place, "--alone")
     assert outcome.status == 1
     assert outcome.out.startswith("- mixing not switched off: ")
-    assert outcome.out.endswith("; ask for the step or epoch before mixing\n")
+    assert outcome.out.endswith("; check the step or epoch before mixing\n")
     assert outcome.err == f"adautomix: {place}: 1 problem found; see the fixes above\n"
 
 
@@ -344,31 +355,31 @@ def test_the_command_without_findings(command: Command, script: Path) -> None:
     assert command("doctor", script, "--alone", "--json").json == []
 
 
-def test_the_command_for_programs(command: Command) -> None:
+def test_the_command_prints_json(command: Command) -> None:
     outcome = command("doctor", f"{planted.__file__}:never_stops", "--alone", "--json")
     assert outcome.status == 1
     (finding,) = json.loads(outcome.out)
     assert finding["mistake"] == "mixing not switched off"
 
 
-def test_what_the_loop_prints_is_kept_apart(command: Command) -> None:
-    outcome = command("doctor", f"{planted.__file__}:healthy_and_talks", "--alone", "--json")
+def test_output_of_the_loop_goes_to_standard_error(command: Command) -> None:
+    outcome = command("doctor", f"{planted.__file__}:healthy_with_output", "--alone", "--json")
     assert outcome.json == []
     assert outcome.err.splitlines() == ["building", *(f"step {step}" for step in range(1, 7))]
 
 
-def test_every_finding_is_on_the_page() -> None:
+def test_every_finding_is_documented() -> None:
     loops = (
         planted.mixes_in_validation,
         planted.rounds_the_targets,
         planted.never_stops,
         planted.never_mixes,
     )
-    names = {finding.mistake for loop in loops for finding in found(loop)}
+    names = {finding.mistake for loop in loops for finding in findings_of(loop)}
     for name in names | {"the same λ on every process"}:
-        assert f"| {name} |" in doctor_page()
+        assert f"| {name} |" in doctor_docs()
 
 
-@pytest.mark.parametrize("words", [("nowhere.py",), ("--steps", "1")])
-def test_wrong_usage(command: Command, words: tuple[str, ...]) -> None:
-    assert command("doctor", planted.__file__, *words).status == 2
+@pytest.mark.parametrize("arguments", [("nowhere.py",), ("--steps", "1")])
+def test_wrong_usage(command: Command, arguments: tuple[str, ...]) -> None:
+    assert command("doctor", planted.__file__, *arguments).status == 2

@@ -1,4 +1,4 @@
-"""The ledger: wrong labels are caught by name, and right ones pass, whoever mixed."""
+"""The label ledger names wrong labels, and accepts right ones of any library."""
 
 import importlib
 import json
@@ -18,15 +18,15 @@ from adautomix.checks import label_ledger as ledger
 from adautomix.checks.label_ledger import (
     MATCH,
     WRONG_PAIRING,
-    Count,
+    CheckSettings,
+    LabelLedger,
     LedgerRow,
-    Trial,
     check_methods,
-    mixes_of,
-    realized_lam,
-    without_smoothing,
+    claimed_fractions,
+    mix_batches,
+    remove_smoothing,
 )
-from adautomix.checks.mixers import check_named, check_object, label_readings
+from adautomix.checks.mixers import check_address, check_mixer, interpret_labels
 from adautomix.config import make_config, merge
 from adautomix.errors import UsageError
 from adautomix.methods import METHODS, LabelRule, find_method, suits
@@ -34,28 +34,28 @@ from adautomix.mixing.boxes import box_mask, draw_box
 from adautomix.rng import seeded
 from adautomix.runs.build import build_networks
 
-SMALL = Trial(size=16, batches=6)
+SMALL = CheckSettings(image_size=16, batches=6)
 NOT_COUNTED = [name for name, cls in METHODS.items() if not cls.label_rule.countable]
 BY_DESIGN = [
     name
     for name, cls in METHODS.items()
     if cls.label_rule.countable and cls.label_rule is not LabelRule.PIXELS
 ]
-NOT_OF_THE_BATCH = ("cutout", "recursivemix")  # what a hole shows, what was kept
+NOT_OF_THE_BATCH = ("cutout", "recursivemix")  # pixels of a hole, or of the previous batch
 
 Mixes = tuple[Tensor, Tensor]
 
 
-# ---------------------------------------------------------------------- our methods
+# ---------------------------------------------------------------------- methods of this package
 
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, LedgerRow]:
-    return {row.name: row for row in check_methods(list(METHODS), trial=SMALL)}
+    return {row.name: row for row in check_methods(list(METHODS), settings=SMALL)}
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_passes_or_says_why_not(name: str, rows: dict[str, LedgerRow]) -> None:
+def test_every_method_passes_or_gives_a_reason(name: str, rows: dict[str, LedgerRow]) -> None:
     row = rows[name]
     assert row.ok
     assert row.smoothing == 0
@@ -73,26 +73,27 @@ def test_every_method_passes_or_says_why_not(name: str, rows: dict[str, LedgerRo
         assert row.pairings > 4
 
 
-def test_every_other_rule_than_pixels_gives_its_own_reason() -> None:
+def test_every_rule_besides_pixels_gives_its_own_reason() -> None:
     default = METHODS["mixup"].label_note
     for name, cls in METHODS.items():
         assert (cls.label_note == default) == (cls.label_rule is LabelRule.PIXELS), name
 
 
 def test_labels_that_differ_by_design_do_differ(rows: dict[str, LedgerRow]) -> None:
-    """SUMix alone corrects its labels where no mix can show it."""
+    """SUMix is the exception: it corrects labels in the loss, not in the mix."""
     differ = {name for name in BY_DESIGN if (rows[name].difference or 0) > 1e-5}
     assert differ == set(BY_DESIGN) - {"sumix"}
 
 
-def parts_of(name: str) -> tuple[Any, Any, Any]:
+def networks_for(name: str) -> tuple[Any, Any, Any]:
+    """Return a method, a small student that suits it, and the teacher."""
     suited = suits(name, ledger.SMALL_CNN["model"])
     network = ledger.SMALL_CNN if suited else ledger.SMALL_TRANSFORMER
     with seeded(0):
         student, method, teacher = build_networks(
             make_config(merge(network, {"method": name})),
-            num_classes=SMALL.batch,
-            image_size=SMALL.size,
+            num_classes=SMALL.batch_size,
+            image_size=SMALL.image_size,
             device=torch.device("cpu"),
         )
     return method, student, teacher.model
@@ -101,34 +102,36 @@ def parts_of(name: str) -> tuple[Any, Any, Any]:
 @pytest.mark.parametrize(
     "name", [name for name in METHODS if name not in (*NOT_COUNTED, *NOT_OF_THE_BATCH)]
 )
-def test_a_mix_says_itself_what_its_pixels_are(name: str) -> None:
-    """The λ realized in pixels and the pairing, as `Mixed` has them, against the count."""
-    method, student, teacher = parts_of(name)
-    for step, mixed in enumerate(mixes_of(method, Trial(size=16, batches=2), student, teacher)):
-        rows = (mixed.perm - step) % SMALL.batch  # the batch moves on by one a step
-        said = torch.zeros(SMALL.batch, SMALL.batch).scatter_add(1, rows, realized_lam(mixed))
-        torch.testing.assert_close(mixed.images.mean(dim=(2, 3)), said, atol=1e-5, rtol=0)
+def test_mixed_describes_its_own_pixels(name: str) -> None:
+    """Compare λ and the pairing, as `Mixed` states them, with the counted pixels."""
+    method, student, teacher = networks_for(name)
+    settings = CheckSettings(image_size=16, batches=2)
+    for step, mixed in enumerate(mix_batches(method, settings, student, teacher)):
+        rows = (mixed.perm - step) % SMALL.batch_size  # the batch is rolled by one per step
+        claimed = torch.zeros(SMALL.batch_size, SMALL.batch_size)
+        claimed.scatter_add_(1, rows, claimed_fractions(mixed))
+        torch.testing.assert_close(mixed.images.mean(dim=(2, 3)), claimed, atol=1e-5, rtol=0)
 
 
-def test_shares_are_counted_from_the_pixels() -> None:
-    """Two mixes of three images, by hand: 6 of 16 pixels, and a quarter everywhere."""
+def test_weights_are_counted_from_the_pixels() -> None:
+    """Count two mixes of three images by hand: 6 of 16 pixels, and a quarter everywhere."""
     images = torch.zeros(2, 3, 4, 4)
     images[0, 0] = 1
     images[0, :, :2, :3] = torch.tensor([0.0, 1, 0])[:, None, None]
     images[1, 1:] = torch.tensor([0.25, 0.75])[:, None, None]
-    count = Count(tolerance=1e-5)
-    count.add(images, torch.tensor([[0.625, 0.375, 0, 0], [0, 0.25, 0.75, 0]]))
-    row = count.row("by hand")
+    counted = LabelLedger(tolerance=1e-5)
+    counted.add(images, torch.tensor([[0.625, 0.375, 0, 0], [0, 0.25, 0.75, 0]]))
+    row = counted.row("by hand")
     assert (row.verdict, row.ok, row.difference) == (MATCH, True, 0)
     assert (row.lam, row.images, row.pairings) == ((0.25, 0.75), 2, 2)
     assert row.cells()[1:5] == ("0.0000", "0.250 to 0.750", "2", "2")
 
 
-# ---------------------------------------------------------------------- planted mistakes
+# ---------------------------------------------------------------------- wrong labels
 
 
 def boxes(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """λ₀, a box around a uniform center that leaves about λ₀, and where it is, `[1, H, W]`."""
+    """Return λ₀, a box around a uniform center that leaves about λ₀, and its mask `[1, H, W]`."""
     lam = torch.rand(1)
     height, width = images.shape[2:]
     box = draw_box(lam, height, width, torch.default_generator)
@@ -136,26 +139,26 @@ def boxes(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def cutmix(images: Tensor, labels: Tensor, how: str) -> Mixes:
-    """CutMix, right or with one mistake in its labels."""
+    """Apply CutMix correctly, or with one mistake in the labels."""
     partner = torch.arange(len(images)).roll(1)
     drawn, _, inside = boxes(images)
     lam = 1 - inside.float().mean()
     mixed = torch.where(inside[:, None], images[partner], images)
     classes = F.one_hot(labels).float()
-    named = classes[partner]
+    partner_classes = classes[partner]
     if how == "unclipped":
         lam = drawn
     if how == "swapped":
         lam = 1 - lam
     if how == "stale":
-        named = classes[partner.roll(2)]
+        partner_classes = classes[partner.roll(2)]
     if how == "incomplete":
-        named = classes
+        partner_classes = classes
     if how == "heavy":
-        return mixed, classes + (1 - lam) * named
+        return mixed, classes + (1 - lam) * partner_classes
     if how == "other":
         lam = torch.rand(1)
-    return mixed, lam * classes + (1 - lam) * named
+    return mixed, lam * classes + (1 - lam) * partner_classes
 
 
 @pytest.mark.parametrize(
@@ -171,36 +174,36 @@ def cutmix(images: Tensor, labels: Tensor, how: str) -> Mixes:
 )
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_wrong_labels_are_named(how: str, verdict: str, seed: int) -> None:
-    row = check_object(lambda images, labels: cutmix(images, labels, how), name=how, seed=seed)
+    row = check_mixer(lambda images, labels: cutmix(images, labels, how), name=how, seed=seed)
     assert (row.name, row.verdict, row.ok) == (how, verdict, False)
     assert row.difference is not None
     assert row.difference > 0.05
 
 
 def test_right_labels_pass() -> None:
-    row = check_object(lambda images, labels: cutmix(images, labels, "right"))
+    row = check_mixer(lambda images, labels: cutmix(images, labels, "right"))
     assert (row.verdict, row.ok) == (MATCH, True)
 
 
-def test_a_pixel_may_be_rounded_and_no_more() -> None:
+def test_one_pixel_of_rounding_is_accepted() -> None:
     def mixer(images: Tensor, labels: Tensor, extra: float) -> Mixes:
         mixed = torch.lerp(images, images.roll(1, 0), 0.3)
-        share = 0.3 + extra / 32**2
+        weight = 0.3 + extra / 32**2
         return mixed, torch.lerp(
-            F.one_hot(labels).float(), F.one_hot(labels.roll(1)).float(), share
+            F.one_hot(labels).float(), F.one_hot(labels.roll(1)).float(), weight
         )
 
-    assert check_object(lambda images, labels: mixer(images, labels, 1.0)).ok
-    assert not check_object(lambda images, labels: mixer(images, labels, 1.1)).ok
+    assert check_mixer(lambda images, labels: mixer(images, labels, 1.0)).ok
+    assert not check_mixer(lambda images, labels: mixer(images, labels, 1.1)).ok
 
 
-def test_labels_that_are_no_numbers_are_wrong() -> None:
-    row = check_object(lambda images, labels: (images, F.one_hot(labels) * float("nan")))
+def test_labels_that_are_nan_are_wrong() -> None:
+    row = check_mixer(lambda images, labels: (images, F.one_hot(labels) * float("nan")))
     assert not row.ok
 
 
-def test_a_method_of_ours_with_stale_pairs_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where labels are by something else than pixels, by design."""
+def test_a_method_with_wrong_pairs_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pairing is checked even if labels differ from pixels by design."""
     for name in ("mixup", "adautomix"):
         method = find_method(name)
         mix = method.mix
@@ -212,7 +215,7 @@ def test_a_method_of_ours_with_stale_pairs_is_caught(monkeypatch: pytest.MonkeyP
 
         with monkeypatch.context() as patch:
             patch.setattr(method, "mix", stale)
-            (row,) = check_methods([name], trial=SMALL)
+            (row,) = check_methods([name], settings=SMALL)
         assert (row.verdict, row.ok) == (WRONG_PAIRING, False)
 
 
@@ -234,22 +237,22 @@ def timm_mixup(**settings: Any) -> Any:
 )
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_timm(mode: str, alphas: dict[str, float], smoothing: float) -> None:
-    row = check_object(timm_mixup(mode=mode, label_smoothing=smoothing, **alphas))
+    row = check_mixer(timm_mixup(mode=mode, label_smoothing=smoothing, **alphas))
     assert (row.name, row.verdict, row.ok) == ("Mixup", MATCH, True)
     assert row.smoothing == pytest.approx(smoothing, abs=1e-6)
     assert (row.images, row.pairings) == (2, 4), "image b with image B - 1 - b"
 
 
 def test_timm_with_its_label_from_the_drawn_box() -> None:
-    """`correct_lam=False` leaves λ as it was before the box was cut off at the edge."""
-    row = check_object(timm_mixup(mixup_alpha=0.0, cutmix_alpha=1.0, correct_lam=False))
+    """With `correct_lam=False` λ is that of the box before it is clipped at the border."""
+    row = check_mixer(timm_mixup(mixup_alpha=0.0, cutmix_alpha=1.0, correct_lam=False))
     assert row.verdict == "unclipped λ: labels give the pasted image more than its pixels"
 
 
 @pytest.mark.parametrize("name", ["MixUp", "CutMix"])
 def test_torchvision(name: str) -> None:
     v2: Any = importlib.import_module("torchvision.transforms.v2")
-    row = check_object(getattr(v2, name)(num_classes=10))
+    row = check_mixer(getattr(v2, name)(num_classes=10))
     assert (row.name, row.verdict, row.ok) == (name, MATCH, True)
     assert (row.images, row.pairings, row.smoothing) == (2, 8, 0)
 
@@ -270,71 +273,71 @@ def kornia_mixer(name: str, **settings: Any) -> Any:
 )
 @pytest.mark.filterwarnings("ignore:RandomCutMixV2:DeprecationWarning")
 def test_kornia(mixer: Callable[[], Any], whose: str) -> None:
-    row = check_object(mixer())
+    row = check_mixer(mixer())
     assert (row.verdict, row.ok) == (f"{MATCH}, λ is the weight of the {whose} label", True)
     assert row.images == 2
 
 
-def test_kornia_that_cuts_twice_has_labels_for_each_cut_alone() -> None:
-    row = check_object(kornia_mixer("RandomCutMixV2", use_correct_lambda=True, num_mix=2))
+def test_kornia_labels_each_of_two_cuts_separately() -> None:
+    row = check_mixer(kornia_mixer("RandomCutMixV2", use_correct_lambda=True, num_mix=2))
     assert not row.ok
     assert row.images == 3
 
 
-def test_ours_as_functions() -> None:
+def test_functions_of_this_package() -> None:
     for name in ("mixup", "cutmix", "fmix", "resizemix"):
         mix = getattr(adautomix.mix, name)
-        row = check_object(lambda *batch: mix(*batch, num_classes=8))  # noqa: B023
+        row = check_mixer(lambda *batch: mix(*batch, num_classes=8))  # noqa: B023
         assert row.ok
 
 
 def in_four_parts(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
-    """What many a script returns: images, labels, partners' labels and λ of the first."""
+    """Return images, labels, the partners' labels and λ of the first, as many scripts do."""
     lam, partner = float(torch.rand(())), torch.randperm(len(labels))
     return torch.lerp(images[partner], images, lam), labels, labels[partner], lam
 
 
-def test_labels_in_two_parts() -> None:
-    assert check_object(in_four_parts).verdict == MATCH
+def test_two_labels_and_lam() -> None:
+    assert check_mixer(in_four_parts).verdict == MATCH
 
     def swapped(*batch: Tensor) -> Any:
         images, first, second, lam = in_four_parts(*batch)
         return images, second, first, lam
 
-    assert check_object(swapped).verdict == "swapped λ: each image has the weight of the other"
+    assert check_mixer(swapped).verdict == "swapped λ: each image has the weight of the other"
 
 
-def test_readings_of_rows_of_three() -> None:
+def test_interpretations_of_rows_of_three() -> None:
     rows = torch.tensor([[0.0, 1, 0.25], [1, 0, 0.25]])
-    first, second = label_readings(rows, 2).values()
+    first, second = interpret_labels(rows, 2).values()
     assert first.tolist() == [[0.25, 0.75], [0.75, 0.25]]
     assert second.tolist() == [[0.75, 0.25], [0.25, 0.75]]
 
 
-def test_smoothing_is_what_absent_classes_have() -> None:
-    shares = torch.tensor([[0.25, 0.75, 0, 0], [0, 0, 1, 0]], dtype=torch.float64)
-    labels, smoothing = without_smoothing(0.8 * shares + 0.2 / 4, shares)
+def test_smoothing_is_measured_at_absent_classes() -> None:
+    weights = torch.tensor([[0.25, 0.75, 0, 0], [0, 0, 1, 0]], dtype=torch.float64)
+    labels, smoothing = remove_smoothing(0.8 * weights + 0.2 / 4, weights)
     assert smoothing == pytest.approx(0.2)
-    torch.testing.assert_close(labels, shares)
+    torch.testing.assert_close(labels, weights)
     everywhere = torch.full((2, 4), 0.25)
-    assert without_smoothing(everywhere, everywhere)[1] == 0, "all were mixed into all"
+    assert remove_smoothing(everywhere, everywhere)[1] == 0, "all were mixed into all"
 
 
-def test_random_numbers_of_others_go_on_as_before() -> None:
+def test_global_generators_are_restored() -> None:
     torch.manual_seed(5)
     np.random.seed(5)
     expected = torch.rand(2), np.random.rand(2)
     torch.manual_seed(5)
     np.random.seed(5)
     first = torch.rand(1), np.random.rand(1)
-    one = check_object(timm_mixup())
+    one = check_mixer(timm_mixup())
     second = torch.rand(1), np.random.rand(1)
     assert torch.equal(torch.cat([first[0], second[0]]), expected[0])
     np.testing.assert_array_equal(np.concatenate([first[1], second[1]]), expected[1])
-    assert one == check_object(timm_mixup())
+    assert one == check_mixer(timm_mixup())
 
 
-# ---------------------------------------------------------------------- what cannot be checked
+# ----------------------------------------------------------- mixers that cannot be checked
 
 
 @pytest.mark.parametrize(
@@ -349,12 +352,12 @@ def test_random_numbers_of_others_go_on_as_before() -> None:
         ),
     ],
 )
-def test_what_cannot_be_counted(mixer: Any, message: str) -> None:
+def test_mixers_that_cannot_be_checked(mixer: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        check_object(mixer, name="the mixer")
+        check_mixer(mixer, name="the mixer")
 
 
-def test_an_object_by_its_address(tmp_path: Path) -> None:
+def test_a_mixer_by_its_address(tmp_path: Path) -> None:
     script = tmp_path / "mine.py"
     script.write_text(
         "import torch\n"
@@ -365,11 +368,11 @@ def test_an_object_by_its_address(tmp_path: Path) -> None:
         "number = 3\n"
     )
     for name in ("mixer", "make_mixer"):
-        row = check_named(f"{script}:{name}")
+        row = check_address(f"{script}:{name}")
         assert row.verdict == f"{MATCH}, nothing was mixed"
-    assert check_named("timm.data:Mixup").verdict == MATCH
+    assert check_address("timm.data:Mixup").verdict == MATCH
     with pytest.raises(UsageError, match="cannot be called: name a mixer"):
-        check_named(f"{script}:number")
+        check_address(f"{script}:number")
 
 
 # ---------------------------------------------------------------------- the command
@@ -386,12 +389,12 @@ def test_the_command(command: Command, tmp_path: Path) -> None:
     assert "not counted: images are generated" in lines[3]
 
 
-def test_the_command_ends_with_1_where_labels_are_wrong(command: Command, tmp_path: Path) -> None:
+def test_the_command_exits_with_1_if_labels_are_wrong(command: Command, tmp_path: Path) -> None:
     script = tmp_path / "mine.py"
     script.write_text("def stale(images, labels):\n    return images.roll(1, 0), labels.roll(2)\n")
     outcome = command("check-mix", "--object", f"{script}:stale", "--json")
     assert outcome.status == 1
-    assert outcome.err == f"adautomix: labels are not what the pixels say: {script}:stale\n"
+    assert outcome.err == f"adautomix: labels do not match the pixels: {script}:stale\n"
     (row,) = json.loads(outcome.out)
     assert row["verdict"].startswith(WRONG_PAIRING)
 

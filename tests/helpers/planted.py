@@ -1,4 +1,4 @@
-"""Small training loops, each with one mistake or none: what the doctor is tried on."""
+"""Small training loops with one planted mistake each, or none, to test the doctor."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import adautomix
 from adautomix.checks.doctor import Loop
 
 BATCH = 10
-ALPHA = 8.0  # λ far from 0 and 1, so that every mix can be seen
+ALPHA = 8.0  # keeps λ away from 0 and 1, so that every mix is visible
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Any]
@@ -35,7 +35,7 @@ def mixer(name: str = "mixup", generator: torch.Generator | None = None) -> Mix:
 
 
 class Plain:
-    """A loop in plain PyTorch whose parts can be exchanged."""
+    """A loop in plain PyTorch whose parts can be replaced."""
 
     def __init__(self, mix: Mix | None = None, loss: Loss = F.cross_entropy) -> None:
         self.model: Any = tiny_classifier()
@@ -43,12 +43,12 @@ class Plain:
         self.mix = mix or mixer()
         self.loss = loss
         self.steps = 0
-        self.last = 10**9
+        self.last_mixed_step = 10**9
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         self.model.train()
         targets = labels
-        if self.steps < self.last:
+        if self.steps < self.last_mixed_step:
             images, targets = self.mix(images, labels)
         loss = self.loss(self.model(2 * images - 1), targets)
         self.optimizer.zero_grad()
@@ -65,7 +65,7 @@ class Plain:
         return Loop(self.train_step, [toy_images(BATCH)], validate=self.validate, **options)
 
 
-# ---------------------------------------------------------------------- without a mistake
+# ---------------------------------------------------------------------- correct loops
 
 
 def healthy() -> Loop:
@@ -78,7 +78,7 @@ def healthy_cutmix() -> Loop:
 
 def healthy_end() -> Loop:
     plain = Plain()
-    plain.last = 3
+    plain.last_mixed_step = 3
     return plain.loop(off_after=3)
 
 
@@ -107,7 +107,7 @@ def healthy_adautomix() -> Loop:
     return Loop(train_step, [toy_images(BATCH)])
 
 
-def healthy_and_talks() -> Loop:
+def healthy_with_output() -> Loop:
     print("building")
     plain = Plain()
 
@@ -119,7 +119,7 @@ def healthy_and_talks() -> Loop:
 
 
 def healthy_unseeded() -> Loop:
-    """Draws from the system's entropy, anew in every process."""
+    """Seed from the entropy of the system, differently in every process."""
     generator = torch.Generator()
     generator.seed()
     return Plain(mixer(generator=generator)).loop()
@@ -131,7 +131,7 @@ def healthy_two_classes() -> Loop:
 
 
 def healthy_weak_mixup() -> Loop:
-    """Where λ is within 0.02 of 0 or 1 at every second step."""
+    """Mix with λ within 0.02 of 0 or 1 in every second step."""
     generator = process_generator()
 
     def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,7 +143,7 @@ def healthy_weak_mixup() -> Loop:
     return Plain(mix).loop()
 
 
-# ---------------------------------------------------------------------- with one
+# ---------------------------------------------------------------------- one mistake each
 
 
 def mixes_in_validation() -> Loop:
@@ -164,7 +164,7 @@ def forgets_the_targets() -> Loop:
 
 
 def two_classes() -> Loop:
-    """One of the mistakes again, where the batch begins with a row of images of one class."""
+    """Forget the targets in a batch that starts with several images of one class."""
     plain = forgets_the_targets()
     images, labels = toy_images(BATCH)
     return Loop(plain.train_step, [(images, (labels == 4).long())])
@@ -187,13 +187,13 @@ def same_seed_everywhere() -> Loop:
 
 
 def same_lam_everywhere() -> Loop:
-    """Partners of its own for each process, and one λ for all."""
+    """Draw the partners per process, and one λ for all processes."""
     lam, order = torch.Generator().manual_seed(0), process_generator()
 
     def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        targets, share = F.one_hot(labels, CLASSES), torch.rand((), generator=lam) / 2
+        targets, weight = F.one_hot(labels, CLASSES), torch.rand((), generator=lam) / 2
         partner = torch.randperm(len(labels), generator=order)
-        mixed = (torch.lerp(both, both[partner], share) for both in (images, targets.float()))
+        mixed = (torch.lerp(both, both[partner], weight) for both in (images, targets.float()))
         return next(mixed), next(mixed)
 
     return Plain(mix).loop()
@@ -213,7 +213,7 @@ def never_stops() -> Loop:
 
 def stops_too_late() -> Loop:
     plain = Plain()
-    plain.last = 5
+    plain.last_mixed_step = 5
     return plain.loop(off_after=3)
 
 
@@ -221,7 +221,7 @@ def never_mixes() -> Loop:
     return Plain(mix=lambda images, labels: (images, labels)).loop()
 
 
-# ---------------------------------------------------------------------- that cannot be seen
+# ----------------------------------------------------------- loops that cannot be checked
 
 
 def small_batches() -> Loop:

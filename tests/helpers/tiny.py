@@ -15,7 +15,7 @@ CLASSES = 5
 
 
 class TinyClassifier(nn.Module):
-    """Two convolutions and two heads; its only tap is the first feature map, 8 channels."""
+    """Two convolutions and two heads; its only tap is the first feature map with 8 channels."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -50,14 +50,14 @@ class TinyClassifier(nn.Module):
 
 
 def tiny_classifier(seed: int = 0, dropout: float = 0.0) -> Any:
-    """One with the weights of a seed, typed so that it may stand for a `Classifier`."""
+    """Create a network with the weights of a seed; typed so that it can replace a `Classifier`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return TinyClassifier(dropout)
 
 
 def toy_images(count: int, seed: int = 0, size: int = 16) -> tuple[Tensor, Tensor]:
-    """Noise with a square in the class's color somewhere; labels 0, 1, 2, … in turn."""
+    """Create noise images with a square in the color of the class; the labels are 0, 1, 2, …."""
     generator = torch.Generator().manual_seed(seed)
     colors = 2 * torch.randn(CLASSES, 3, generator=torch.Generator().manual_seed(7))
     labels = torch.arange(count) % CLASSES
@@ -69,17 +69,17 @@ def toy_images(count: int, seed: int = 0, size: int = 16) -> tuple[Tensor, Tenso
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of all parameters and buffers."""
+    """Copy all parameters and buffers."""
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 def gradients_of(module: nn.Module) -> dict[str, Tensor | None]:
-    """A copy of every parameter's gradient."""
+    """Copy the gradient of every parameter."""
     return {n: None if p.grad is None else p.grad.clone() for n, p in module.named_parameters()}
 
 
-def taught() -> tuple[Any, Any]:
-    """A student that knows the toy classes at both heads, and the average it left behind."""
+def trained_networks() -> tuple[Any, Any]:
+    """Return a student trained on the toy classes with both heads, and its teacher."""
     student = tiny_classifier()
     teacher = Teacher(student)
     images, labels = toy_images(40, seed=1)

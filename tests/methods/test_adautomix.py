@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CLASSES, gradients_of, state_of, taught, tiny_classifier, toy_images
+from tiny import CLASSES, gradients_of, state_of, tiny_classifier, toy_images, trained_networks
 from torch import Tensor, nn
 
 from adautomix.ema import Teacher
@@ -430,7 +430,7 @@ def test_mix_batch_returns_what_the_student_sees() -> None:
 @pytest.fixture(scope="module")
 def trained() -> tuple[Any, Any]:
     """A student trained on the toy classes, mixed and unmixed, and its moving average."""
-    student, teacher = taught()
+    student, teacher = trained_networks()
     held_out, truth = toy_images(40, seed=2)
     assert (student(held_out).argmax(dim=1) == truth).float().mean() > 0.95
     return student, teacher

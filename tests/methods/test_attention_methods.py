@@ -235,7 +235,7 @@ def test_reading_attention_changes_nothing() -> None:
 def test_networks_without_such_attention_are_refused(
     name: str, network: Callable[[], Classifier]
 ) -> None:
-    with pytest.raises(UsageError, match=r"no attention of all patches.*deit_small") as raised:
+    with pytest.raises(UsageError, match=r"no attention between all patches.*deit_small") as raised:
         make(name, network())
     assert "\n" not in str(raised.value)
 

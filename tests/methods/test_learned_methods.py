@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from tiny import CLASSES, gradients_of, state_of, taught, tiny_classifier, toy_images
+from tiny import CLASSES, gradients_of, state_of, tiny_classifier, toy_images, trained_networks
 from torch import Tensor, nn
 
 from adautomix.ema import Teacher
@@ -696,7 +696,7 @@ def test_taps_are_stages_of_the_network(name: str) -> None:
 @pytest.fixture(scope="module")
 def trained() -> tuple[Any, Any]:
     """A student trained on the toy classes with both heads, and its moving average."""
-    return taught()
+    return trained_networks()
 
 
 @torch.no_grad()

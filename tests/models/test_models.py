@@ -1,4 +1,7 @@
+"""Networks of every family compared with timm's own, their stems, widths and arguments."""
+
 import dataclasses
+import doctest
 import json
 import subprocess
 import sys
@@ -14,11 +17,13 @@ from torch.nn import functional as F
 from adautomix.errors import RunError, UsageError
 from adautomix.models import (
     Classifier,
-    SkippingConv2d,
+    SubsampledConv2d,
+    build,
     build_model,
     default_stem,
     frozen_running_stats,
 )
+from adautomix.models.strided_conv import replace_narrow_strided_convs
 from adautomix.rng import generator_at
 
 # Image size, default tap and shape of that tap, and the timm module whose output it is.
@@ -58,7 +63,7 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
 
 
 def as_nchw(output: Tensor, name: str) -> Tensor:
-    """A stage's own output in the layout of a tap."""
+    """Return the output of a stage in the layout of a tap, `[B, C, h, w]`."""
     if name.startswith("swin"):
         return output.permute(0, 3, 1, 2)
     if name.startswith("deit"):  # the class token, then rows of 4 patches
@@ -69,7 +74,7 @@ def as_nchw(output: Tensor, name: str) -> Tensor:
 
 
 @each_net
-def test_one_forward_gives_timms_pooled_feature_and_stage(name: str) -> None:
+def test_pooled_features_and_stages_equal_timms(name: str) -> None:
     size, tap, shape, path = NETS[name]
     model = build_model(name, 5, image_size=size, seed=3).eval()
     stage_outputs: list[Tensor] = []
@@ -100,7 +105,7 @@ def test_one_forward_gives_timms_pooled_feature_and_stage(name: str) -> None:
 
 
 @each_net
-def test_taps_are_described_without_a_trace(name: str) -> None:
+def test_tap_shape_leaves_the_network_unchanged(name: str) -> None:
     size, tap, shape, path = NETS[name]
     model = build_model(name, 5, image_size=size, seed=3)
     model.backbone.get_submodule(path).eval()
@@ -136,12 +141,12 @@ def test_a_training_step_lowers_the_loss(name: str) -> None:
 
 
 @pytest.mark.parametrize("tap", [-1, 0, 5])
-def test_a_tap_that_is_not_there_is_named(tap: int) -> None:
+def test_an_unknown_tap_is_an_error(tap: int) -> None:
     with pytest.raises(UsageError, match=rf"tap {tap}: resnet18 has stages 1 to 4"):
         tiny().features(images(1, 32), tap)
 
 
-def test_taps_count_stages_not_the_stem() -> None:
+def test_taps_number_stages_without_the_stem() -> None:
     model = tiny()
     assert [model.tap_shape(tap) for tap in (1, 2, 3, 4)] == [
         (16, 32, 32),
@@ -153,12 +158,12 @@ def test_taps_count_stages_not_the_stem() -> None:
     assert [regnet.tap_shape(tap)[1] for tap in (1, 2, 3, 4)] == [16, 8, 4, 2]
 
 
-def test_a_head_that_is_not_there_is_named() -> None:
+def test_an_unknown_head_is_an_error() -> None:
     with pytest.raises(UsageError, match="head 'mixed': the network has clean"):
         tiny(heads=("clean",))(images(1, 32), "mixed")
 
 
-def test_heads_start_small_and_apart() -> None:
+def test_heads_start_with_small_different_weights() -> None:
     model = build_model("resnet18", 100)
     clean, mixed = weight(model, "clean"), weight(model, "mixed")
     assert clean.shape == (100, 512)
@@ -171,7 +176,7 @@ def test_heads_start_small_and_apart() -> None:
 
 
 def cifar_resnet18_parameters(channels: tuple[int, ...], classes: int) -> int:
-    """Counted by hand: convolutions without bias, a scale and a shift for each batch norm."""
+    """Count convolutions without bias, and a scale and a shift per batch norm."""
 
     def conv(inputs: int, outputs: int, side: int) -> int:
         return inputs * outputs * side * side + 2 * outputs
@@ -188,22 +193,22 @@ def cifar_resnet18_parameters(channels: tuple[int, ...], classes: int) -> int:
     ("width", "channels"),
     [(1.0, (64, 128, 256, 512)), (0.25, (16, 32, 64, 128)), (0.05, (8, 8, 16, 24))],
 )
-def test_width_of_a_cifar_resnet18(width: float, channels: tuple[int, ...]) -> None:
+def test_width_scales_the_channels_of_a_resnet18(width: float, channels: tuple[int, ...]) -> None:
     model = build_model("resnet18", 100, stem="cifar", width=width, heads=("clean",))
     assert sum(p.numel() for p in model.parameters()) == cifar_resnet18_parameters(channels, 100)
     assert model.backbone.bn1.num_features == channels[0]
-    # He's fan-out rule, as in the rest of the network.
+    # The stem is initialized by fan-out, like the rest of the network.
     spread = model.backbone.conv1.weight.std().item()
     assert spread == pytest.approx((2 / (9 * channels[0])) ** 0.5, rel=0.25)
 
 
-def test_the_authors_cifar_resnet18_has_11_220_132_parameters() -> None:
+def test_full_width_matches_the_parameter_count_of_the_authors() -> None:
     assert cifar_resnet18_parameters((64, 128, 256, 512), 100) == 11_220_132
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet18d", "resnext50_32x4d", "resnest14d"])
 @pytest.mark.parametrize("width", [1.0, 0.5])
-def test_a_cifar_stem_keeps_the_resolution(name: str, width: float) -> None:
+def test_the_cifar_stem_keeps_the_resolution(name: str, width: float) -> None:
     model = build_model(name, 5, stem="cifar", width=width, image_size=32)
     conv = model.backbone.conv1
     assert (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
@@ -213,15 +218,15 @@ def test_a_cifar_stem_keeps_the_resolution(name: str, width: float) -> None:
     assert model.tap_shape(3)[1:] == (8, 8)
 
 
-def test_a_narrow_resnet_with_its_standard_stem_keeps_7x7_stride_2() -> None:
+def test_a_narrow_resnet_keeps_its_7x7_stem() -> None:
     conv = build_model("resnet18", 5, width=0.5).backbone.conv1
     assert conv.weight.shape == (32, 3, 7, 7)
     assert conv.stride == (2, 2)
 
 
-def test_narrow_shortcuts_give_the_numbers_of_plain_ones() -> None:
+def test_subsampled_convolutions_equal_plain_ones() -> None:
     net = tiny(width=0.125)
-    (shortcut,) = (m for m in net.modules() if isinstance(m, SkippingConv2d))
+    (shortcut,) = (m for m in net.modules() if isinstance(m, SubsampledConv2d))
     mine, theirs = images(4, 15).requires_grad_(), images(4, 15).requires_grad_()
     features = [torch.cat([x, x, x], dim=1)[:, :8] for x in (mine, theirs)]
     out, expected = shortcut(features[0]), F.conv2d(features[1], shortcut.weight, stride=2)
@@ -229,7 +234,20 @@ def test_narrow_shortcuts_give_the_numbers_of_plain_ones() -> None:
     for x, y in ((mine, out), (theirs, expected)):
         (x.grad,) = torch.autograd.grad(y.cos().sum(), x)
     torch.testing.assert_close(mine.grad, theirs.grad)
-    assert not any(isinstance(m, SkippingConv2d) for m in tiny().modules())
+    assert not any(isinstance(m, SubsampledConv2d) for m in tiny().modules())
+
+
+def test_subsampled_convolutions_keep_parameters_names_and_mode() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 16, 1, stride=2), nn.BatchNorm2d(16)).eval()
+    plain, before = model[0], {name: id(value) for name, value in model.named_parameters()}
+    random_state = torch.get_rng_state()
+    replace_narrow_strided_convs(model)
+    assert isinstance(model[0], SubsampledConv2d)
+    assert before == {name: id(value) for name, value in model.named_parameters()}
+    assert torch.equal(random_state, torch.get_rng_state())
+    assert not model[0].training
+    batch = torch.cat([images(2, 9, seed) for seed in range(3)], dim=1)[:, :8]
+    torch.testing.assert_close(model[0](batch), plain(batch))
 
 
 ODD_BATCH = """
@@ -244,11 +262,11 @@ for _ in range(5):
 
 
 def test_an_odd_batch_trains_a_narrow_network() -> None:
-    """In a process of its own, as it would take this one with it."""
+    """Train in a process of its own, because the bug crashes the process."""
     assert subprocess.run([sys.executable, "-c", ODD_BATCH]).returncode == 0
 
 
-def test_convnext_with_a_cifar_stem() -> None:
+def test_a_convnext_with_the_cifar_stem() -> None:
     model = build_model("convnext_tiny", 5, stem="cifar", image_size=32)
     assert model.tap_shape(3) == (384, 8, 8)
     conv = model.backbone.stem[0]
@@ -269,7 +287,7 @@ def test_convnext_with_a_cifar_stem() -> None:
         ("deit_small_patch16_224", 0.1, 48),  # 38.4 → 48: 6 heads, multiples of 8
     ],
 )
-def test_widths_of_the_families(name: str, width: float, pooled: int) -> None:
+def test_width_in_each_family(name: str, width: float, pooled: int) -> None:
     model = build_model(name, 5, width=width, image_size=64)
     assert weight(model, "clean").shape == (5, pooled)
     assert model(images(2, 64)).shape == (2, 5)
@@ -286,7 +304,7 @@ def test_a_narrow_resnext_keeps_its_groups() -> None:
 
 
 @pytest.mark.parametrize("size", [32, 36])
-def test_windows_adapt_to_the_image_size(size: int) -> None:
+def test_attention_windows_adapt_to_the_image_size(size: int) -> None:
     model = build_model("swin_tiny_patch4_window7_224", 5, width=0.25, image_size=size)
     assert model.tap_shape(1)[1:] == (size // 4, size // 4)
 
@@ -312,7 +330,7 @@ def test_options_and_drop_path_reach_timm() -> None:
         (lambda: build_model("resnet18.x", 5), "'resnet18.x': timm has no weights tagged 'x'"),
         (lambda: tiny(stem="vit"), "stem 'vit': use one of standard, cifar"),
         (lambda: tiny(width=0.0), "width must be above 0"),
-        (lambda: tiny(heads=()), "classes and heads at least one"),
+        (lambda: tiny(heads=()), "at least one class and one head"),
         (lambda: tiny(options={"nonsense": 1}), "nonsense.*unexpected keyword"),
         (lambda: tiny(pretrained=True), "pretrained weights fit only stem: standard and width: 1"),
         (
@@ -331,7 +349,7 @@ def test_wrong_usage_is_one_line(make: Callable[[], Classifier], message: str) -
     assert "\n" not in str(raised.value)
 
 
-def test_pretrained_weights_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrained_weights_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_arguments: Any, **_settings: Any) -> None:
         raise OSError("no route\nto host")
 
@@ -341,7 +359,7 @@ def test_pretrained_weights_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> Non
         build_model("resnet18", 5, pretrained=True)
 
 
-def test_weights_follow_the_seed_and_leave_torchs_random_state() -> None:
+def test_the_seed_decides_the_weights_and_leaves_the_global_generator() -> None:
     state = torch.get_rng_state()
     first, again, other = (tiny(seed=seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(state, torch.get_rng_state())
@@ -350,7 +368,7 @@ def test_weights_follow_the_seed_and_leave_torchs_random_state() -> None:
         assert not torch.equal(first[name], other[name])
 
 
-def test_without_a_seed_weights_follow_torchs_random_state() -> None:
+def test_without_a_seed_the_global_generator_decides_the_weights() -> None:
     weights = []
     for _ in range(2):
         torch.manual_seed(5)
@@ -368,11 +386,11 @@ def test_a_spec_builds_the_network_again() -> None:
     assert torch.equal(again.eval()(batch, "third"), model.eval()(batch, "third"))
 
 
-# ------------------------------------------------------------------- how they are run
+# ---------------------------------------------------------------- compiling, precision and modes
 
 
 @pytest.mark.slow
-def test_compiled_is_one_graph_and_equal() -> None:
+def test_compiling_gives_one_graph_and_equal_results() -> None:
     model = tiny().eval()
     batch = images(2, 32)
     compiled = torch.compile(
@@ -395,7 +413,7 @@ def test_under_bfloat16_autocast() -> None:
     torch.testing.assert_close(rounded.float(), exact, atol=0.02, rtol=0.05)
 
 
-def test_frozen_statistics_normalize_by_the_batch_and_move_nothing() -> None:
+def test_frozen_running_stats_use_batch_statistics() -> None:
     model, batch = tiny(), images(4, 32)
     before = buffers(model)
     with frozen_running_stats(model):
@@ -405,7 +423,7 @@ def test_frozen_statistics_normalize_by_the_batch_and_move_nothing() -> None:
     assert [name for name, value in model.named_buffers() if torch.equal(value, before[name])] == []
 
 
-def test_frozen_statistics_leave_evaluation_as_it_is() -> None:
+def test_frozen_running_stats_do_not_change_evaluation() -> None:
     model, batch = tiny(), images(4, 32)
     model(batch)
     model.eval()
@@ -414,7 +432,7 @@ def test_frozen_statistics_leave_evaluation_as_it_is() -> None:
     assert torch.equal(inside, model(batch))
 
 
-def test_frozen_statistics_end_with_an_error_and_nest() -> None:
+def test_frozen_running_stats_are_restored_after_errors_and_nested_blocks() -> None:
     model = tiny()
     model.backbone.bn1.track_running_stats = False
     flags = [getattr(module, "track_running_stats", None) for module in model.modules()]
@@ -437,5 +455,11 @@ def test_frozen_statistics_end_with_an_error_and_nest() -> None:
         ("mobilenetv3_small_100", 32, "standard"),
     ],
 )
-def test_stem_suits_the_size_and_the_family(name: str, size: int, stem: str) -> None:
+def test_default_stem_depends_on_size_and_family(name: str, size: int, stem: str) -> None:
     assert default_stem(name, size) == stem
+
+
+def test_examples_in_docstrings() -> None:
+    outcome = doctest.testmod(build, extraglobs={"torch": torch})
+    assert outcome.attempted > 0
+    assert outcome.failed == 0

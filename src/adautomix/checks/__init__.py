@@ -1,1 +1,1 @@
-"""Check labels against pixels, and training loops for mistakes with mixing."""
+"""Check labels against pixels, and training loops for common mistakes with mixing."""

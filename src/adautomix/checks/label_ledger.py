@@ -1,13 +1,15 @@
-"""The ledger of labels: whether a mix's labels are what its pixels say.
+"""Check that the label of every mixed image matches its pixels, by counting instead of estimating.
 
-Shares are counted, not estimated. Image b of a batch is 1 in channel b and 0 in all others, at
-every pixel: whatever a mixer does, channel b of a mix is the weight of image b at each pixel, and
-its mean over the pixels the share of that image. Image b is also the only one of class b, so that
-a soft label is a claim about the same shares. Where the two differ, the label is wrong.
+The images of a probe batch are indicators: image b is 1 in channel b and 0 in all other channels,
+at every pixel. Whatever a mixer does, channel b of a mixed image is then the weight of image b at
+each pixel, and its mean over the pixels is the weight of image b in the mix. Image b is also the
+only image of class b, so that a soft label claims the same weights. If they differ, the label is
+wrong.
 
-Our own methods may look for salient parts: they are given noise in three more channels, which are
-all that a network sees. Where a method's `label_rule` is not to count pixels, labels differ from
-pixels by design and only the pairing is judged; some rules are not countable at all.
+Methods of this package may look for salient regions. For them the images have three more channels
+of noise, and networks see these channels only. If a method's `label_rule` is not to count pixels,
+its labels differ from the pixels by design, and only the pairing is checked. Some rules cannot be
+checked by counting at all.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +30,7 @@ from adautomix.runs.build import build_networks
 MATCH = "labels match pixels"
 WRONG_PAIRING = "wrong pairing: labels name images that were not mixed in"
 
-TITLES = (
+COLUMN_TITLES = (
     "mixer",
     "|label - pixels|",
     "λ in pixels",
@@ -39,7 +41,7 @@ TITLES = (
 )
 
 ROUNDING = 1e-5
-COLOURS = 3  # channels that networks see, ahead of those that are counted
+COLOR_CHANNELS = 3  # channels that networks see; the indicator channels follow them
 SMALL_CNN: dict[str, Any] = {"model": "resnet18", "width": 0.125}
 SMALL_TRANSFORMER = {
     "model": "vit_tiny_patch16_224",
@@ -49,48 +51,49 @@ SMALL_TRANSFORMER = {
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What a mixer is tried on.
+class CheckSettings:
+    """The probe batches that a mixer is checked on.
 
     Attributes:
-        batch: B, images per batch, and classes.
-        size: S, image side in pixels.
-        batches: how many.
+        batch_size: B, number of images per batch, and of classes.
+        image_size: S, side of the images in pixels.
+        batches: number of batches.
     """
 
-    batch: int = 8
-    size: int = 32
+    batch_size: int = 8
+    image_size: int = 32
     batches: int = 20
 
     @property
     def tolerance(self) -> float:
-        """A difference that is none: one pixel, by which masks of zeros and ones may round λ."""
-        return 1 / self.size**2 + ROUNDING
+        """Largest accepted difference: one pixel, by which λ of a binary mask may be rounded."""
+        return 1 / self.image_size**2 + ROUNDING
 
-    def planes(self) -> Tensor:
-        """Images that are known by their channel, `[B, B, S, S]`."""
-        planes = torch.eye(self.batch)[:, :, None, None]
-        return planes.expand(-1, -1, self.size, self.size).clone()
+    def indicator_images(self) -> Tensor:
+        """Images `[B, B, S, S]`: image b is 1 in channel b and 0 elsewhere."""
+        channels = torch.eye(self.batch_size)[:, :, None, None]
+        return channels.expand(-1, -1, self.image_size, self.image_size).clone()
 
-    def pictures(self, generator: torch.Generator) -> Tensor:
-        """Colored clouds, `[B, 3, S, S]`: each has its salient parts somewhere else."""
-        coarse = torch.randn(self.batch, COLOURS, 4, 4, generator=generator)
-        return F.interpolate(coarse, size=(self.size, self.size), mode="bicubic")
+    def noise_images(self, generator: torch.Generator) -> Tensor:
+        """Smooth noise `[B, 3, S, S]`, with salient regions at a different place in each image."""
+        coarse = torch.randn(self.batch_size, COLOR_CHANNELS, 4, 4, generator=generator)
+        size = (self.image_size, self.image_size)
+        return F.interpolate(coarse, size=size, mode="bicubic")
 
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """What was counted for one mixer.
+    """The result for one mixer.
 
     Attributes:
-        name: of the mixer.
-        verdict: in words.
-        ok: whether labels are what they should be.
-        difference: largest |label - share of the pixels| over all mixes and images.
-        lam: smallest and largest share of the pixels that an image had in a mix.
-        images: most images in one mix.
-        pairings: how many different sets of images were mixed.
-        smoothing: label smoothing found in the labels and taken out.
+        name: name of the mixer.
+        verdict: the result in words.
+        ok: whether the labels are correct.
+        difference: largest |label - fraction of the pixels| over all mixes and images.
+        lam: smallest and largest fraction of the pixels of an image in a mix.
+        images: largest number of images in one mix.
+        pairings: number of different sets of images that were mixed.
+        smoothing: label smoothing that was found in the labels and removed.
     """
 
     name: str
@@ -103,7 +106,7 @@ class LedgerRow:
     smoothing: float = 0.0
 
     def cells(self) -> tuple[str, ...]:
-        """The row as text, under `TITLES`."""
+        """The row as text, one value per title in `COLUMN_TITLES`."""
         if self.difference is None or self.lam is None:
             return self.name, "-", "-", "-", "-", "-", self.verdict
         return (
@@ -118,14 +121,14 @@ class LedgerRow:
 
 
 @dataclass
-class Count:
-    """Shares of the images in each mix, by pixels and by labels, `[M, B + 1]` a batch.
+class LabelLedger:
+    """The weight of each image in each mix, once by pixels and once by labels.
 
-    The last column is for classes of which there is no image.
+    Both are `[M, B + 1]` per batch; the last column is for classes without an image.
 
     Attributes:
-        tolerance: difference that is none.
-        smoothing: the most that was found in the labels of a batch.
+        tolerance: largest accepted difference.
+        smoothing: largest label smoothing that was found in a batch.
     """
 
     tolerance: float
@@ -134,10 +137,14 @@ class Count:
     labels: list[Tensor] = field(default_factory=list)
 
     def add(self, images: Tensor, targets: Tensor) -> None:
-        """Count one batch: mixed planes `[M, B, H, W]` and their labels `[M, K]`, K >= B.
+        """Count one batch.
+
+        Args:
+            images: mixed indicator images `[M, B, H, W]`.
+            targets: their labels `[M, K]`, K at least B.
 
         Raises:
-            UsageError: the shapes do not fit.
+            UsageError: the shapes do not match.
         """
         known = images.shape[1]
         if targets.ndim != 2 or len(targets) != len(images) or targets.shape[1] < known:
@@ -146,41 +153,47 @@ class Count:
                 f"give the mixer {known} classes or more, or check a smaller batch"
             )
         pixels = F.pad(images.double().mean(dim=(2, 3)), (0, targets.shape[1] - known))
-        labels, smoothing = without_smoothing(targets.double(), pixels)
+        labels, smoothing = remove_smoothing(targets.double(), pixels)
         self.smoothing = max(self.smoothing, smoothing)
-        for shares, counted in ((pixels, self.pixels), (labels, self.labels)):
-            others = shares[:, known:].sum(dim=1, keepdim=True)
-            counted.append(torch.cat([shares[:, :known], others], dim=1))
+        for weights, column in ((pixels, self.pixels), (labels, self.labels)):
+            others = weights[:, known:].sum(dim=1, keepdim=True)
+            column.append(torch.cat([weights[:, :known], others], dim=1))
 
     def row(self, name: str, note: str = "") -> LedgerRow:
-        """The figures of all batches and what they mean; `note` is added to the verdict."""
+        """Summarize all batches.
+
+        Args:
+            name: name of the mixer.
+            note: text to append to the verdict if anything was mixed.
+        """
         pixels, labels = torch.cat(self.pixels), torch.cat(self.labels)
-        found = verdict(pixels, labels, self.tolerance)
-        there = pixels > ROUNDING
-        sets = {tuple(mix.nonzero().flatten().tolist()) for mix in there}
+        result = verdict(pixels, labels, self.tolerance)
+        present = pixels > ROUNDING
+        sets = {tuple(mix.nonzero().flatten().tolist()) for mix in present}
         pairings = sum(len(images) > 1 for images in sets)
+        fractions = pixels[present]
         return LedgerRow(
             name=name,
-            verdict=found + (note if pairings else ", nothing was mixed"),
-            ok=found == MATCH,
+            verdict=result + (note if pairings else ", nothing was mixed"),
+            ok=result == MATCH,
             difference=float((pixels - labels).abs().max()),
-            lam=(float(pixels[there].min()), float(pixels[there].max())) if there.any() else None,
-            images=int(there.sum(dim=1).max()),
+            lam=(float(fractions.min()), float(fractions.max())) if len(fractions) else None,
+            images=int(present.sum(dim=1).max()),
             pairings=pairings,
             smoothing=self.smoothing,
         )
 
 
-def without_smoothing(targets: Tensor, shares: Tensor) -> tuple[Tensor, float]:
-    """Labels `[M, K]` with their smoothing taken out, and how much it was.
+def remove_smoothing(targets: Tensor, pixels: Tensor) -> tuple[Tensor, float]:
+    """Labels `[M, K]` without label smoothing, and the amount ε of smoothing.
 
-    Smoothing by ε leaves ε/K in every entry, also of classes that were not mixed in.
+    Smoothing adds ε/K to every entry, also for classes that were not mixed in.
 
     Args:
-        targets: `[M, K]`.
-        shares: of the pixels, `[M, K]`.
+        targets: labels `[M, K]`.
+        pixels: weights by pixels, `[M, K]`.
     """
-    absent = targets[shares <= ROUNDING]
+    absent = targets[pixels <= ROUNDING]
     floor = float(absent.min()) if len(absent) else 0.0
     smoothing = floor * targets.shape[1]
     sums_to_one = bool((targets.sum(dim=1) - 1).abs().max() < ROUNDING)
@@ -190,116 +203,132 @@ def without_smoothing(targets: Tensor, shares: Tensor) -> tuple[Tensor, float]:
 
 
 def verdict(pixels: Tensor, labels: Tensor, tolerance: float) -> str:
-    """What the labels of all mixes are, in words; both are `[M, B + 1]`."""
+    """Describe in words how labels and pixels compare.
+
+    Args:
+        pixels: weights by pixels, `[M, B + 1]`.
+        labels: weights by labels, `[M, B + 1]`.
+        tolerance: largest accepted difference.
+    """
     excess = labels - pixels
-    off = ~(excess.abs() <= tolerance).all(dim=1)  # NaN is no match
-    if not off.any():
+    wrong = ~(excess.abs() <= tolerance).all(dim=1)  # also where a label is NaN
+    if not wrong.any():
         return MATCH
-    pixels, labels, excess = pixels[off], labels[off], excess[off]
-    there = pixels > ROUNDING
-    two = there.sum(dim=1) == 2
-    other_way = torch.where(there, 1 - pixels, 0)
-    if two.any() and ((other_way - labels)[two].abs() <= tolerance).all():
+    pixels, labels, excess = pixels[wrong], labels[wrong], excess[wrong]
+    present = pixels > ROUNDING
+    two = present.sum(dim=1) == 2
+    swapped = torch.where(present, 1 - pixels, 0)
+    if two.any() and ((swapped - labels)[two].abs() <= tolerance).all():
         return "swapped λ: each image has the weight of the other"
-    absent = (labels > tolerance) & ~there
-    unnamed = (pixels > tolerance) & (labels <= ROUNDING)
-    if (absent.any(dim=1) & unnamed.any(dim=1)).any():
+    extra = (labels > tolerance) & ~present
+    missing = (pixels > tolerance) & (labels <= ROUNDING)
+    if (extra.any(dim=1) & missing.any(dim=1)).any():
         return WRONG_PAIRING
-    if unnamed.any():
+    if missing.any():
         return "incomplete: labels leave out images that were mixed in"
     if ((labels.sum(dim=1) - 1).abs() > tolerance).any():
         return "labels do not sum to 1"
-    own = off.nonzero() % (pixels.shape[1] - 1)
-    if (there.gather(1, own) & (excess.gather(1, own) < 0)).all():
+    # Row b of a batch is image b with something pasted in.
+    base = wrong.nonzero() % (pixels.shape[1] - 1)
+    if (present.gather(1, base) & (excess.gather(1, base) < 0)).all():
         return "unclipped λ: labels give the pasted image more than its pixels"
     return "labels differ from pixels"
 
 
-# ---------------------------------------------------------------------- our methods
+# ---------------------------------------------------------------------- methods of this package
 
 
 @contextmanager
-def seeing_colors(*networks: nn.Module | None) -> Iterator[None]:
-    """Within it networks see the first three channels of images that have more."""
+def color_channels_only(*networks: nn.Module | None) -> Iterator[None]:
+    """Let networks see only the first three channels of images that have more."""
 
-    def colors(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][:, :COLOURS], *args[1:])
+    def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0][:, :COLOR_CHANNELS], *args[1:])
 
     with ExitStack() as hooks:
         for network in filter(None, networks):
             for module in network.modules():
-                if isinstance(module, nn.Conv2d) and module.in_channels == COLOURS:
-                    hooks.enter_context(module.register_forward_pre_hook(colors))
+                if isinstance(module, nn.Conv2d) and module.in_channels == COLOR_CHANNELS:
+                    hooks.enter_context(module.register_forward_pre_hook(select))
         yield
 
 
-def mixes_of(
-    method: Method, trial: Trial, student: Any = None, teacher: Any = None
+def mix_batches(
+    method: Method,
+    settings: CheckSettings,
+    student: Any = None,
+    teacher: Any = None,
 ) -> Iterator[Mixed]:
-    """Mixed planes of a method at steps 0, 1, 2, …, as the student would learn from them.
+    """Yield the mixes that the student would learn from at steps 0, 1, 2, …
 
     Args:
-        method: any method.
-        trial: what it is tried on.
-        student: the network that it may look into, built for such images and B classes.
-        teacher: its moving average.
+        method: the method.
+        settings: the probe batches.
+        student: a network for such images and B classes, if the method uses one.
+        teacher: its moving average, if the method uses one.
 
     Raises:
-        UsageError: the batch is smaller than a mix.
+        UsageError: the method needs more images than a batch has.
     """
-    pictures = trial.pictures(generator_at(method.seed, 0, "ledger"))
-    images = torch.cat([pictures, trial.planes()], dim=1)
-    targets = torch.eye(trial.batch)
-    with torch.no_grad(), seeing_colors(student, teacher, method):
-        for step in range(trial.batches):
+    noise = settings.noise_images(generator_at(method.seed, 0, "ledger"))
+    images = torch.cat([noise, settings.indicator_images()], dim=1)
+    targets = torch.eye(settings.batch_size)
+    with torch.no_grad(), color_channels_only(student, teacher, method):
+        for step in range(settings.batches):
             params = method.params_for_step(images.shape, step)
             mixed = method.mix_batch(images, targets, student, teacher, params)
-            yield replace(mixed, images=mixed.images[:, COLOURS:])
-            # Some keep their mixes, for other images to meet at the next step.
+            yield replace(mixed, images=mixed.images[:, COLOR_CHANNELS:])
+            # Some methods keep their mixes and mix them with other images in the next step.
             method.losses(images, targets, student, teacher, step)
             images, targets = images.roll(1, dims=0), targets.roll(1, dims=0)
 
 
-def realized_lam(mixed: Mixed) -> Tensor:
-    """The share of the pixels that each source has, `[M, N]`, as the method says itself."""
+def claimed_fractions(mixed: Mixed) -> Tensor:
+    """The fraction of the pixels of each source, `[M, N]`, according to the method itself."""
     masks = mixed.masks
     return mixed.lam if masks is None else masks.mean(dim=(2, 3))
 
 
 def check_method(
-    method: Method, trial: Trial | None = None, *, student: Any = None, teacher: Any = None
+    method: Method,
+    settings: CheckSettings | None = None,
+    *,
+    student: Any = None,
+    teacher: Any = None,
 ) -> LedgerRow:
-    """Count the mixes of one of our methods; for the arguments see `mixes_of`.
+    """Compare labels and pixels of a method; see `mix_batches` for the arguments.
 
     Raises:
-        UsageError: the batch is smaller than a mix.
+        UsageError: the method needs more images than a batch has.
     """
     if not method.label_rule.countable:
         return LedgerRow(method.name, f"not counted: {method.label_note}", ok=True)
-    trial = trial or Trial()
-    count = Count(trial.tolerance)
-    for mixed in mixes_of(method, trial, student, teacher):
-        count.add(mixed.images, mixed.targets)
-    row = count.row(method.name)
+    settings = settings or CheckSettings()
+    ledger = LabelLedger(settings.tolerance)
+    for mixed in mix_batches(method, settings, student, teacher):
+        ledger.add(mixed.images, mixed.targets)
+    row = ledger.row(method.name)
     if method.label_rule is not LabelRule.PIXELS and row.verdict != WRONG_PAIRING:
         return replace(row, verdict=f"by design: {method.label_note}", ok=True)
     return row
 
 
 def check_methods(
-    names: Sequence[str], values: dict[str, Any] | None = None, trial: Trial | None = None
+    names: Sequence[str],
+    values: dict[str, Any] | None = None,
+    settings: CheckSettings | None = None,
 ) -> list[LedgerRow]:
-    """Count the mixes of several of our methods, with small networks where they need any.
+    """Compare labels and pixels of several methods, with small networks.
 
     Args:
-        names: of `adautomix methods`.
-        values: nested settings that are not the defaults.
-        trial: what they are tried on.
+        names: names of methods.
+        values: settings of a run that differ from the defaults, nested as in a YAML file.
+        settings: the probe batches.
 
     Raises:
         UsageError: unknown method or setting.
     """
-    trial = trial or Trial()
+    settings = settings or CheckSettings()
     rows = []
     for name in names:
         network = SMALL_CNN if suits(name, SMALL_CNN["model"]) else SMALL_TRANSFORMER
@@ -307,9 +336,10 @@ def check_methods(
         with seeded(config.seed):
             student, method, teacher = build_networks(
                 config,
-                num_classes=trial.batch,
-                image_size=trial.size,
+                num_classes=settings.batch_size,
+                image_size=settings.image_size,
                 device=torch.device("cpu"),
             )
-            rows.append(check_method(method, trial, student=student, teacher=teacher.model))
+            row = check_method(method, settings, student=student, teacher=teacher.model)
+        rows.append(row)
     return rows

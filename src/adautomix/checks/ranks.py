@@ -1,4 +1,4 @@
-"""A loop in two processes, started as `torchrun` starts them, and which mixes each one makes."""
+"""Run a training loop in two processes, as `torchrun` would, and compare which mixes they make."""
 
 import json
 import os
@@ -14,83 +14,87 @@ from tempfile import TemporaryDirectory
 import torch.distributed as dist
 
 from adautomix.checks.script import load_named
-from adautomix.checks.watch import lit_batches, watch
+from adautomix.checks.tracing import probe_batches, trace_steps
 from adautomix.errors import RunError
 
 Mixes = list[list[list[float]]]
-"""For each step and each mixed input of the network, the share of what shines in each image."""
+"""For each step and each mixed input of the network, the brightness fraction of each image."""
 
 PROCESSES = 2
-PATIENCE = 300  # seconds
-ALONE = "--alone leaves them out"
+TIMEOUT = 300  # seconds
+HINT = "--alone skips this check"
 
 
 @contextmanager
 def two_processes(address: str, steps: int) -> Iterator[Callable[[], list[Mixes]]]:
-    """Start the loop in two processes; call what this gives to wait for the mixes of both.
+    """Start a loop in two processes; yield a function that waits for the mixes of both.
 
     Args:
-        address: of the function that makes the loop, see `load_named`.
-        steps: training steps.
+        address: address of the function that makes the loop; see `load_named`.
+        steps: number of training steps.
     """
     with TemporaryDirectory() as folder:
         port = free_port()
         files = [Path(folder) / f"{rank}.json" for rank in range(PROCESSES)]
-        started = {file: start(address, steps, file, rank, port) for rank, file in enumerate(files)}
+        processes = {
+            file: start_process(address, steps, file, rank, port) for rank, file in enumerate(files)
+        }
         try:
-            yield lambda: wait_for(started)
+            yield lambda: wait_for_results(processes)
         finally:
-            for process in started.values():
+            for process in processes.values():
                 process.kill()
                 process.wait()
 
 
-def start(address: str, steps: int, file: Path, rank: int, port: int) -> "subprocess.Popen[bytes]":
-    """One process, in the environment that its launcher would give it."""
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": PROCESSES}
-    place |= {"LOCAL_WORLD_SIZE": PROCESSES, "MASTER_PORT": port}
-    surroundings = {name: str(value) for name, value in place.items()}
+def start_process(
+    address: str, steps: int, file: Path, rank: int, port: int
+) -> "subprocess.Popen[bytes]":
+    """Start one process with the environment variables that `torchrun` sets."""
+    ranks = {"RANK": rank, "LOCAL_RANK": rank}
+    sizes = {"WORLD_SIZE": PROCESSES, "LOCAL_WORLD_SIZE": PROCESSES, "MASTER_PORT": port}
+    variables = {name: str(value) for name, value in (ranks | sizes).items()}
     return subprocess.Popen(
         [sys.executable, "-m", __name__, address, str(steps), str(file)],
-        env=os.environ | surroundings | {"MASTER_ADDR": "127.0.0.1"},
+        env=os.environ | variables | {"MASTER_ADDR": "127.0.0.1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
 
 
-def wait_for(processes: dict[Path, "subprocess.Popen[bytes]"]) -> list[Mixes]:
-    """What the processes wrote into their files, in the end.
+def wait_for_results(processes: dict[Path, "subprocess.Popen[bytes]"]) -> list[Mixes]:
+    """Wait until all processes have finished and return what they wrote to their files.
 
-    Where one fails, the others are not awaited: they may wait for it.
+    If one fails, the others are not waited for, because they may be waiting for it.
 
     Raises:
-        RunError: one failed or did not end.
+        RunError: a process failed, or the time is up.
     """
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT
     while time.monotonic() < end:
         codes = {file: process.poll() for file, process in processes.items()}
         if failed := [file for file, code in codes.items() if code]:
             text = failed[0].read_text() if failed[0].exists() else f"exit {codes[failed[0]]}"
-            raise RunError(f"the loop failed in {PROCESSES} processes ({text}): {ALONE}")
+            raise RunError(f"the loop failed in {PROCESSES} processes ({text}): {HINT}")
         if None not in codes.values():
             return [json.loads(file.read_text()) for file in codes]
         time.sleep(0.05)
-    raise RunError(f"the loop did not end within {PATIENCE} s in {PROCESSES} processes: {ALONE}")
+    raise RunError(f"the loop did not end within {TIMEOUT} s in {PROCESSES} processes: {HINT}")
 
 
 def free_port() -> int:
-    """A port on which the processes can meet."""
-    with socket.socket() as meeting:
-        meeting.bind(("127.0.0.1", 0))
-        return int(meeting.getsockname()[1])
+    """A free port for the process group."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
 
 
 def main(address: str, steps: str, file: str) -> None:
-    """The work of one process: train on the lit batches, write down the mixes or what failed."""
+    """Train on probe batches in one process; write the mixes, or the error, to a file."""
     try:
         loop = load_named(address)()
-        seen = watch(loop.train_step, lit_batches(loop, int(steps)))
-        text = json.dumps([[rows.tolist() for rows in step.mixed] for step in seen])
+        traces = trace_steps(loop.train_step, probe_batches(loop, int(steps)))
+        text = json.dumps([[rows.tolist() for rows in step.mixed] for step in traces])
     except Exception as error:
         Path(file).write_text(f"{type(error).__name__}: {error}")
         raise

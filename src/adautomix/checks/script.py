@@ -1,4 +1,4 @@
-"""The user's own code by its address: `my_mix.py:make_mixer`, `timm.data:Mixup`."""
+"""Load the user's own code by its address: `my_mix.py:make_mixer`, `timm.data:Mixup`."""
 
 import importlib
 import inspect
@@ -13,11 +13,11 @@ from adautomix.errors import UsageError
 
 
 def load_named(address: str, default: str = "") -> Any:
-    """What `path.py:name` or `module:name` names.
+    """Load the object with the address `path.py:name` or `module:name`.
 
     Args:
-        address: a file or an importable module, a colon, a name at its top.
-        default: the name where none is given.
+        address: a Python file or an importable module, a colon, and the name of a top-level object.
+        default: the name to use if the address has none.
 
     Raises:
         UsageError: there is no such file, module or name.
@@ -28,12 +28,16 @@ def load_named(address: str, default: str = "") -> Any:
         raise UsageError(f"{address!r} names no attribute: write path.py:name or module:name")
     module = load_file(Path(place)) if place.endswith(".py") else load_module(place)
     if not hasattr(module, name):
-        raise UsageError(f"{place} has no {name!r}: write it at the top of the file")
+        raise UsageError(f"{place} has no {name!r}: define it at the top level of the file")
     return getattr(module, name)
 
 
 def load_file(path: Path) -> ModuleType:
-    """Run a file as a module; what lies beside it can be imported, as when Python runs it."""
+    """Execute a Python file as a module; it can import its neighbors, as when Python runs it.
+
+    Raises:
+        UsageError: there is no such file.
+    """
     if not path.is_file():
         raise UsageError(f"no file {path}: write path.py:name")
     name = f"{path.stem.replace('.', '_')}_script"
@@ -41,14 +45,18 @@ def load_file(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
-    sys.modules[module.__name__] = module  # dataclasses look themselves up there
+    sys.modules[module.__name__] = module  # dataclasses look up their module there
     make_importable(path.resolve().parent)
     spec.loader.exec_module(module)
     return module
 
 
 def load_module(name: str) -> ModuleType:
-    """Import a module, also from the present folder."""
+    """Import a module, also from the current folder.
+
+    Raises:
+        UsageError: the module, or one that it imports, is not installed.
+    """
     make_importable(Path.cwd())
     try:
         return importlib.import_module(name)
@@ -59,16 +67,16 @@ def load_module(name: str) -> ModuleType:
 
 
 def make_importable(folder: Path) -> None:
-    """Let the modules of a folder be imported."""
+    """Add a folder to the import path."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
 
 def address_of(function: Callable[..., Any]) -> str:
-    """The address under which another process finds a function.
+    """The address with which another process can load a function.
 
     Raises:
-        UsageError: it is not at the top of a file.
+        UsageError: the function is not defined at the top level of a file.
     """
     name = getattr(function, "__qualname__", "<nameless>")
     try:
@@ -76,7 +84,9 @@ def address_of(function: Callable[..., Any]) -> str:
     except TypeError:
         file = None
     if file is None or not name.isidentifier():
-        raise UsageError(f"{name} is not at the top of a file: other processes cannot find it")
-    # A file in a package may import from beside it, which only its module name allows.
+        raise UsageError(
+            f"{name} is not at the top level of a file: other processes cannot find it"
+        )
+    # A file of a package may use relative imports, which need the module's name.
     module = function.__module__
     return f"{module if '.' in module else file}:{name}"

@@ -68,19 +68,19 @@ def check_mix(
     from adautomix.config import merge_sources
     from adautomix.methods import METHODS
 
-    trial = ledger.Trial(batch, size, batches)
+    settings = ledger.CheckSettings(batch, size, batches)
     with console().status("counting pixels", spinner="dots"):
-        rows = [mixers.check_named(address, trial) for address in objects]
+        rows = [mixers.check_address(address, settings) for address in objects]
         if method or not objects:
             names = list(METHODS) if method in (None, "all") else names_in(str(method))
             values = merge_sources(recipe=recipe, file=config, flags=flags)
-            rows += ledger.check_methods(names, values, trial)
+            rows += ledger.check_methods(names, values, settings)
     if as_json:
         print_json([dataclasses.asdict(row) for row in rows])
     else:
-        print_listing([row.cells() for row in rows], ledger.TITLES, as_json=False)
+        print_listing([row.cells() for row in rows], ledger.COLUMN_TITLES, as_json=False)
     if wrong := [row.name for row in rows if not row.ok]:
-        raise RunError(f"labels are not what the pixels say: {', '.join(wrong)}")
+        raise RunError(f"labels do not match the pixels: {', '.join(wrong)}")
 
 
 @click.command(cls=Command)

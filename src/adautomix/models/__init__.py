@@ -1,4 +1,4 @@
-"""Any timm network behind one small wrapper: named heads, pooled features, stage feature maps."""
+"""Networks with named heads, pooled features and feature maps: timm's, and the user's own."""
 
 from adautomix.models.build import build_model
 from adautomix.models.classifier import Classifier, Features
@@ -9,8 +9,9 @@ from adautomix.models.modes import (
     has_batch_norm,
     updates_running_stats,
 )
-from adautomix.models.narrow import SkippingConv2d
 from adautomix.models.spec import HEADS, ModelSpec, Stem
+from adautomix.models.strided_conv import SubsampledConv2d
+from adautomix.models.sync_batch_norm import SyncBatchNorm2dCPU, convert_sync_batchnorm
 from adautomix.models.transformer import Queries, ViTBlocks
 from adautomix.models.wrap import WrappedClassifier, wrap_model
 
@@ -20,11 +21,13 @@ __all__ = [
     "Features",
     "ModelSpec",
     "Queries",
-    "SkippingConv2d",
     "Stem",
+    "SubsampledConv2d",
+    "SyncBatchNorm2dCPU",
     "ViTBlocks",
     "WrappedClassifier",
     "build_model",
+    "convert_sync_batchnorm",
     "default_stem",
     "evaluating",
     "frozen_running_stats",

@@ -1,17 +1,17 @@
 """Build a `Classifier` from any timm network."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, get_args
 
-import torch
 from torch import nn
 
 from adautomix.errors import UsageError, unknown_name
 from adautomix.models.classifier import Classifier
 from adautomix.models.families import create_timm_network, timm_plan
-from adautomix.models.narrow import spare_narrow_shortcuts
 from adautomix.models.spec import HEADS, ModelSpec, Stem
+from adautomix.models.strided_conv import replace_narrow_strided_convs
+from adautomix.rng import seeded
 
 
 def build_model(
@@ -27,36 +27,43 @@ def build_model(
     options: Mapping[str, Any] | None = None,
     seed: int | None = None,
 ) -> Classifier:
-    """A timm network with linear heads, on the CPU, in train mode.
+    """Create a timm network with linear heads, on the CPU and in training mode.
 
     Args:
-        name: a timm architecture, with or without a weights tag ("resnet18.a1_in1k").
-        num_classes: K, outputs of every head.
-        stem: "cifar" puts one 3×3 stride-1 convolution in the place of the stem and its
-            max-pool, for images of 32 to 64 pixels (ResNet and ConvNeXt families).
-        width: factor on every channel count, rounded to multiples of 8 (and of what the
+        name: a timm architecture, with or without the tag of pretrained weights
+            ("resnet18.a1_in1k").
+        num_classes: K, number of outputs of every head.
+        stem: "cifar" replaces the first layers and their max-pool by one 3×3 convolution with
+            stride 1, for images of 32 to 64 pixels (ResNet and ConvNeXt families).
+        width: factor on every channel count, which is rounded to a multiple of 8 (and of what the
             attention heads need); ResNet, ConvNeXt, Swin and ViT families.
-        pretrained: start from timm's published weights; needs them cached or a network.
-        image_size: pixels a side; networks of a fixed input size are built for it.
-        drop_path: rate of stochastic depth, 0 to 1.
+        pretrained: load timm's published weights, from its cache or by download.
+        image_size: side of the input images in pixels. Networks with a fixed input size are built
+            for it.
+        drop_path: stochastic depth rate, 0 to 1.
         heads: names of the linear heads.
-        options: further arguments of `timm.create_model`.
-        seed: draw the weights from this seed and leave torch's own random state
-            alone; None draws from torch's.
+        options: further keyword arguments of `timm.create_model`.
+        seed: seed of the initial weights; the global generators keep their states. None draws
+            them from PyTorch's global generator.
 
     Raises:
-        UsageError: unknown name, or arguments the network cannot take.
-        RunError: the pretrained weights could not be had.
+        UsageError: the name is unknown, or the network does not accept an argument.
+        RunError: the pretrained weights cannot be loaded.
+
+    Example:
+        >>> model = build_model("resnet18", 10, stem="cifar", width=0.25, image_size=32)
+        >>> model(torch.randn(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
     spec = ModelSpec(
         name, num_classes, stem, width, image_size, drop_path, tuple(heads), dict(options or {})
     )
     _check(spec, pretrained)
     plan = timm_plan(spec)
-    with nullcontext() if seed is None else _seeded(seed):
+    with nullcontext() if seed is None else seeded(seed):
         backbone = create_timm_network(spec, plan.arguments, pretrained)
-        _replace(backbone, plan.replacements)
-        spare_narrow_shortcuts(backbone)
+        _replace_modules(backbone, plan.replacements)
+        replace_narrow_strided_convs(backbone)
         return Classifier(backbone, spec)
 
 
@@ -73,30 +80,25 @@ def _check(spec: ModelSpec, pretrained: bool) -> None:
         raise UsageError(f"stem {spec.stem!r}: use one of {', '.join(get_args(Stem))}")
     if spec.width <= 0 or spec.num_classes < 1 or not spec.heads:
         raise UsageError(
-            f"model {spec.name}: width must be above 0, and classes and heads at least one"
+            f"model {spec.name}: width must be above 0, and there must be at least one class and "
+            "one head"
         )
     if pretrained and (spec.stem != "standard" or spec.width != 1):
         raise UsageError("pretrained weights fit only stem: standard and width: 1")
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """The CPU's random numbers from a seed, and its former state afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
-def _replace(backbone: nn.Module, replaced: dict[str, dict[str, Any] | None]) -> None:
-    """Put the plan's modules into the backbone, initialized by the family's own rule."""
-    for path, arguments in replaced.items():
+def _replace_modules(
+    backbone: nn.Module, replacements: Mapping[str, dict[str, Any] | None]
+) -> None:
+    """Carry out the replacements of a `TimmPlan`, initialized as the family does."""
+    for path, arguments in replacements.items():
         backbone.set_submodule(path, nn.Conv2d(**arguments) if arguments else nn.Identity())
         if arguments:
             _initialize_stem(backbone.get_submodule(path))
 
 
 def _initialize_stem(conv: Any) -> None:
-    """Timm's rules: ResNet's convolutions, which have no bias, by fan-out; ConvNeXt's by 0.02."""
+    """Initialize as timm does: by fan-out in a ResNet (no bias), with std 0.02 in a ConvNeXt."""
     if conv.bias is None:
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     else:

@@ -1,11 +1,10 @@
-"""Any timm backbone behind one small wrapper: named heads, pooled features, feature-map taps.
+"""Any timm backbone with named heads, pooled features and the feature maps of its stages.
 
-A `Classifier` is a timm network without its own classifier, plus one linear head a name: "clean"
-learns from clean images, "mixed" from mixed ones. `build_model` makes one, with a stem for small
-images and a width factor where the family has them. Initial weights of the backbone are timm's
-(ResNet: the last batch norm of every block starts at zero; `options={"zero_init_last": False}`
-turns that off). The heads start as N(0, 0.01) with zero bias on every backbone, as the authors'
-do: timm's own rule differs from family to family, and a run should not depend on that.
+A `Classifier` is a timm network without its own classifier, plus one linear head per name: "clean"
+learns from clean images, "mixed" from mixed ones. `build_model` creates it. Backbones start with
+timm's initial weights (in a ResNet the last batch norm of every block starts at zero;
+`options={"zero_init_last": False}` turns that off). The heads start as N(0, 0.01) with zero bias
+on every backbone, as in the authors' code, because timm's own rule differs between families.
 """
 
 from dataclasses import dataclass
@@ -21,11 +20,11 @@ from adautomix.models.transformer import ViTBlocks, is_plain_vit
 
 @dataclass(frozen=True)
 class Features:
-    """What one forward of the backbone gives.
+    """The result of one forward pass through the backbone.
 
     Attributes:
-        pooled: `[B, D]`, the pooled last feature, which the linear heads see.
-        tap: `[B, C, h, w]`, the feature map of the stage asked for (None if none was).
+        pooled: `[B, D]`, the pooled feature, the input of the linear heads.
+        tap: `[B, C, h, w]`, the feature map of the requested stage; None if none was requested.
     """
 
     pooled: Tensor
@@ -33,9 +32,19 @@ class Features:
 
 
 class Classifier(nn.Module):
-    """A timm backbone with one linear head a name; made by `build_model`."""
+    """A timm backbone with one linear head per name; created by `build_model`.
 
-    backbone: Any  # a timm network: an nn.Module with forward_features, forward_head, …
+    Args:
+        backbone: a timm network without classifier (`num_classes=0`).
+        spec: the arguments that it was built with.
+
+    Attributes:
+        num_classes: K, number of outputs of every head.
+        heads: the linear heads by name.
+        stages: paths of the modules whose outputs are the feature maps, stage 1 first.
+    """
+
+    backbone: Any  # a timm network: an nn.Module with forward_features, forward_head and so on
 
     def __init__(self, backbone: nn.Module, spec: ModelSpec) -> None:
         super().__init__()
@@ -43,11 +52,10 @@ class Classifier(nn.Module):
         self.spec = spec
         self.num_classes = spec.num_classes
         self.heads = nn.ModuleDict({name: self._new_head() for name in spec.heads})
-        # Some families list their stem as feature 0; taps count stages from 1 either way.
+        # Some families list their stem as feature 0. Taps number the stages from 1 in any case.
         stages = getattr(backbone, "feature_info", [])
         has_stem = bool(stages) and stages[0]["module"] in ("act1", "stem")
         self._reductions = [stage["reduction"] for stage in stages[has_stem:]]
-        # Paths of the modules that put out the taps, tap 1 first.
         self.stages = [f"backbone.{stage['module']}" for stage in stages[has_stem:]]
         self._tap_to_index = 0 if has_stem else -1
 
@@ -58,11 +66,12 @@ class Classifier(nn.Module):
         return head
 
     def features(self, images: Tensor, tap: int | None = None) -> Features:
-        """Pooled features and, if asked, one stage's feature map, from one forward.
+        """Pooled features and, on request, the feature map of one stage, from one forward pass.
 
         Args:
-            images: `[B, 3, H, W]`, normalized.
-            tap: a stage of a staged network or a block of a plain transformer, from 1.
+            images: normalized, `[B, 3, H, W]`.
+            tap: number of a stage, or of a block of a plain vision transformer, from 1; None for
+                no feature map.
 
         Raises:
             UsageError: the network has no such stage.
@@ -77,7 +86,11 @@ class Classifier(nn.Module):
         return Features(self.backbone.forward_head(last, pre_logits=True), feature_map)
 
     def feature_map(self, images: Tensor, tap: int) -> Tensor:
-        """The tap of `features` alone, `[B, C, h, w]`; nothing behind it is computed.
+        """The feature map of one stage, `[B, C, h, w]`; later stages are not computed.
+
+        Args:
+            images: normalized, `[B, 3, H, W]`.
+            tap: number of the stage or block, from 1.
 
         Raises:
             UsageError: the network has no such stage.
@@ -89,7 +102,11 @@ class Classifier(nn.Module):
         return cast(Tensor, feature_map)
 
     def logits(self, pooled: Tensor, head: str = "clean") -> Tensor:
-        """Logits `[B, K]` of one head for pooled features `[B, D]`."""
+        """Logits `[B, K]` of one head for pooled features `[B, D]`.
+
+        Raises:
+            UsageError: the network has no such head.
+        """
         if head not in self.heads:
             raise UsageError(f"head {head!r}: the network has {', '.join(self.heads)}")
         logits: Tensor = self.heads[head](pooled)
@@ -99,33 +116,39 @@ class Classifier(nn.Module):
         """Logits `[B, K]` of one head for normalized images `[B, 3, H, W]`."""
         return self.logits(self.features(images).pooled, head)
 
-    def blocks(self) -> "ViTBlocks":
-        """The network taken apart at its blocks, to read its attention or to change its tokens.
+    def blocks(self) -> ViTBlocks:
+        """The backbone as a sequence of transformer blocks, to read attention or change tokens.
 
         Raises:
-            UsageError: it is no plain vision transformer.
+            UsageError: the backbone is not a plain vision transformer.
         """
         if not self.is_plain_vit:
             raise UsageError(
-                f"model {self.spec.name} has no attention of all patches to all: use a plain vision"
-                " transformer (ViT or DeiT families), say deit_small_patch16_224"
+                f"model {self.spec.name} has no attention between all patches: use a plain vision "
+                "transformer (ViT or DeiT), for example deit_small_patch16_224"
             )
         return ViTBlocks(self.backbone)
 
     @property
     def is_plain_vit(self) -> bool:
-        """Whether it can be taken apart at its blocks."""
+        """Whether `blocks` supports the backbone."""
         return is_plain_vit(self.backbone)
 
     def default_tap(self) -> int:
-        """The last stage but one (third of four); for a plain transformer the middle block."""
+        """The last stage but one (the third of four), or the middle block of a plain ViT."""
         self._check_tap(1)
         depth = len(self._reductions)
-        plain = len(set(self._reductions)) == 1
-        return max(1, depth // 2 if plain else depth - 1)
+        is_isotropic = len(set(self._reductions)) == 1
+        return max(1, depth // 2 if is_isotropic else depth - 1)
 
     def tap_shape(self, tap: int) -> tuple[int, int, int]:
-        """(C, h, w) of a tap for images of `spec.image_size`; leaves no trace in the network."""
+        """Channels, height and width of a feature map for images of `spec.image_size`.
+
+        It is measured with one forward pass, which changes neither modes nor statistics.
+
+        Raises:
+            UsageError: the network has no such stage.
+        """
         parameter = next(self.parameters())
         images = parameter.new_zeros(1, 3, self.spec.image_size, self.spec.image_size)
         with evaluating(self):
@@ -136,6 +159,8 @@ class Classifier(nn.Module):
     def _check_tap(self, tap: int) -> None:
         depth = len(self._reductions)
         if not (depth and hasattr(self.backbone, "forward_intermediates")):
-            raise UsageError(f"model {self.spec.name}: timm gives no feature maps of its stages")
+            raise UsageError(
+                f"model {self.spec.name}: timm does not provide the feature maps of its stages"
+            )
         if not 1 <= tap <= depth:
             raise UsageError(f"tap {tap}: {self.spec.name} has stages 1 to {depth}")

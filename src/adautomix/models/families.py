@@ -1,7 +1,7 @@
-"""What a stem or a width factor means in each family of timm networks.
+"""Stems for small images and width factors, for each family of timm networks that has them.
 
-A plan reads the channel counts of the original network (built without storage), so that it holds
-for every variant that timm has.
+A plan reads the channel counts of the original network, built without storage on the meta device,
+so that it works for every variant of a family.
 """
 
 import math
@@ -17,7 +17,7 @@ from adautomix.models.spec import ModelSpec, Stem, TimmPlan
 
 
 def default_stem(name: str, image_size: int) -> Stem:
-    """The stem for images of this size: "cifar" up to 64 pixels a side, where the family has it."""
+    """The stem for images of a size: "cifar" up to 64 pixels if the family has it."""
     if image_size > 64:
         return "standard"
     try:
@@ -28,18 +28,18 @@ def default_stem(name: str, image_size: int) -> Stem:
 
 
 def timm_plan(spec: ModelSpec) -> TimmPlan:
-    """What makes the spec's backbone with timm alone.
+    """How to build the backbone of a spec with timm alone.
 
     Raises:
-        UsageError: the family has no such stem or width.
+        UsageError: the family does not support the stem or the width.
     """
     import timm
 
     arguments = dict(spec.options)
     if spec.drop_path:
         arguments["drop_path_rate"] = spec.drop_path
-    card = timm.get_pretrained_cfg(spec.name)
-    if card is not None and card.fixed_input_size:
+    pretrained_cfg = timm.get_pretrained_cfg(spec.name)
+    if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
         arguments["img_size"] = spec.image_size
     if spec.stem == "standard" and spec.width == 1:
         return TimmPlan(arguments)
@@ -49,10 +49,8 @@ def timm_plan(spec: ModelSpec) -> TimmPlan:
     return TimmPlan(arguments | changes.arguments, changes.replacements)
 
 
-# What a stem or width means in each family. A plan reads the channel counts of the original
-# network (built without storage), so that it holds for every variant that timm has.
-
 _FamilyPlan = Callable[[Any, ModelSpec], TimmPlan]
+"""Returns what a spec changes about a network of one family, given the original network."""
 
 
 def _family_plan(name: str, original: nn.Module) -> _FamilyPlan:
@@ -73,35 +71,35 @@ def _family_plan(name: str, original: nn.Module) -> _FamilyPlan:
         if isinstance(original, family):
             return plan
     raise UsageError(
-        f"model {name}: a width factor is for the ResNet, ConvNeXt, Swin and ViT families,"
-        " stem: cifar for ResNet and ConvNeXt"
+        f"model {name}: a width factor is for the ResNet, ConvNeXt, Swin and ViT families, and "
+        "stem: cifar for the ResNet and ConvNeXt families"
     )
 
 
 def _resnet_plan(original: Any, spec: ModelSpec) -> TimmPlan:
     arguments: dict[str, Any] = {}
-    replaced: dict[str, dict[str, Any] | None] = {}
+    replacements: dict[str, dict[str, Any] | None] = {}
     inplanes = original.bn1.num_features
     if spec.width != 1:
         inplanes = _scaled(inplanes, spec.width)
         arguments = {"channels": _resnet_channels(original, spec), "stem_width": inplanes // 2}
         if isinstance(original.conv1, nn.Conv2d):
-            # timm scales only its deep stems (to twice stem_width): ask for one, for the sake
-            # of what follows it, and put the single convolution back.
+            # timm scales the layers after the stem only if the stem is a deep one (to twice
+            # stem_width). Ask for one, then put the single convolution back.
             arguments["stem_type"] = "deep"
-            replaced["conv1"] = _conv(inplanes, kernel_size=7, stride=2, bias=False)
+            replacements["conv1"] = _conv(inplanes, kernel_size=7, stride=2, bias=False)
     if spec.stem == "cifar":
-        replaced |= {"conv1": _conv(inplanes, bias=False), "maxpool": None}
-    return TimmPlan(arguments, replaced)
+        replacements |= {"conv1": _conv(inplanes, bias=False), "maxpool": None}
+    return TimmPlan(arguments, replacements)
 
 
 def _resnet_channels(original: Any, spec: ModelSpec) -> tuple[int, ...]:
-    """Scaled planes of the stages (their outputs before a bottleneck's expansion)."""
+    """Scaled channel counts of the stages, before the expansion of bottleneck blocks."""
     blocks = [getattr(original, stage["module"])[0] for stage in original.feature_info[1:]]
     outputs = [stage["num_chs"] for stage in original.feature_info[1:]]
     planes = [count // block.expansion for count, block in zip(outputs, blocks, strict=True)]
     channels = tuple(_scaled(count, spec.width) for count in planes)
-    # timm rounds the channels of a ResNeXt group down: they must not come to none.
+    # timm rounds down the number of channels per ResNeXt group, which must not become zero.
     conv = blocks[0].conv2
     groups = getattr(conv, "groups", 1)
     if groups > 1 and conv.out_channels * channels[0] < groups * planes[0]:
@@ -120,9 +118,9 @@ def _convnext_plan(original: Any, spec: ModelSpec) -> TimmPlan:
 
 def _swin_plan(original: Any, spec: ModelSpec) -> TimmPlan:
     heads = [stage.blocks[0].attn.num_heads for stage in original.layers]
-    # Stage s has embed_dim·2^s channels, which its heads must divide.
-    needed = [count // math.gcd(count, 2**stage) for stage, count in enumerate(heads)]
-    return _transformer_plan(original, spec, math.lcm(*needed))
+    # Stage s has embed_dim · 2^s channels, which its number of heads must divide.
+    divisors = [count // math.gcd(count, 2**stage) for stage, count in enumerate(heads)]
+    return _transformer_plan(original, spec, math.lcm(*divisors))
 
 
 def _vit_plan(original: Any, spec: ModelSpec) -> TimmPlan:
@@ -132,21 +130,22 @@ def _vit_plan(original: Any, spec: ModelSpec) -> TimmPlan:
 def _transformer_plan(original: Any, spec: ModelSpec, heads: int) -> TimmPlan:
     if spec.stem == "cifar":
         raise UsageError(
-            f"model {spec.name} has patches, not a stem: stem: cifar is for the ResNet and"
-            " ConvNeXt families; for small images set options: {patch_size: 4} or the like"
+            f"model {spec.name} has patches, not a stem: stem: cifar is for the ResNet and "
+            "ConvNeXt families; for small images use a smaller patch, for example "
+            "options: {patch_size: 4}"
         )
     return TimmPlan({"embed_dim": _scaled(original.embed_dim, spec.width, math.lcm(8, heads))})
 
 
 def _scaled(channels: int, width: float, multiple: int = 8) -> int:
-    """The nearest multiple to channels × width, at least one multiple."""
+    """Round `channels * width` to a multiple of `multiple`, at least to `multiple` itself."""
     return max(1, round(channels * width / multiple)) * multiple
 
 
 def _conv(
     channels: int, kernel_size: int = 3, stride: int = 1, bias: bool = True
 ) -> dict[str, Any]:
-    """A first convolution: arguments of `nn.Conv2d`, padded to keep size / stride."""
+    """Arguments of `nn.Conv2d` for a first convolution whose output size is size / stride."""
     return {
         "in_channels": 3,
         "out_channels": channels,
@@ -160,16 +159,26 @@ def _conv(
 def create_timm_network(
     spec: ModelSpec, arguments: dict[str, Any], pretrained: bool = False
 ) -> Any:
-    """The timm network without its classifier; timm's many errors become one line."""
+    """Create a timm network without its classifier.
+
+    Args:
+        spec: names the network.
+        arguments: keyword arguments of `timm.create_model`.
+        pretrained: load timm's published weights.
+
+    Raises:
+        UsageError: timm does not accept the arguments.
+        RunError: the pretrained weights cannot be loaded.
+    """
     import timm
 
     try:
         return timm.create_model(spec.name, pretrained=pretrained, num_classes=0, **arguments)
-    except Exception as error:  # timm, torch, the hub and its cache raise all kinds
+    except Exception as error:  # timm, torch, the hub and its cache raise many types
         reason = textwrap.shorten(str(error) or type(error).__name__, 200)
         if pretrained and not isinstance(error, TypeError):
             raise RunError(
-                f"no pretrained weights for {spec.name} ({reason}): go online once to cache them,"
-                " or train from scratch with pretrained: false"
+                f"no pretrained weights for {spec.name} ({reason}): go online once to cache them, "
+                "or train from scratch with pretrained: false"
             ) from error
         raise UsageError(f"model {spec.name} with {arguments}: {reason}") from error

@@ -1,4 +1,4 @@
-"""Train and evaluation modes, and batch-norm statistics held still."""
+"""Context managers for evaluation mode and for batch norm that keeps its running statistics."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients; every module gets its own mode back afterwards."""
+    """Switch models to evaluation mode without gradients; restore each module's mode afterwards."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
         for model in models:
@@ -23,12 +23,12 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether images of one batch see each other in this network."""
+    """Whether the output for an image depends on the other images of a training batch."""
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
 def updates_running_stats(model: nn.Module) -> bool:
-    """Whether a forward in the present mode moves batch-norm statistics."""
+    """Whether a forward pass in the current mode updates batch-norm running statistics."""
     return any(
         isinstance(module, _BatchNorm) and module.training and module.track_running_stats
         for module in model.modules()
@@ -37,7 +37,11 @@ def updates_running_stats(model: nn.Module) -> bool:
 
 @contextmanager
 def frozen_running_stats(model: nn.Module) -> Iterator[None]:
-    """Within it a train-mode forward uses batch statistics but moves no batch-norm buffer."""
+    """Let forward passes in training mode use batch statistics without updating the running ones.
+
+    Unlike frozen batch norm, which normalizes by its running statistics, the output is that of a
+    usual forward pass in training mode. Blocks may be nested.
+    """
     tracking = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     try:
         for module in tracking:

@@ -1,17 +1,21 @@
-"""What is needed to build a network again, and timm's terms for it."""
+"""Descriptions of networks: what `build_model` needs, and what timm needs."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Stem = Literal["standard", "cifar"]
+"""First layers of a network: timm's own, or a 3×3 convolution without downsampling."""
+
 HEADS = ("clean", "mixed")
+"""Names of the linear heads that a `Classifier` has by default."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """All that is needed to build a network again: `build_model(**dataclasses.asdict(spec))`.
+    """Everything needed to build a network again: `build_model(**dataclasses.asdict(spec))`.
 
-    The fields are the arguments of `build_model`; all are plain values that JSON can hold.
+    The fields are arguments of `build_model`, which documents them. Their values can be stored as
+    JSON.
     """
 
     name: str
@@ -26,12 +30,12 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class TimmPlan:
-    """A spec in timm's terms: what to create, and which of its modules to replace afterwards.
+    """How to build the backbone of a `ModelSpec` with timm alone.
 
     Attributes:
-        arguments: keyword arguments of `timm.create_model`, without the number of classes.
-        replacements: for the path of each module to replace, the keyword arguments of the
-            `nn.Conv2d` that takes its place; None for `nn.Identity`.
+        arguments: keyword arguments of `timm.create_model`, without `num_classes`.
+        replacements: modules to replace afterwards. The keys are their paths; the values are the
+            keyword arguments of the `nn.Conv2d` to put there, or None for `nn.Identity`.
     """
 
     arguments: dict[str, Any] = field(default_factory=dict)

@@ -8,11 +8,11 @@ from torch import Tensor
 from adautomix.config import TrainConfig
 from adautomix.data import ImageData, TrainBatches, load_data
 from adautomix.data.balance import class_weights
-from adautomix.distributed import main_process_first, rank, sync_batch_norm, world_size
+from adautomix.distributed import main_process_first, rank, world_size
 from adautomix.ema import Teacher
 from adautomix.errors import UsageError
 from adautomix.methods import Method, find_method
-from adautomix.models import Classifier, build_model
+from adautomix.models import Classifier, build_model, convert_sync_batchnorm
 from adautomix.rng import seed_at
 from adautomix.runs.weights import load_backbone
 
@@ -85,7 +85,7 @@ def build_networks(
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     student = student.to(device, memory_format=layout)  # type: ignore[call-overload]
     if config.sync_bn:
-        student = sync_batch_norm(student)
+        student = convert_sync_batchnorm(student)
     return student, method.to(device), Teacher(student, config.teacher.buffers)
 
 

@@ -1,6 +1,6 @@
-"""Trains a few steps of every method named and writes the losses; `torchrun` starts it too.
+"""Train a few steps with each of several methods and write the losses; also run by `torchrun`.
 
-Usage: several.py OUT METHOD…
+Usage: train_methods.py OUT METHOD…
 """
 
 import json
@@ -16,13 +16,19 @@ from adautomix.distributed import init_distributed, is_main
 from adautomix.runs.schema import EpochRow, TrainRow
 
 STEPS = 4
-# A cut of a graph may turn over with the last digit of a gradient, and batch norm over processes
-# rounds that digit another way: without batch norm it stays.
+# A graph cut of PuzzleMix may change with the last digit of a gradient, which synchronized batch
+# norm rounds differently. Without batch norm the digits are the same.
 WITHOUT_BATCH_NORM: dict[str, dict[str, Any]] = {"puzzlemix": {"model": "convnext_tiny"}}
 
 
-def course(method: str, **values: Any) -> dict[str, Any]:
-    """Losses of each step, averaged over processes, the scores after them, and checksums."""
+def train_record(method: str, **values: Any) -> dict[str, Any]:
+    """Train `STEPS` steps and return what happened.
+
+    Returns:
+        "losses" of each step, averaged over processes; "scores" of student and teacher after the
+        last step; "weights" and "variances", sums of the absolute values of the weights and of the
+        running variances.
+    """
     with tempfile.TemporaryDirectory() as folder:
         network = WITHOUT_BATCH_NORM.get(method, {})
         trainer = trainer_of(method, Path(folder), epochs=1, **network | values)
@@ -33,22 +39,21 @@ def course(method: str, **values: Any) -> dict[str, Any]:
     losses = [{"loss": row.loss, **row.parts} for row in rows if isinstance(row, TrainRow)]
     evaluated = [row for row in rows if isinstance(row, EpochRow) and row.student is not None]
     scores = [row.model_dump()[name] for row in evaluated for name in ("student", "teacher")]
-    weights = sum(sums.values()) - sum(variances.values())
     return {
         "losses": losses,
         "scores": scores,
-        "weights": weights,
+        "weights": sum(sums.values()) - sum(variances.values()),
         "variances": sum(variances.values()),
     }
 
 
 def main(out: Path, methods: list[str]) -> None:
-    """Write the courses of all methods."""
+    """Write the records of all methods, and of the last one with gradient accumulation."""
     init_distributed(torch.device("cpu"))
-    found = {name: course(name) for name in methods}
-    found["accumulated"] = course(methods[-1], accumulate=2, model="convnext_tiny")
+    records = {name: train_record(name) for name in methods}
+    records["accumulated"] = train_record(methods[-1], accumulate=2, model="convnext_tiny")
     if is_main():
-        out.write_text(json.dumps(found))
+        out.write_text(json.dumps(records))
 
 
 if __name__ == "__main__":
