@@ -157,6 +157,7 @@ def test_a_page_is_written_from_committed_evaluations(tmp_path: Path, command: C
         assert_accessible(page)
         assert {"accuracy", "attack", "maps"} <= {tag.get("id") for tag in page.all("h2")}
         assert page.text.count("18.00") >= 1, "the linear probe of AdAutoMix's student"
+    assert "The pictures are only in the folders" in Page(alone).text
     assert "Means over seeds" in Page(together).text
 
 

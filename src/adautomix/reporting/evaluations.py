@@ -52,6 +52,7 @@ def write_evaluations(evaluated: Sequence[Evaluated], out: Path) -> Path:
         "evaluation.html.j2",
         title=f"Evaluation of {', '.join(one.label for one in evaluated)}",
         evaluated=evaluated,
+        without_pictures=any(one.folder is None for one in evaluated),
         sections=evaluation_sections(evaluated),
     )
     return write_html(html, out)

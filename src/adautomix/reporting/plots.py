@@ -259,6 +259,10 @@ def _scatter(summaries: Mapping[int, GroupSummary]) -> "Figure":
             y, y_error = _with_error(summary.final.score(network, "top1"), scale=100)
             style = series_style(i) | fill
             axes.errorbar(x, y, y_error, x_error, linestyle="none", elinewidth=0.8, **style)
+    # With few seeds, intervals can extend to negative times and beyond 0 or 100 %.
+    axes.set_xlim(left=max(0, axes.get_xlim()[0]))
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(-1, low), min(101, high))
     axes.set_xlabel("time per epoch (s)")
     axes.set_ylabel("final top-1 on test (%)")
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)

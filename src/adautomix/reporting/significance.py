@@ -31,6 +31,10 @@ _SEED_NOTE = (
     "over seeds excludes 0. There is no correction for multiple comparisons: among twenty tests of "
     "equally good methods, one is expected to be significant by chance."
 )
+_SEEDS_NEEDED_NOTE = (
+    "The number of seeds that would be needed assumes that the mean and the spread of the "
+    "differences stay the same."
+)
 _BOOTSTRAP_NOTE = (
     "Bootstrap: 95 % interval of the difference when the test images are resampled. It covers the "
     "choice of test images for these trained networks, but not the variation between seeds."
@@ -90,15 +94,18 @@ class PairedTest:
         return "significantly better" if interval.mean > 0 else "significantly worse"
 
     @property
-    def seeds_needed(self) -> int | None:
-        """The number of further seeds that would probably give significance, see `statistics`.
-
-        None if the test is significant already or impossible, or if the number is very large.
-        """
+    def inconclusive(self) -> bool:
+        """Whether several seeds were compared without a significant difference."""
         interval = self.interval
-        if interval is None or interval.half_width is None or interval.excludes_zero:
-            return None
-        return seeds_needed(self.differences)
+        return interval is not None and interval.n > 1 and not interval.excludes_zero
+
+    @property
+    def seeds_needed(self) -> int | None:
+        """How many more seeds an inconclusive test would need, see `statistics.seeds_needed`.
+
+        None if the test is not inconclusive, or if the number is very large.
+        """
+        return seeds_needed(self.differences) if self.inconclusive else None
 
     @property
     def sentence(self) -> str:
@@ -108,9 +115,8 @@ class PairedTest:
         if n:
             seeds = f", {n} seeds" if n > 1 else ""
             parts[0] += f" ({points_plus_minus(self.interval)} points{seeds})"
-        if n > 1 and self.interval and not self.interval.excludes_zero:
-            count = _more_seeds(self.seeds_needed)
-            parts.append(f"{count} would be needed with the same mean and spread")
+        if self.inconclusive:
+            parts.append(f"{_more_seeds(self.seeds_needed)} would be needed")
         if self.other_settings:
             parts.append(f"other settings differ too: {', '.join(self.other_settings)}")
         return f"{'; '.join(parts)}."
@@ -139,6 +145,8 @@ def paired_tests(
 def explain_tests(tests: Sequence[PairedTest]) -> list[str]:
     """Return sentences that explain the tests; none if there are no tests."""
     notes = [_SEED_NOTE] if tests else []
+    if any(test.inconclusive for test in tests):
+        notes.append(_SEEDS_NEEDED_NOTE)
     if any(test.bootstrap for test in tests):
         notes.append(_BOOTSTRAP_NOTE)
     if not all(test.bootstrap for test in tests):
