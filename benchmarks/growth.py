@@ -16,7 +16,7 @@ from adautomix.bench.steps import time_steps
 from adautomix.bench.workload import Row, Workload
 from adautomix.config import merge
 from adautomix.methods import find_method
-from adautomix.reporting.drawing import drawing, look
+from adautomix.reporting.drawing import drawing, series_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +92,7 @@ def draw_panel(panel: "Axes", axis: str, rows: Sequence[Row], methods: Sequence[
     for i, method in enumerate(methods):
         points = [(row["value"], 1000 * row["seconds"]) for row in rows if row["method"] == method]
         if points:
-            panel.plot(*zip(*points, strict=True), label=method, **look(i))
+            panel.plot(*zip(*points, strict=True), label=method, **series_style(i))
     panel.set_xlabel(AXES[axis])
     if axis == "n":
         panel.set_ylim(0, 1.1 * max(row["seconds"] * 1000 for row in rows))

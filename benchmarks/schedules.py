@@ -16,7 +16,7 @@ from adautomix.bench.steps import time_by_turns
 from adautomix.bench.workload import Workload, real_step
 from adautomix.config import make_config, merge, read_recipe
 from adautomix.device import pick_device
-from adautomix.reporting.figures import t_interval
+from adautomix.reporting.statistics import t_interval
 from adautomix.runs.records import read_runs
 from adautomix.training.compare import compare, method_variants
 

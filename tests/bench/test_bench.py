@@ -340,7 +340,7 @@ def test_a_plan_of_three_methods_that_writes_nothing(
     assert all(row["hours"] > 0 for row in outcome.json)
     table = command(*words).out.splitlines()
     assert [line.split()[0] for line in table[1:]] == ["adautomix", "vanilla", "mixup"]
-    assert ["asked for" in line for line in table[1:]] == [True, False, False]
+    assert ["requested" in line for line in table[1:]] == [True, False, False]
     assert list(tmp_path.iterdir()) == []
 
 

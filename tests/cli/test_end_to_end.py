@@ -29,7 +29,7 @@ from adautomix.metrics import collect_logits, score
 from adautomix.models import evaluating
 from adautomix.pictures.image_grid import LINE, TILE
 from adautomix.pictures.mix_rows import batch_from_files, to_pixels
-from adautomix.reporting.figures import percent
+from adautomix.reporting.formatting import percent
 from adautomix.rng import generator_at
 from adautomix.runs.trained import load_trained
 from adautomix.training.loop import Trainer

@@ -43,7 +43,7 @@ from adautomix.evaluation.evaluate import evaluate, validate_settings
 from adautomix.evaluation.record import Evaluation
 from adautomix.evaluation.suite import ResultCache
 from adautomix.evaluation.target import EvalTarget, PixelNetwork
-from adautomix.reporting.evaluations import write_evaluations
+from adautomix.reporting.evaluations import read_evaluated, write_evaluations
 from adautomix.reporting.section import Evaluated
 from adautomix.reporting.sections.attack import NOT_MASKED, section
 
@@ -636,7 +636,9 @@ def test_the_picture_shows_what_fgsm_did(evaluated: tuple[Evaluation, EvalTarget
 
 def test_the_page_explains_the_attack(evaluated: tuple[Evaluation, EvalTarget]) -> None:
     _, target = evaluated
-    page = write_evaluations([target.folder], target.folder / "page.html").read_text()
+    page = write_evaluations(
+        read_evaluated([target.folder]), target.folder / "page.html"
+    ).read_text()
     text = " ".join(page.split())
     assert "White-box, not adaptive" in text
     assert f"amplified {AMPLIFICATION} times" in text

@@ -28,7 +28,7 @@ from adautomix.evaluation.calibration import (
 from adautomix.evaluation.evaluate import evaluate
 from adautomix.evaluation.suite import NotApplicableError
 from adautomix.evaluation.target import EvalTarget
-from adautomix.reporting.evaluations import write_evaluations
+from adautomix.reporting.evaluations import read_evaluated, write_evaluations
 from adautomix.reporting.section import Evaluated
 from adautomix.reporting.sections.calibration import section
 from adautomix.rng import generator_at
@@ -315,6 +315,6 @@ def test_the_page_and_the_record(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "evaluation.json").read_text())
     assert record["suites"]["calibration"]["fitted_on"] == "half of test"
     assert record["settings"]["calibration"] == {"bins": 15, "temperature": True}
-    page = write_evaluations([tmp_path], tmp_path / "page.html").read_text()
+    page = write_evaluations(read_evaluated([tmp_path]), tmp_path / "page.html").read_text()
     assert 'id="reliability-scaled-title"' in page
     assert "a network is overconfident" in " ".join(page.split())

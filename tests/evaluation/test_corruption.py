@@ -35,7 +35,7 @@ from adautomix.evaluation.corruption import CorruptionResult, mce_against, summa
 from adautomix.evaluation.evaluate import evaluate, validate_settings
 from adautomix.evaluation.suite import NotApplicableError
 from adautomix.evaluation.target import EvalTarget, take_sample
-from adautomix.reporting.evaluations import write_evaluations
+from adautomix.reporting.evaluations import read_evaluated, write_evaluations
 from adautomix.reporting.section import Evaluated
 from adautomix.reporting.sections.corruption import section
 from adautomix.rng import seed_at
@@ -586,7 +586,7 @@ def test_equal_pictures_are_shown_once(tmp_path: Path) -> None:
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 32
     assert "severity 3" in picture.caption
     page = write_evaluations(
-        [tmp_path / name for name in ("adautomix", "vanilla")], tmp_path / "p.html"
+        read_evaluated([tmp_path / name for name in ("adautomix", "vanilla")]), tmp_path / "p.html"
     )
     html = page.read_text()
     assert html.count('<h2 id="corruption">') == 1

@@ -27,7 +27,7 @@ from adautomix.evaluation.occlusion import (
     random_order,
 )
 from adautomix.evaluation.target import EvalTarget, PixelNetwork
-from adautomix.reporting.evaluations import write_evaluations
+from adautomix.reporting.evaluations import read_evaluated, write_evaluations
 from adautomix.reporting.section import Evaluated
 from adautomix.reporting.sections.occlusion import section
 from adautomix.rng import generator_at
@@ -281,6 +281,6 @@ def test_the_picture(tmp_path: Path) -> None:
 
 def test_the_page(tmp_path: Path) -> None:
     evaluate_into(tmp_path)
-    page = write_evaluations([tmp_path], tmp_path / "page.html").read_text()
+    page = write_evaluations(read_evaluated([tmp_path]), tmp_path / "page.html").read_text()
     assert 'id="occlusion-curve-title"' in page
     assert re.search(r'<img src="data:image/png;base64,[^"]+" alt="Test images of noise', page)

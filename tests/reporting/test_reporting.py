@@ -1,9 +1,10 @@
-"""Reports: what is read, what is computed, what is drawn, and what the page may not do."""
+"""Reports of runs: reading, grouping, means, charts, tables and the page."""
 
 import io
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from records import epoch_fields, summary_fields, train_fields
 from rich.console import Console
 
 from adautomix.errors import UsageError
-from adautomix.reporting.figures import groups, percent, plus_minus, t_interval
+from adautomix.reporting.comparison import Comparison, compare_runs
+from adautomix.reporting.formatting import percent, plus_minus
+from adautomix.reporting.groups import group_runs
 from adautomix.reporting.page import listing, summary_sentence, write_page
 from adautomix.reporting.plots import curves
-from adautomix.reporting.tables import comparison_table, markdown_table, result_rows
+from adautomix.reporting.statistics import t_interval
+from adautomix.reporting.tables import comparison_table, markdown_table
 from adautomix.runs.records import read_run, read_runs
 from adautomix.runs.schema import TrainRow
 
@@ -67,6 +71,16 @@ def make_run(
         same = {name: value for name, value in config.items() if name in summary}
         (folder / "summary.json").write_text(json.dumps(summary | same))
     return folder
+
+
+def compare(folders: Sequence[Path]) -> Comparison:
+    """Return the comparison of some run folders."""
+    return compare_runs(read_runs(folders))
+
+
+def page_of(folders: Sequence[Path], out: Path) -> Page:
+    """Write the report of some run folders and read it."""
+    return Page(write_page(compare(folders), out))
 
 
 @pytest.fixture
@@ -122,7 +136,7 @@ def test_a_run_that_has_only_begun_can_be_read(tmp_path: Path) -> None:
     assert [*run.train_rows, *run.epoch_rows] == []
     assert run.figure("student", "top1") is None
     assert run.seconds is None
-    assert "epoch 0 of 2" in Page(write_page([folder], tmp_path / "page.html")).text
+    assert "epoch 0 of 2" in page_of([folder], tmp_path / "page.html").text
 
 
 @pytest.mark.parametrize(
@@ -177,7 +191,7 @@ def test_one_seed_has_no_interval() -> None:
 def test_a_seed_run_twice_counts_once(tmp_path: Path) -> None:
     tops = ((0, 0.6), (0, 0.8), (1, 0.9))
     folders = [make_run(tmp_path / str(i), seed=s, top1=t) for i, (s, t) in enumerate(tops)]
-    (group,) = groups(read_runs(folders))
+    (group,) = group_runs(read_runs(folders))
     interval = group.interval(lambda run: run.figure("student", "top1"))
     assert group.seeds == 2
     assert interval is not None
@@ -192,7 +206,7 @@ def test_only_seeds_of_one_another_are_averaged(tmp_path: Path) -> None:
         make_run(tmp_path / str(i), seed=i, adautomix={"beta": beta})
         for i, beta in enumerate(betas)
     ]
-    found = groups(read_runs(folders))
+    found = group_runs(read_runs(folders))
     assert [(group.label, len(group.runs)) for group in found] == [
         ("adautomix (adautomix.beta 0.3)", 2),
         ("adautomix (adautomix.beta 0.5)", 1),
@@ -202,7 +216,7 @@ def test_only_seeds_of_one_another_are_averaged(tmp_path: Path) -> None:
 def test_unfinished_runs_enter_no_mean(tmp_path: Path) -> None:
     done = make_run(tmp_path / "a", seed=0, top1=0.7)
     going = make_run(tmp_path / "b", seed=1, top1=0.1, finished=False)
-    (group,) = groups(read_runs([done, going]))
+    (group,) = group_runs(read_runs([done, going]))
     interval = group.interval(lambda run: run.figure("student", "top1"))
     assert interval is not None
     assert (interval.mean, interval.n) == (0.7, 1)
@@ -214,7 +228,7 @@ def test_listing_and_sentence(compared: list[Path]) -> None:
     assert listing("abcdef", 3) == "a, b and 4 more"
     assert summary_sentence(read_runs(compared)) == (
         "5 runs compare adautomix, vanilla and cutmix on digits with resnet18, 2 and 9 epochs, "
-        "seeds 0, 1 and 2; 1 of them unfinished."
+        "seeds 0, 1 and 2; 1 of them is unfinished."
     )
 
 
@@ -222,7 +236,7 @@ def test_listing_and_sentence(compared: list[Path]) -> None:
 
 
 def test_curves_draw_student_dashed_and_teacher_solid(tmp_path: Path) -> None:
-    svg = curves([read_run(make_run(tmp_path / "a"))])[0].svg
+    svg = curves(compare_runs([read_run(make_run(tmp_path / "a"))]))[0].svg
     lines = re.findall(r'<path d="[^"]*" clip-path[^>]*style="([^"]*--series-1[^"]*)"', svg)
     assert len(lines) == 2
     assert ["stroke-dasharray" in style for style in lines] == [False, True]
@@ -230,7 +244,7 @@ def test_curves_draw_student_dashed_and_teacher_solid(tmp_path: Path) -> None:
 
 def test_curves_put_points_where_the_figures_are(tmp_path: Path) -> None:
     """Student accuracy 35 % then 70 %, teacher 37 % then 72 %: heights in the same proportions."""
-    svg = curves([read_run(make_run(tmp_path / "a", top1=0.7))])[0].svg
+    svg = curves(compare_runs([read_run(make_run(tmp_path / "a", top1=0.7))]))[0].svg
     paths = re.findall(r'<path d="([^"]*)" clip-path[^>]*--series-1', svg)
     teacher, student = ([float(y) for y in re.findall(r"[ML] \S+ (\S+)", path)] for path in paths)
     rise = student[0] - student[1]
@@ -240,7 +254,9 @@ def test_curves_put_points_where_the_figures_are(tmp_path: Path) -> None:
 
 
 def test_every_curve_has_its_numbers(tmp_path: Path) -> None:
-    charts = {chart.slug: chart for chart in curves([read_run(make_run(tmp_path / "a"))])}
+    charts = {
+        chart.slug: chart for chart in curves(compare_runs([read_run(make_run(tmp_path / "a"))]))
+    }
     assert set(charts) == {"accuracy", "training-accuracy", "loss", "schedule"}
     assert charts["accuracy"].rows == [("a", "1", "37.00", "35.00"), ("a", "2", "72.00", "70.00")]
     assert charts["loss"].rows == [("a", "0.5", "0.4"), ("a", "1", "0.2"), ("a", "2", "0.1")]
@@ -250,16 +266,16 @@ def test_every_curve_has_its_numbers(tmp_path: Path) -> None:
 def test_numbers_are_thinned_over_all_runs(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "a"))
     long = replace(run, train_rows=[TrainRow(**train_row(step)) for step in range(1, 2000)])
-    loss = curves([long, replace(long, name="b")])[2]
+    loss = curves(compare_runs([long, replace(long, name="b")]))[2]
     assert len(loss.rows) == 60
     assert Counter(row[0] for row in loss.rows) == {"a": 30, "b": 30}
     assert loss.rows[-1][1] == "199.9"
 
 
 def test_curves_are_deterministic_and_share_no_id(compared: list[Path]) -> None:
-    runs = read_runs(compared)
-    charts = curves(runs)
-    assert [chart.svg for chart in curves(runs)] == [chart.svg for chart in charts]
+    comparison = compare(compared)
+    charts = curves(comparison)
+    assert [chart.svg for chart in curves(comparison)] == [chart.svg for chart in charts]
     ids = [name for chart in charts for name in re.findall(r' id="([^"]+)"', chart.svg)]
     assert len(ids) == len(set(ids))
     for chart in charts:
@@ -269,7 +285,7 @@ def test_curves_are_deterministic_and_share_no_id(compared: list[Path]) -> None:
 
 
 def test_curves_follow_the_page_in_ink_and_color(tmp_path: Path) -> None:
-    for chart in curves([read_run(make_run(tmp_path / "a"))]):
+    for chart in curves(compare_runs([read_run(make_run(tmp_path / "a"))])):
         assert "currentColor" in chart.svg
         assert "var(--series-1, #" in chart.svg
         assert "#000000" not in chart.svg
@@ -277,8 +293,8 @@ def test_curves_follow_the_page_in_ink_and_color(tmp_path: Path) -> None:
 
 
 def test_names_that_matplotlib_would_read_otherwise(tmp_path: Path) -> None:
-    runs = read_runs([make_run(tmp_path / "_$\\bad$"), make_run(tmp_path / ("b" * 80))])
-    svg = curves(runs)[0].svg
+    folders = [make_run(tmp_path / "_$\\bad$"), make_run(tmp_path / ("b" * 80))]
+    svg = curves(compare(folders))[0].svg
     assert "$\\bad$" in svg
     assert "b" * 24 + "…" + "b" * 24 in svg
 
@@ -288,7 +304,7 @@ def test_names_that_matplotlib_would_read_otherwise(tmp_path: Path) -> None:
 
 def test_comparison_table_groups_seeds(compared: list[Path]) -> None:
     console = Console(width=160, file=io.StringIO(), record=True)
-    console.print(comparison_table(read_runs(compared)))
+    console.print(comparison_table(compare(compared)))
     text = console.export_text()
     assert MEAN_OF_70_72_77 in text
     assert "mean of 3 seeds" in text
@@ -307,18 +323,18 @@ def test_page_escapes_what_runs_bring(tmp_path: Path) -> None:
         note={SCRIPT: SCRIPT},
     )
     other = make_run(tmp_path / "b" / "script>", method="vanilla")
-    page = Page(write_page([folder, other], tmp_path / "page.html"))
+    page = page_of([folder, other], tmp_path / "page.html")
     assert page.all("script") == []
     assert page.text.count(SCRIPT) >= 5
     assert "<script>alert(1)</script>" in {run.name for run in read_runs([folder, other])}
 
 
 def test_page_asks_nothing_of_the_network(compared: list[Path], tmp_path: Path) -> None:
-    assert_self_contained(Page(write_page(compared, tmp_path / "page.html")))
+    assert_self_contained(page_of(compared, tmp_path / "page.html"))
 
 
 def test_page_is_accessible(compared: list[Path], tmp_path: Path) -> None:
-    page = Page(write_page(compared, tmp_path / "page.html"))
+    page = page_of(compared, tmp_path / "page.html")
     assert_accessible(page)
     assert page.all("img")
     assert len(page.all("svg")) == 6
@@ -332,31 +348,31 @@ def cells_of(page: Page, run: str) -> list[str]:
 
 
 def test_page_prints_the_final_figures(compared: list[Path], tmp_path: Path) -> None:
-    page = Page(write_page(compared, tmp_path / "page.html"))
+    page = page_of(compared, tmp_path / "page.html")
     student, teacher = ["72.00", "82.00", "1.250", "4.17"], ["74.00", "84.00", "1.250", "4.17"]
     assert cells_of(page, "mix-1") == [
         *("adautomix", "1", *student, *teacher),
         *("80.00 teacher, epoch 1", "12.3", "512"),
     ]
-    assert "picked on the\nval split" in page.text
-    assert "a choice that flatters it" not in page.text
+    assert "chosen on the\nval images" in page.text
+    assert "optimistic" not in page.text.partition("Equal epochs")[0]
 
 
 def test_page_prints_means_over_seeds(compared: list[Path], tmp_path: Path) -> None:
-    page = Page(write_page(compared, tmp_path / "page.html"))
+    page = page_of(compared, tmp_path / "page.html")
     assert MEAN_OF_70_72_77 in page.text
-    assert page.text.count("one seed: no interval") == 1
+    assert page.text.count("no interval") == 1
     assert page.text.count("none finished") == 1
 
 
 def test_page_without_seeds_has_no_table_of_means(tmp_path: Path) -> None:
-    page = Page(write_page([make_run(tmp_path / "a")], tmp_path / "page.html"))
+    page = page_of([make_run(tmp_path / "a")], tmp_path / "page.html")
     assert "Means over seeds" not in page.text
-    assert "What differs" not in page.text
+    assert "Settings that differ" not in page.text
 
 
 def test_page_labels_unfinished_runs(compared: list[Path], tmp_path: Path) -> None:
-    page = Page(write_page(compared, tmp_path / "page.html"))
+    page = page_of(compared, tmp_path / "page.html")
     assert "unfinished: epoch 2 of 9" in page.text
     cells = cells_of(page, "going")
     assert cells[2] == "50.00"
@@ -364,7 +380,7 @@ def test_page_labels_unfinished_runs(compared: list[Path], tmp_path: Path) -> No
 
 
 def test_page_tells_settings_apart(compared: list[Path], tmp_path: Path) -> None:
-    page = Page(write_page(compared, tmp_path / "page.html"))
+    page = page_of(compared, tmp_path / "page.html")
     first, rest = page.html.split('aria-label="Settings that differ"')[1].split("</table>", 1)
     names = re.findall(r'<th scope="row">(.*?)</th>', first)
     assert sorted(names) == ["epochs", "method", "seed"]
@@ -373,13 +389,13 @@ def test_page_tells_settings_apart(compared: list[Path], tmp_path: Path) -> None
 
 def test_page_refuses_a_folder_as_its_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="name the HTML file"):
-        write_page([make_run(tmp_path / "a")], tmp_path)
+        page_of([make_run(tmp_path / "a")], tmp_path)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to render with")
 def test_page_never_scrolls_sideways(compared: list[Path], tmp_path: Path) -> None:
     long = make_run(tmp_path / ("a-very-long-run-name" * 6), method="m" * 70, note="n" * 300)
-    write_page([*compared, long], tmp_path / "page.html")
+    page_of([*compared, long], tmp_path / "page.html")
     assert_fits(tmp_path / "page.html", tmp_path)
 
 
@@ -387,7 +403,7 @@ def test_markdown_table_has_a_row_a_method_with_several_seeds(tmp_path: Path) ->
     tops = (0.70, 0.72, 0.77)
     seeds = [make_run(tmp_path / f"s{i}", seed=i, top1=top) for i, top in enumerate(tops)]
     single = make_run(tmp_path / "a|b", method="vanilla", top1=0.5)
-    lines = markdown_table(read_runs([*seeds, single])).splitlines()
+    lines = markdown_table(compare([*seeds, single])).splitlines()
     assert all(len(re.split(r"(?<!\\)\|", line)[1:-1]) == 9 for line in lines)
     assert [line.split(" | ")[1] for line in lines[2:]] == [
         *("mean of 3 seeds", "at equal time", "best by test"),
@@ -396,11 +412,3 @@ def test_markdown_table_has_a_row_a_method_with_several_seeds(tmp_path: Path) ->
     assert lines[2].startswith("| adautomix | mean of 3 seeds |")
     assert MEAN_OF_70_72_77 in lines[2]
     assert lines[5].startswith(r"| vanilla | a\|b | 0 | 50.00 | 52.00 |")
-
-
-def test_rows_hold_the_figures_of_finished_runs(tmp_path: Path) -> None:
-    done, open_ = make_run(tmp_path / "done"), make_run(tmp_path / "open", finished=False)
-    (row,) = result_rows(read_runs([done, open_]))
-    assert row["run"] == "done"
-    assert row["final"]["student"]["top1"] == 0.7
-    assert "classes" not in row

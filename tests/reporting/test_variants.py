@@ -1,4 +1,4 @@
-"""Variants of a sweep in tables and reports, and the chart of accuracy against training time."""
+"""Variants of a sweep in tables and reports, and the chart of accuracy over time per epoch."""
 
 import io
 import json
@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from test_reporting import MEAN_OF_70_72_77, make_run
+from test_reporting import MEAN_OF_70_72_77, compare, make_run
 
-from adautomix.reporting.figures import groups
+from adautomix.reporting.comparison import compare_runs
+from adautomix.reporting.groups import group_runs
 from adautomix.reporting.plots import efficiency_chart
-from adautomix.reporting.significance import significance
 from adautomix.reporting.tables import comparison_table
 from adautomix.runs.records import read_runs
 
@@ -28,24 +28,26 @@ def test_variants_are_named_by_their_labels(tmp_path: Path) -> None:
         for label, n in (("N=2", 2), ("N=3", 3))
         for seed in (0, 1)
     ]
-    found = groups(read_runs(runs))
+    found = group_runs(read_runs(runs))
     assert [(group.label, len(group.runs)) for group in found] == [("N=2", 2), ("N=3", 2)]
-    (verdict,) = (one for one in significance(read_runs(runs)) if one.network == "student")
-    assert (verdict.method, verdict.baseline, verdict.apart) == ("N=3", "N=2", ())
-    (verdict,) = (one for one in significance(read_runs(runs), "N=3") if one.network == "student")
-    assert (verdict.method, verdict.baseline) == ("N=2", "N=3")
+    (test,) = (one for one in compare(runs).tests if one.network == "student")
+    assert (test.method, test.baseline, test.other_settings) == ("N=3", "N=2", ())
+    (test,) = (
+        one for one in compare_runs(read_runs(runs), "N=3").tests if one.network == "student"
+    )
+    assert (test.method, test.baseline) == ("N=2", "N=3")
 
 
 def test_one_label_with_two_settings_gives_two_groups(tmp_path: Path) -> None:
     runs = [make_variant(tmp_path, "N=2", 0, epochs=epochs) for epochs in (1, 9)]
     runs.append(make_variant(tmp_path, None, 0))
-    labels = [group.label for group in groups(read_runs(runs))]
+    labels = [group.label for group in group_runs(read_runs(runs))]
     assert labels == ["N=2 (epochs 1)", "N=2 (epochs 9)", "adautomix"]
 
 
 def test_a_run_older_than_a_setting_joins_the_runs_that_have_its_default(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "old", seed=0), make_variant(tmp_path, None, 1, init=None)]
-    (group,) = groups(read_runs(runs))
+    (group,) = group_runs(read_runs(runs))
     assert group.seeds == 2
 
 
@@ -56,7 +58,7 @@ def test_the_table_has_a_mean_for_each_variant(tmp_path: Path) -> None:
         for seed, top1 in enumerate(tops)
     ]
     console = Console(width=160, file=io.StringIO(), record=True)
-    console.print(comparison_table(read_runs(runs)))
+    console.print(comparison_table(compare(runs)))
     text = console.export_text()
     assert MEAN_OF_70_72_77 in text
     assert re.search(r"│ a +│ a-s0", text)
@@ -83,7 +85,7 @@ def test_one_point_per_method_by_hand(tmp_path: Path) -> None:
     ]
     plain = timed(make_run(tmp_path / "plain", method="vanilla", top1=0.73), 7)
     open_ = make_run(tmp_path / "open", method="cutmix", finished=False)
-    (chart,) = efficiency_chart(read_runs([open_, *seeds, plain]))
+    (chart,) = efficiency_chart(compare([open_, *seeds, plain]))
     space = "\N{NO-BREAK SPACE}"
     seconds = f"7.00 ±{space}{4.30265 * (7 / 3) ** 0.5:.2f}"
     teacher = MEAN_OF_70_72_77.replace("73.00", "75.00")
@@ -112,4 +114,4 @@ def test_one_point_per_method_by_hand(tmp_path: Path) -> None:
 def test_one_method_has_no_efficiency_chart(tmp_path: Path) -> None:
     done, other = make_run(tmp_path / "a"), make_run(tmp_path / "b", seed=1)
     open_ = make_run(tmp_path / "c", method="vanilla", finished=False)
-    assert efficiency_chart(read_runs([done, other, open_])) == []
+    assert efficiency_chart(compare([done, other, open_])) == []

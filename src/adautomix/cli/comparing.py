@@ -1,6 +1,5 @@
 """Commands about several runs: compare and report."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +62,10 @@ def compare(
     settings of these methods.
     """
     from adautomix.config import merge_sources
+    from adautomix.reporting.comparison import compare_runs
     from adautomix.reporting.page import write_page
     from adautomix.reporting.significance import pick_baseline
-    from adautomix.reporting.tables import comparison_table, verdict_lines
+    from adautomix.reporting.tables import comparison_table, significance_lines
     from adautomix.runs.records import read_runs, summary_fields
     from adautomix.training import compare as comparing
 
@@ -81,13 +81,13 @@ def compare(
         quiet=as_json,
         command=command_line(),
     )
-    page = write_page(folders, folder / "report.html", baseline=baseline)
-    runs = read_runs(folders)
+    comparison = compare_runs(read_runs(folders), baseline)
+    page = write_page(comparison, folder / "report.html")
     if as_json:
-        print_json([summary_fields(run) for run in runs])
+        print_json([summary_fields(run) for run in comparison.runs])
         return
-    console().print(comparison_table(runs))
-    for line in verdict_lines(runs, baseline):
+    console().print(comparison_table(comparison))
+    for line in significance_lines(comparison):
         console().print(line)
     print_line(f"Page: {page.resolve()}")
 
@@ -120,13 +120,15 @@ def read_seed(text: str) -> int:
 
 
 @click.command(cls=Command)
-@click.argument("runs", nargs=-1, required=True, type=FILE, metavar="RUN...")
+@click.argument("sources", nargs=-1, required=True, type=FILE, metavar="SOURCE...")
 @click.option("--out", "page", type=FILE, help="HTML file to write; none: report.html.")
-@click.option("--rows", type=FILE, help="Also write the final results to this file, as JSON lines.")
-@click.option("--markdown", is_flag=True, help="Also print the table and the verdicts in Markdown.")
+@click.option("--rows", type=FILE, help="Also write the comparison to this file, as JSON lines.")
+@click.option(
+    "--markdown", is_flag=True, help="Also print the table and the significance in Markdown."
+)
 @baseline_option
 def report(
-    runs: tuple[Path, ...],
+    sources: tuple[Path, ...],
     page: Path | None,
     rows: Path | None,
     markdown: bool,
@@ -134,17 +136,23 @@ def report(
 ) -> None:
     """Write one self-contained HTML report about runs.
 
-    It holds the final table, significance, accuracy at equal time, curves, samples and settings.
+    It shows the final results, significance, accuracy at equal time, curves, samples and settings.
+    SOURCE is a run folder, a .jsonl file written by --rows, or the evaluation.json of `adautomix
+    evaluate`.
     """
-    from adautomix.reporting.page import write_page
-    from adautomix.reporting.tables import markdown_table, result_rows, verdict_lines
-    from adautomix.runs.records import read_runs
+    from adautomix.reporting.page import write_report
+    from adautomix.reporting.rows import write_rows
+    from adautomix.reporting.sources import read_sources
+    from adautomix.reporting.tables import markdown_table, significance_lines
 
-    records = read_runs(runs)
-    if markdown:
-        print(markdown_table(records), *verdict_lines(records, baseline), sep="\n")
-    if rows:
-        lines = [json.dumps(row) + "\n" for row in result_rows(records, baseline)]
-        rows.write_text("".join(lines))
-    target = page or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
-    print_line(f"Wrote {write_page(runs, target, baseline=baseline)}")
+    read = read_sources(sources, baseline)
+    if read.comparison is None and (markdown or rows):
+        raise UsageError("--markdown and --rows need runs: name run folders or a file of rows")
+    if read.comparison is not None and markdown:
+        lines = significance_lines(read.comparison)
+        print(markdown_table(read.comparison), *lines, sep="\n")
+    if read.comparison is not None and rows:
+        write_rows(read.comparison, rows)
+    single = len(sources) == 1 and sources[0].is_dir()
+    target = page or (sources[0] / "report.html" if single else Path("report.html"))
+    print_line(f"Wrote {write_report(read, target)}")

@@ -106,7 +106,7 @@ def evaluate(
     from adautomix.evaluation.load_target import EvalOptions, load_target
     from adautomix.evaluation.registry import SUITES
     from adautomix.reporting.evaluations import evaluation_tables
-    from adautomix.reporting.page import write_evaluation_page
+    from adautomix.reporting.page import update_page
     from adautomix.training.progress import suite_progress
 
     values = unflatten(flags)
@@ -119,7 +119,7 @@ def evaluate(
         target = load_target(name, options)
         with suite_progress(name, quiet=as_json) as progress:
             records[name] = run_suites(target, names_in(suites), suite_settings, progress)
-        write_evaluation_page(target)
+        update_page(target)
     if as_json:
         print_json({name: record.model_dump(mode="json") for name, record in records.items()})
         return

@@ -72,13 +72,16 @@ def print_verification(run: Path, as_json: bool) -> None:
 
 def finish_run(folder: Path, as_json: bool) -> None:
     """Write the report of a run, then print its results and where they are."""
+    from adautomix.reporting.comparison import compare_runs
     from adautomix.reporting.page import write_page
     from adautomix.reporting.tables import comparison_table
     from adautomix.runs.records import read_run, summary_fields
 
-    page = write_page([folder], folder / "report.html")
+    run = read_run(folder)
+    comparison = compare_runs([run])
+    page = write_page(comparison, folder / "report.html")
     if as_json:
-        print_json(summary_fields(read_run(folder)))
+        print_json(summary_fields(run))
         return
-    console().print(comparison_table([read_run(folder)]))
+    console().print(comparison_table(comparison))
     print_line(f"Run folder {folder}, page {page}")

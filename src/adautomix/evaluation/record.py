@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from adautomix.errors import UsageError
 from adautomix.evaluation.registry import SUITES
 from adautomix.evaluation.suite import SuiteResult
 from adautomix.files import atomic_write
@@ -59,10 +60,28 @@ class Evaluation(BaseModel):
 def read_evaluation(folder: Path) -> Evaluation | None:
     """Return the record in a folder, or None if there is none that this version can read."""
     try:
-        values = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return Evaluation.model_validate(upgrade(values))
+        return _read(folder / FILE)
     except (OSError, ValueError, ValidationError):
         return None
+
+
+def read_evaluation_file(path: Path) -> Evaluation:
+    """Return the record in a file of any name.
+
+    Raises:
+        UsageError: the file is not a record that this version can read.
+    """
+    try:
+        return _read(path)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, ValidationError):
+        raise UsageError(f"{path} is not the evaluation.json of `adautomix evaluate`") from None
+
+
+def _read(path: Path) -> Evaluation:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return Evaluation.model_validate(upgrade(values))
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:

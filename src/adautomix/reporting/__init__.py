@@ -1,1 +1,1 @@
-"""What a run gave, for people: pictures of mixes, curves, tables and one offline page."""
+"""Reports of runs and evaluations: tables for the terminal, rows of data, and HTML pages."""

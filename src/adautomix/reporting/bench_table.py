@@ -1,14 +1,14 @@
-"""Rows of benchmark figures as a table: column titles, units and order."""
+"""Benchmark results as a table: order, titles and units of its columns."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adautomix.bench.phases import PHASES, REST
-from adautomix.reporting.figures import MISSING, NETWORKS, decimals, percent, significant
+from adautomix.reporting.formatting import MISSING, NETWORKS, decimals, percent, six_digits
 
 
 def show_time(value: Any) -> str:
-    """Seconds, or a range of them, with the unit that suits."""
+    """Return a duration in seconds, or a range of durations, in ms, s or h."""
     if isinstance(value, Sequence):
         return " to ".join(show_time(end) for end in value)
     if value < 0.01:
@@ -19,38 +19,41 @@ def show_time(value: Any) -> str:
 
 
 def show_plain(value: Any) -> str:
-    """A number to six digits, anything else as it is."""
-    return significant(value) if isinstance(value, int | float) else str(value)
+    """Return a number with up to six significant digits, and anything else as text."""
+    return six_digits(value) if isinstance(value, int | float) else str(value)
 
 
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "asked": ("", lambda asked: "← asked for" if asked else ""),
+    "asked": ("", lambda asked: "← requested" if asked else ""),
     "seconds": ("time", show_time),
     "quartiles": ("quartiles", show_time),
     "apart_seconds": ("time apart", show_time),
     "library_seconds": ("library's time", show_time),
     "times": ("× {first}", decimals(2)),
     "mean_times": ("× {first}, means", decimals(2)),
-    "to_first": ("× the first", decimals(2)),
+    "to_first": ("× first", decimals(2)),
     "times_ours": ("× adautomix's", decimals(2)),
     "images_per_second": ("images/s", decimals(0)),
     "peak_memory_mib": ("peak MiB", decimals(0)),
     "memory_mib": ("MiB", decimals(1)),
-    "flops": ("GFLOP a step", decimals(3, scale=1e-9)),
+    "flops": ("GFLOP per step", decimals(3, scale=1e-9)),
     "flops_per_second": ("GFLOP/s", decimals(1, scale=1e-9)),
-    "peak_flops_per_second": ("machine's GFLOP/s", decimals(1, scale=1e-9)),
-    "share_of_peak": ("share of it, %", percent),
-    "seconds_an_epoch": ("an epoch", show_time),
-    "hours": ("to the end", lambda hours: show_time(3600 * hours)),
+    "peak_flops_per_second": ("peak GFLOP/s", decimals(1, scale=1e-9)),
+    "share_of_peak": ("of peak, %", percent),
+    "seconds_an_epoch": ("per epoch", show_time),
+    "hours": ("whole run", lambda hours: show_time(3600 * hours)),
     "efficiency": ("efficiency, %", percent),
     **{name: (f"{name}, %", percent) for name in (*PHASES, REST, "student")},
     **{f"{network}_half_width": (f"± {network}", percent) for network in NETWORKS},
 }
-"""Of each measured figure: the title of its column and how a value is written."""
+"""The title of the column of each measured value, and a function that formats the value."""
 
 
 def table_of(figures: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Titles and cells: what was measured after what it was measured of; no empty columns."""
+    """Return the titles and cells of a table, without empty columns.
+
+    Columns that describe what was measured come first, then the measured values.
+    """
     known = list(COLUMNS)
     names = dict.fromkeys(name for figure in figures for name in figure)
     full = [name for name in names if any(figure.get(name) is not None for figure in figures)]

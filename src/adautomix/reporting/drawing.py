@@ -1,7 +1,7 @@
-"""Figures as inline SVG, each with the words and the numbers behind it.
+"""Charts as inline SVG, each with a caption and a table of its numbers.
 
-Colors are written as CSS variables (`--series-1` … with a fallback) and the ink as
-`currentColor`, so that one picture serves a light page, a dark page and a printer.
+Colors of lines are CSS variables (`--series-1`, …) with a fallback, and text is `currentColor`, so
+that the same chart is readable on a light page, on a dark page and in print.
 """
 
 import io
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Eight hues that stay apart under the common kinds of color blindness (after Okabe and Ito),
-# darkened to at least 3:1 on white; the page lightens them for dark mode.
+# Eight hues that are distinguishable with the common kinds of color blindness (after Okabe and
+# Ito), darkened to a contrast of at least 3:1 on white; the page lightens them for dark mode.
 PALETTE = ("#0a67a3", "#c4500a", "#0a7d5a", "#a94c86", "#7a6a00", "#2b8fb8", "#8c2f39", "#5d5d72")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-INK = "#123456"  # stands for currentColor while matplotlib, which does not know it, draws
+INK = "#123456"  # Replaced by currentColor after drawing, because matplotlib does not know it.
 
 LineStyle = Literal["-"] | tuple[float, tuple[float, ...]]
 SOLID: LineStyle = "-"
 DASHED: LineStyle = (0, (4, 1.6))
 DOTTED: LineStyle = (0, (1, 1.4))
 NETWORK_STYLES: dict[str, LineStyle] = {"teacher": SOLID, "student": DASHED}
-"""Teacher lines are solid and student lines dashed wherever lines are drawn."""
+"""Line style of each network in all charts: teachers are solid, students dashed."""
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -47,12 +47,21 @@ STYLE: Any = {
     ),
     "grid.color": INK,
 }
-"""Of every figure, as matplotlib's settings."""
+"""matplotlib settings of all charts."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawn chart: inline SVG, the words around it, and its numbers as a thinned table."""
+    """A drawn chart.
+
+    Attributes:
+        slug: identifies the chart within its page.
+        title: heading.
+        caption: explains what to look for in the chart.
+        svg: the chart as inline SVG, with all text escaped.
+        columns: titles of the table of numbers.
+        rows: cells of the table of numbers, which may be thinned out.
+    """
 
     slug: str
     title: str
@@ -64,7 +73,15 @@ class Chart:
 
 @dataclass(frozen=True)
 class Series:
-    """One line: its name in the legend, its points, and how it is drawn (see `look`)."""
+    """One line of a chart.
+
+    Attributes:
+        label: name in the legend.
+        xs: x coordinates of the points.
+        ys: y coordinates of the points.
+        color: index of the color and marker, see `series_style`.
+        style: line style.
+    """
 
     label: str
     xs: Sequence[float]
@@ -73,14 +90,14 @@ class Series:
     style: LineStyle = SOLID
 
 
-def look(index: int) -> dict[str, Any]:
-    """Color and marker of the line number `index`."""
+def series_style(index: int) -> dict[str, Any]:
+    """Return the color and marker of a line as arguments of `Axes.plot`."""
     return {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 @contextmanager
 def drawing(slug: str) -> Iterator[None]:
-    """Within it matplotlib draws in the house style, the same bytes for the same numbers."""
+    """Draw in the style of the reports inside a `with` block, with reproducible SVG bytes."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": slug}):
@@ -99,18 +116,18 @@ def line_chart(
     rows: list[tuple[str, ...]],
     marks: Sequence[tuple[float, str]] = (),
 ) -> Chart:
-    """Lines over a common axis.
+    """Return a chart of lines over a common x axis.
 
     Args:
-        slug: names the chart within its page.
-        title: what is drawn.
-        caption: what to see in it.
+        slug: see `Chart`.
+        title: see `Chart`.
+        caption: see `Chart`.
         series: the lines.
-        x_label: of the horizontal axis, with its unit.
-        y_label: of the vertical axis, with its unit.
-        columns: titles of the table of numbers behind it.
-        rows: its cells, written out.
-        marks: vertical lines at some x, each with its text.
+        x_label: label of the x axis, with its unit.
+        y_label: label of the y axis, with its unit.
+        columns: see `Chart`.
+        rows: see `Chart`.
+        marks: vertical lines, as (x, text).
     """
     from matplotlib.figure import Figure
 
@@ -123,7 +140,7 @@ def line_chart(
                 line.ys,
                 label=shorten(line.label),
                 linestyle=line.style,
-                **look(line.color),
+                **series_style(line.color),
             )
         for place, text in marks:
             mark(axes, place, text)
@@ -134,7 +151,7 @@ def line_chart(
 
 
 def mark(axes: "Axes", place: float, text: str) -> None:
-    """A vertical line with its text at the top."""
+    """Draw a vertical line with its text at the top."""
     axes.axvline(place, color=INK, linewidth=0.8, linestyle=DOTTED)
     axes.annotate(
         text, (place, 1), xycoords=("data", "axes fraction"), ha="left", va="bottom", fontsize=8
@@ -142,7 +159,7 @@ def mark(axes: "Axes", place: float, text: str) -> None:
 
 
 def legend(figure: "Figure", axes: "Axes") -> None:
-    """The lines of `axes` by name, below the figure."""
+    """Draw the legend of `axes` below the figure."""
     handles, names = axes.get_legend_handles_labels()
     columns = 2 if all(len(name) <= 26 for name in names) else 1
     figure.legend(
@@ -151,8 +168,8 @@ def legend(figure: "Figure", axes: "Axes") -> None:
 
 
 def shorten(text: str, limit: int = 50) -> str:
-    """Cut the middle out of a long name: runs tell themselves apart at both ends."""
-    # matplotlib leaves labels that begin with an underscore out of the legend.
+    """Return a long name without its middle: names of runs differ at their ends."""
+    # matplotlib leaves labels that begin with an underscore out of legends.
     text = " ".join(text.split()).lstrip("_")
     if len(text) <= limit:
         return text
@@ -161,18 +178,18 @@ def shorten(text: str, limit: int = 50) -> str:
 
 
 def inline_svg(figure: "Figure", slug: str, title: str) -> str:
-    """A figure's SVG for use inside a page: titled, free to grow, its ids unique to its slug."""
+    """Return a figure as scalable inline SVG with a title; its ids begin with `slug`."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with warnings.catch_warnings():
-        # The reader's browser sets the text, so letters that matplotlib's font lacks are no loss.
+        # The browser renders the text, so it does not matter if matplotlib's font lacks a glyph.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     width, height = 72 * figure.get_size_inches()
     body = buffer.getvalue().partition("<svg")[2].partition(">")[2]
     for before in (' id="', "url(#", 'href="#'):
         body = body.replace(before, f"{before}{slug}-")
-    body = re.sub(r"(\d\.\d\d)\d+", r"\1", body)  # a hundredth of a point is enough
+    body = re.sub(r"(\d\.\d\d)\d+", r"\1", body)  # 0.01 pt is precise enough.
     body = body.replace(INK, "currentColor")
     for i, color in enumerate(PALETTE, start=1):
         body = body.replace(f": {color}", f": var(--series-{i}, {color})")

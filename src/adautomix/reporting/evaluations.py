@@ -5,38 +5,57 @@ from pathlib import Path
 
 from adautomix.evaluation.record import Evaluation, read_evaluation
 from adautomix.evaluation.registry import SUITES
-from adautomix.reporting.figures import groups
-from adautomix.reporting.html import render, write_html
+from adautomix.reporting.comparison import Comparison
+from adautomix.reporting.render import render, write_html
 from adautomix.reporting.section import Evaluated, Section, Table
 from adautomix.reporting.sections import section_builder
-from adautomix.runs.records import Run
 
 
-def write_evaluations(folders: Sequence[Path], out: Path) -> Path:
-    """Write one page with the evaluations stored in some folders, and return its path."""
+def read_evaluated(folders: Sequence[Path]) -> list[Evaluated]:
+    """Return the evaluations stored in some folders, each with a color of its own."""
     stored = [(folder, read_evaluation(folder)) for folder in dict.fromkeys(folders)]
     records = [(folder, record) for folder, record in stored if record is not None]
-    evaluated = [
+    return [
         Evaluated(record.target, record, folder, color)
         for color, (folder, record) in enumerate(records)
     ]
+
+
+def evaluated_runs(comparison: Comparison) -> list[Evaluated]:
+    """Return the evaluations in the folders of compared runs; seeds of a method share a color."""
+    return [
+        Evaluated(run.name, record, run.folder, color)
+        for color, group in enumerate(comparison.groups)
+        for run in group.runs
+        if (record := read_evaluation(run.folder)) is not None
+    ]
+
+
+def evaluated_records(
+    records: Sequence[Evaluation], comparison: Comparison | None = None
+) -> list[Evaluated]:
+    """Return evaluations that were read from single files, which have no pictures.
+
+    A record with the name of a compared run gets the color of that run.
+    """
+    groups = comparison.groups if comparison else ()
+    colors = {run.name: color for color, group in enumerate(groups) for run in group.runs}
+    return [
+        Evaluated(record.target, record, None, colors.get(record.target, len(groups) + i))
+        for i, record in enumerate(records)
+    ]
+
+
+def write_evaluations(evaluated: Sequence[Evaluated], out: Path) -> Path:
+    """Write one page with evaluations, and return its path."""
     html = render(
         "evaluation.html.j2",
         title=f"Evaluation of {', '.join(one.label for one in evaluated)}",
         evaluated=evaluated,
+        without_pictures=any(one.folder is None for one in evaluated),
         sections=evaluation_sections(evaluated),
     )
     return write_html(html, out)
-
-
-def run_sections(runs: Sequence[Run]) -> list[Section]:
-    """Return the sections of those runs that were evaluated; seeds of a method share a color."""
-    evaluated = []
-    for color, group in enumerate(groups(runs)):
-        for run in group.runs:
-            if (record := read_evaluation(run.folder)) is not None:
-                evaluated.append(Evaluated(run.name, record, run.folder, color))
-    return evaluation_sections(evaluated)
 
 
 def evaluation_sections(evaluated: Sequence[Evaluated]) -> list[Section]:
@@ -57,11 +76,11 @@ def skipped_suites(evaluated: Sequence[Evaluated]) -> list[Section]:
         for name, reason in one.evaluation.not_applicable.items()
     ]
     table = Table("Not applicable", ("suite", "reason"), rows)
-    note = "All suites were requested; these could not be applied."
+    note = "These suites were requested but do not apply to the network or the data."
     return [Section("not-applicable", "Skipped suites", note, [table])] if rows else []
 
 
 def evaluation_tables(evaluations: Mapping[str, Evaluation]) -> list[Table]:
     """Return the tables of all suites for the terminal, with all targets in each table."""
-    evaluated = [Evaluated(name, record, Path(), 0) for name, record in evaluations.items()]
+    evaluated = [Evaluated(name, record, None, 0) for name, record in evaluations.items()]
     return [table for section in evaluation_sections(evaluated) for table in section.tables]

@@ -1,130 +1,139 @@
-"""The report: one HTML page that holds everything and asks for nothing."""
+"""The report of runs: one self-contained HTML page without scripts."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from adautomix.errors import UsageError
+from adautomix.evaluation.record import Evaluation
 from adautomix.evaluation.target import EvalTarget
+from adautomix.reporting import overview
+from adautomix.reporting.comparison import Comparison, compare_runs
 from adautomix.reporting.drawing import Chart
-from adautomix.reporting.evaluations import run_sections, write_evaluations
-from adautomix.reporting.figures import (
-    MEMORY,
-    METRICS,
-    MISSING,
-    NETWORKS,
-    EqualTime,
-    Group,
-    Interval,
-    at_best,
-    differing,
-    duration,
-    equal_time,
-    final,
-    flatten,
-    groups,
-    mebibytes,
-    peak_memory,
-    percent,
-    plus_minus,
-    significant,
-    t_interval,
+from adautomix.reporting.evaluations import (
+    evaluated_records,
+    evaluated_runs,
+    evaluation_sections,
+    read_evaluated,
+    write_evaluations,
 )
-from adautomix.reporting.html import render, write_html
+from adautomix.reporting.formatting import MEMORY_NOTE, METRICS, MISSING, NETWORKS
 from adautomix.reporting.plots import curves, efficiency_chart, time_chart
-from adautomix.reporting.section import embedded
-from adautomix.reporting.significance import Verdict, difference, how_to_read, significance, span
-from adautomix.runs.records import Run, number_at, read_runs
-from adautomix.runs.schema import BestEpoch
-from adautomix.subsample import subsample
+from adautomix.reporting.render import render, write_html
+from adautomix.reporting.significance import explain_tests
+from adautomix.reporting.sources import Sources
+from adautomix.runs.records import Run, read_runs
 
-_MAX_SAMPLES = 4  # pictures of one run
-_MAX_PICTURES = 8  # of all runs, as long as each method has one: a page is to be sent by mail
-
-
-@dataclass(frozen=True)
-class Sample:
-    """An embedded picture of mixes with the words that stand for it."""
-
-    run: str
-    name: str
-    source: str
+_FROM_ROWS = (
+    "This page was written from a file of rows. Pictures of mixed samples and the curves of loss "
+    "and learning rate are only in the run folders."
+)
+_NO_EPOCHS = (
+    "The rows do not hold the scores of every evaluated epoch, so there are no accuracy curves."
+)
 
 
-def write_page(runs: Sequence[Path], out: Path, *, baseline: str | None = None) -> Path:
-    """Write the report of the run folders `runs` to the file `out`, and return its path.
+def write_report(sources: Sources, out: Path) -> Path:
+    """Write the report of runs, or of evaluation records if there are no runs.
 
-    The page is self-contained: styles, curves and pictures are inside it, scripts there are none.
-    Methods are held against `baseline`; none: vanilla, or the first.
-    Raises UsageError where `runs` is empty, one is no run folder, none is of the baseline, or
-    `out` is a folder.
+    Returns:
+        The path of the page.
+
+    Raises:
+        UsageError: `out` is a folder.
     """
-    out = Path(out)
-    if out.is_dir():
-        raise UsageError(f"{out} is a folder: name the HTML file to write")
-    read = read_runs(runs)
-    found = significance(read, baseline)
+    if sources.comparison is not None:
+        return write_page(sources.comparison, out, sources.evaluations)
+    refuse_folder(out)
+    return write_evaluations(evaluated_records(sources.evaluations), out)
+
+
+def write_page(comparison: Comparison, out: Path, evaluations: Sequence[Evaluation] = ()) -> Path:
+    """Write the report of a comparison, and return its path.
+
+    The page is self-contained: styles, charts and pictures are embedded, and it has no scripts.
+
+    Args:
+        comparison: what the page shows.
+        out: the HTML file to write.
+        evaluations: evaluation records to show besides those in the run folders.
+
+    Raises:
+        UsageError: `out` is a folder.
+    """
+    refuse_folder(out)
+    runs = comparison.runs
+    evaluated = evaluated_runs(comparison) + evaluated_records(evaluations, comparison)
     html = render(
         "report.html.j2",
-        title=_title(read),
-        sentence=summary_sentence(read),
-        runs=read,
+        title=f"{listing(_facts(runs, 'method'), 3)} on {listing(_facts(runs, 'data'), 3)}",
+        sentence=summary_sentence(runs),
+        source_note=source_note(comparison),
+        runs=runs,
         networks=NETWORKS,
         metrics=METRICS,
-        memory=MEMORY,
-        results=[_result(run) for run in read],
-        unfinished=[run for run in read if not run.finished],
-        splits=sorted({best.split for run in read if (best := _best(run))}),
-        means=_means(read),
-        significance=[(verdict, _verdict(verdict)) for verdict in found],
-        how_to_read=how_to_read(found),
-        moments=_moments(read),
-        time_chart=_drawn([*time_chart(read), *efficiency_chart(read)]),
-        charts=_drawn(curves(read)),
-        pictures=_pictures(read),
-        evaluations=run_sections(read),
-        settings=_settings(read),
-        making=[(run, run.fact("command"), _making(run)) for run in read],
+        memory_note=MEMORY_NOTE,
+        results=[overview.result_row(run) for run in runs],
+        unfinished=[run for run in runs if not run.finished],
+        best_splits=overview.best_splits(runs),
+        means=overview.mean_rows(comparison),
+        significance=[(test, overview.cells_of_test(test)) for test in comparison.tests],
+        test_notes=explain_tests(comparison.tests),
+        equal_time=overview.equal_time_table(comparison),
+        time_charts=_safe([*time_chart(comparison), *efficiency_chart(comparison)]),
+        charts=_safe(curves(comparison)),
+        pictures=overview.sample_pictures(comparison),
+        evaluations=evaluation_sections(evaluated),
+        settings=overview.settings_rows(runs),
+        provenance=[(run, run.fact("command"), overview.provenance(run)) for run in runs],
     )
     return write_html(html, out)
 
 
-def write_evaluation_page(target: EvalTarget) -> Path:
-    """Rewrite the report of a run, or write a page for a target that is not a run."""
+def update_page(target: EvalTarget) -> Path:
+    """Write the report of a run again after its evaluation, or a page for another target."""
+    out = target.folder / "report.html"
     if target.run is not None and target.folder == target.run:
-        return write_page([target.run], target.run / "report.html")
-    return write_evaluations([target.folder], target.folder / "report.html")
+        return write_page(compare_runs(read_runs([target.run])), out)
+    return write_evaluations(read_evaluated([target.folder]), out)
 
 
-def _drawn(charts: Sequence[Chart]) -> list[tuple[Chart, Any]]:
-    from markupsafe import Markup
+def refuse_folder(out: Path) -> None:
+    """Check that a page can be written to a path.
 
-    return [(chart, Markup(chart.svg)) for chart in charts]
+    Raises:
+        UsageError: the path is a folder.
+    """
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder: name the HTML file to write")
 
 
-def _title(runs: Sequence[Run]) -> str:
-    return f"{listing(_facts(runs, 'method'), 3)} on {listing(_facts(runs, 'data'), 3)}"
+def source_note(comparison: Comparison) -> str:
+    """Return what a page from a file of rows cannot show; "" for run folders."""
+    if comparison.source is None:
+        return ""
+    has_epochs = any(run.evaluated for run in comparison.runs)
+    return _FROM_ROWS if has_epochs else f"{_FROM_ROWS} {_NO_EPOCHS}"
 
 
 def summary_sentence(runs: Sequence[Run]) -> str:
-    """What was compared, in one sentence."""
+    """Return what was trained, in one sentence."""
     methods, seeds = _facts(runs, "method"), _facts(runs, "seed")
     verb = "trains" if len(runs) == 1 else "compare" if len(methods) > 1 else "train"
     parts = [
-        f"{_count(len(runs), 'run')} {verb} {listing(methods)} on {listing(_facts(runs, 'data'))}"
-        f" with {listing(_facts(runs, 'model'))}",
+        f"{len(runs)} run{'' if len(runs) == 1 else 's'} {verb} {listing(methods)}"
+        f" on {listing(_facts(runs, 'data'))} with {listing(_facts(runs, 'model'))}",
         f"{listing(_facts(runs, 'epochs'))} epochs",
         f"{'seeds' if len(seeds) > 1 else 'seed'} {listing(seeds)}",
     ]
     unfinished = sum(not run.finished for run in runs)
-    rest = f"; {unfinished} of them unfinished" if unfinished else ""
+    verb = "is" if unfinished == 1 else "are"
+    rest = f"; {unfinished} of them {verb} unfinished" if unfinished else ""
     return f"{', '.join(parts)}{rest}."
 
 
 def listing(items: Iterable[str], limit: int = 8) -> str:
-    """Words in a row: "a", "a and b", "a, b and c"; "a, b and 7 more" beyond `limit`."""
+    """Return a list in words: "a", "a and b", "a, b and c"; "a, b and 7 more" beyond `limit`."""
     words = list(items) or [MISSING]
     if len(words) > limit:
         words = [*words[: limit - 1], f"{len(words) - limit + 1} more"]
@@ -133,157 +142,13 @@ def listing(items: Iterable[str], limit: int = 8) -> str:
 
 
 def _facts(runs: Sequence[Run], name: str) -> list[str]:
-    """The different values of one fact over the runs, in the order they turn up."""
+    """Return the distinct values of a fact over the runs, in order of appearance."""
     values = (run.fact(name) for run in runs)
     return list(dict.fromkeys(str(value) for value in values if value is not None))
 
 
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+def _safe(charts: Sequence[Chart]) -> list[tuple[Chart, Any]]:
+    """Return each chart with its SVG marked as safe HTML; text in the SVG is already escaped."""
+    from markupsafe import Markup
 
-
-def _best(run: Run) -> BestEpoch | None:
-    return None if run.summary is None else run.summary.best
-
-
-def _result(run: Run) -> dict[str, Any]:
-    """One row of the table of results, written out."""
-    best = _best(run)
-    return {
-        "run": run.name,
-        "method": run.method,
-        "seed": MISSING if run.fact("seed") is None else run.fact("seed"),
-        "state": "" if run.finished else _progress(run),
-        "figures": [m.show(run.figure(network, m.key)) for network in NETWORKS for m in METRICS],
-        "best": percent(number_at(best, "top1")),
-        "best_note": f"{best.network}, epoch {best.epoch}" if best else "",
-        "seconds": duration(run.seconds),
-        "memory": mebibytes(peak_memory(run)),
-    }
-
-
-def _progress(run: Run) -> str:
-    done = run.epoch_rows[-1].epoch if run.epoch_rows else 0
-    return f"unfinished: epoch {done} of {run.fact('epochs') or '?'}"
-
-
-def _means(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Rows of the table of means over seeds; none where no method was run with two seeds."""
-    found = groups(runs)
-    return [_mean(group) for group in found] if any(group.seeds > 1 for group in found) else []
-
-
-def _mean(group: Group) -> dict[str, Any]:
-    return {
-        "label": group.label,
-        "n": group.seeds,
-        "figures": [
-            plus_minus(group.interval(final(network, metric.key)), metric.show)
-            for network in NETWORKS
-            for metric in METRICS
-        ],
-        "seconds": plus_minus(group.interval(lambda run: run.seconds), duration),
-        "memory": plus_minus(group.interval(peak_memory), mebibytes),
-    }
-
-
-def _verdict(verdict: Verdict) -> list[str]:
-    """The numbers of a verdict, written out."""
-    at_equal_time = verdict.at_equal_time
-    return [
-        str(len(verdict.differences)),
-        difference(verdict.interval),
-        span(verdict.on_images),
-        difference(t_interval(at_equal_time)) if at_equal_time else MISSING,
-    ]
-
-
-def _moments(runs: Sequence[Run]) -> dict[str, Any]:
-    """What each method had reached at equal epochs, at equal time, and at its best."""
-    found = [group for group in groups(runs) if group.seeds]
-    clock = equal_time(found)
-    if clock is None:
-        return {}
-    machines = {run.fact("device") for group in found for run in group.runs if run.finished}
-    return {
-        "fastest": clock.fastest,
-        "seconds": duration(fmean(clock.ends.values())),
-        "machines": len(machines),
-        "picked_on": sorted({run.picked_on for run in runs if run.evaluated}),
-        "rows": [_moment(group, clock) for group in found],
-    }
-
-
-def _moment(group: Group, clock: EqualTime) -> dict[str, Any]:
-    """One row of the table of moments: of each network the top-1 at each of them, and epochs."""
-    readers = {
-        network: (
-            final(network, "top1"),
-            clock.figure(network, "top1"),
-            at_best(network, network, "top1"),
-        )
-        for network in NETWORKS
-    }
-    epochs = [clock.figure("epoch"), *(at_best(network, "epoch") for network in NETWORKS)]
-    return {
-        "label": group.label,
-        "n": group.seeds,
-        "figures": [
-            plus_minus(group.interval(reader), percent)
-            for network in NETWORKS
-            for reader in readers[network]
-        ],
-        "epochs": [_mean_of(group.interval(reader)) for reader in epochs],
-    }
-
-
-def _mean_of(interval: Interval | None) -> str:
-    return MISSING if interval is None else significant(round(interval.mean, 1))
-
-
-def _pictures(runs: Sequence[Run]) -> list[Sample]:
-    """Samples of the first seed of every method, fewer of each where there are many."""
-    shown = [group.runs[0] for group in groups(runs)]
-    each = min(_MAX_SAMPLES, max(1, _MAX_PICTURES // len(shown)))
-    return [
-        Sample(run.name, path.stem, embedded(path))
-        for run in shown
-        for path in subsample(run.samples, each)
-    ]
-
-
-def _settings(runs: Sequence[Run]) -> dict[str, list[tuple[str, list[str]]]]:
-    """Settings by dotted name with a value a run: those that differ, and all."""
-    tables = [flatten(run.config) for run in runs]
-    names = dict.fromkeys(name for table in tables for name in table)
-    rows = {name: [_written(table.get(name)) for table in tables] for name in names}
-    apart = differing(runs)
-    return {"differing": [(name, rows[name]) for name in apart], "all": list(rows.items())}
-
-
-def _written(value: Any) -> str:
-    return MISSING if value is None or value == "" else str(value)
-
-
-def _making(run: Run) -> list[tuple[str, str]]:
-    """How a run was made, as (term, text); the command apart, since it is set as code."""
-    classes = run.summary.classes if run.summary else []
-    versions = run.summary.versions.items() if run.summary else ()
-    facts = {
-        "Machine": run.fact("device"),
-        "Precision": run.fact("precision"),
-        "Seed": run.fact("seed"),
-        "Commit": run.fact("commit"),
-        "Versions": ", ".join(f"{name} {version}" for name, version in versions),
-        "Epochs": run.fact("epochs"),
-        "Steps": _grouped(run.fact("steps")),
-        "Training images": _grouped(run.fact("train_images")),
-        "Test images": _grouped(run.fact("test_images")),
-        "Parameters": _grouped(run.fact("parameters")),
-        f"Classes ({len(classes)})" if classes else "Classes": ", ".join(classes),
-    }
-    return [(term, _written(value)) for term, value in facts.items()]
-
-
-def _grouped(count: int | None) -> str | None:
-    return None if count is None else f"{count:,}"
+    return [(chart, Markup(chart.svg)) for chart in charts]

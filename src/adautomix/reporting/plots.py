@@ -1,13 +1,14 @@
-"""Curves of runs for the page, each with the numbers behind it."""
+"""Charts of a comparison, each with its numbers as a table."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, nan
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from adautomix.metrics import Scores
+from adautomix.reporting.comparison import Comparison
 from adautomix.reporting.drawing import (
     DASHED,
     DOTTED,
@@ -17,21 +18,20 @@ from adautomix.reporting.drawing import (
     LineStyle,
     drawing,
     inline_svg,
-    look,
+    series_style,
     shorten,
 )
-from adautomix.reporting.figures import (
+from adautomix.reporting.formatting import (
     NETWORKS,
-    Group,
-    Interval,
+    Writer,
     decimals,
-    final,
-    groups,
     percent,
     plus_minus,
-    seconds_an_epoch,
-    significant,
+    six_digits,
 )
+from adautomix.reporting.groups import Group
+from adautomix.reporting.snapshots import GroupSummary
+from adautomix.reporting.statistics import Interval
 from adautomix.runs.records import Run, number_at
 from adautomix.runs.schema import EpochRow, Row
 from adautomix.subsample import subsample
@@ -43,44 +43,64 @@ if TYPE_CHECKING:
 
 _MAX_POINTS = 400
 _MAX_TABLE_ROWS = 60
-_AXES = {"epoch": "epoch", "seconds": "training time (s)"}
+_X_LABELS = {"epoch": "epoch", "seconds": "training time (s)"}
 _NETWORK_TITLES = {
     "teacher": "teacher (moving average)",
     "student": "student (trained network)",
 }
 
+Family = tuple[str, list[Run]]
+"""Runs that share a color, with their name in the legend."""
+
 
 @dataclass(frozen=True)
 class Line:
-    """One line per run: a dotted key into its rows, and how it is drawn and written."""
+    """One line per run.
+
+    Attributes:
+        key: dotted name of a field of the rows.
+        title: name in the legend.
+        style: line style.
+        show: formats a value for the table of numbers.
+        scale: factor between the value in the row and the value in the chart.
+    """
 
     key: str
     title: str
     style: LineStyle
-    show: Callable[[float | None], str] = significant
+    show: Writer = six_digits
     scale: float = 1.0
 
     def value(self, row: Row) -> float | None:
-        """The number this line shows of one row, in the unit of the file."""
+        """Return the value in one row, not scaled; None if the row lacks it."""
         return number_at(row, self.key.split("."))
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes."""
+    """One pair of axes: the label of the y axis, and its lines."""
 
     label: str
     lines: tuple[Line, ...]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What one chart shows: rows of one kind, in panels that share the epochs, or the seconds."""
+class ChartSpec:
+    """What one chart shows.
+
+    Attributes:
+        slug: identifies the chart within the page.
+        title: heading of the chart.
+        caption: explains what to look for in the chart.
+        kind: kind of the rows, "train" or "epoch".
+        panels: axes, one above the other, with a common x axis.
+        along: field of the rows on the x axis.
+    """
 
     slug: str
     title: str
     caption: str
-    kind: str
+    kind: Literal["train", "epoch"]
     panels: tuple[Panel, ...]
     along: Literal["epoch", "seconds"] = "epoch"
 
@@ -90,12 +110,12 @@ class Plan:
         return [line for panel in self.panels for line in panel.lines]
 
     def rows(self, run: Run) -> list[Row]:
-        """The rows of `run` in which at least one line has a value."""
+        """Return the rows of a run in which at least one line has a value."""
         rows: Sequence[Row] = run.epoch_rows if self.kind == "epoch" else run.train_rows
         return [row for row in rows if any(line.value(row) is not None for line in self.lines)]
 
-    def place(self, row: Row) -> float | None:
-        """Where along the axis a row is drawn."""
+    def x(self, row: Row) -> float | None:
+        """Return the position of a row on the x axis."""
         return number_at(row, self.along)
 
 
@@ -107,59 +127,60 @@ _ACCURACY = Panel(
     ),
 )
 
-PLANS = (
-    Plan(
+CHARTS = (
+    ChartSpec(
         "accuracy",
         "Test accuracy",
-        "Top-1 accuracy on the test images after each epoch. The distance from dashed to solid "
-        "is what the moving average gives; compare methods line style by line style.",
+        "Top-1 accuracy on the test images after each evaluated epoch. The gap between the dashed "
+        "and the solid line is the gain from averaging the weights. Compare methods on the same "
+        "network.",
         "epoch",
         (_ACCURACY,),
     ),
-    Plan(
+    ChartSpec(
         "training-accuracy",
         "Training accuracy under mixing",
-        "Two readings of the student. The share of the true mixture that its prediction captures "
-        "stays well below 100 % even for a good network; the probe, unmixed training images, "
-        "says whether the network has learnt them. A probe far above the test accuracy is "
-        "over-fitting.",
+        "The accuracy of the student on a sample of unmixed training images, and its mixture "
+        "accuracy, the fraction of the true label mixture that it predicts on mixed images. The "
+        "mixture accuracy stays well below 100 % even for a good network. An accuracy on unmixed "
+        "training images far above the test accuracy indicates overfitting.",
         "epoch",
         (
             Panel(
                 "student, training (%)",
                 (
                     Line("probe", "unmixed training images", DASHED, percent, 100),
-                    Line("mixture_accuracy", "share of mixture captured", DOTTED, percent, 100),
+                    Line("mixture_accuracy", "mixture accuracy", DOTTED, percent, 100),
                 ),
             ),
         ),
     ),
-    Plan(
+    ChartSpec(
         "loss",
         "Training loss",
-        "The student's loss as it was minimized. Methods sum different terms on differently "
-        "hard images: look at the shape of one line, not at the height of one against another.",
+        "The training loss of the student. Methods have different loss terms and mixes of "
+        "different difficulty, so compare the shapes of the lines, not their heights.",
         "train",
         (Panel("training loss", (Line("loss", "student (trained network)", DASHED),)),),
     ),
-    Plan(
+    ChartSpec(
         "schedule",
         "Learning rate and teacher momentum",
-        "What the run was told to do. The learning rate moves the student; the momentum is the "
-        "share of itself that the teacher keeps at each step.",
+        "Schedules of the run. The learning rate is that of the student. The teacher momentum is "
+        "the weight of the old teacher in each update of the moving average.",
         "train",
         (
             Panel("learning rate", (Line("lr", "learning rate (student)", DASHED),)),
-            Panel("momentum", (Line("teacher_momentum", "momentum (teacher)", SOLID),)),
+            Panel("teacher momentum", (Line("teacher_momentum", "teacher momentum", SOLID),)),
         ),
     ),
 )
 
-TIME_PLAN = Plan(
+TIME_CHART = ChartSpec(
     "time",
-    "Test accuracy against training time",
-    "Top-1 accuracy on the test images after so many seconds of training, evaluation and "
-    "checkpoints included. One line per method; accuracies and seconds are means over its seeds.",
+    "Test accuracy over training time",
+    "Top-1 accuracy on the test images over training time, which includes evaluation and "
+    "checkpoints. One line per method; accuracies and times are means over its seeds.",
     "epoch",
     (_ACCURACY,),
     along="seconds",
@@ -167,86 +188,97 @@ TIME_PLAN = Plan(
 
 
 _EFFICIENCY = (
-    "Top-1 accuracy on the test images after the last epoch against the seconds of an epoch, "
-    "evaluation and checkpoint included: a point a method, mean over its finished seeds, with bars "
-    "of the 95 % interval where there are several. Further up is better, further left cheaper."
+    "Top-1 accuracy on the test images after the last epoch, over the mean time of an epoch with "
+    "its evaluation and checkpoint. One point per method and network: the mean over finished "
+    "seeds, with 95 % intervals if there are several. Higher is more accurate, further left is "
+    "cheaper."
 )
 
 
-def curves(runs: Sequence[Run]) -> list[Chart]:
-    """Draw every chart for which at least one run has logged numbers.
+def curves(comparison: Comparison) -> list[Chart]:
+    """Return every chart for which at least one run has logged values.
 
-    Student lines are dashed and teacher lines solid throughout. Runs that are seeds of one another
-    share a color and marker; where there are no others, each run has its own.
+    Student lines are dashed and teacher lines solid throughout. The runs of a group share a color
+    and a marker; if there is only one group, each run has its own.
     """
-    return [_chart(plan, runs) for plan in PLANS if any(plan.rows(run) for run in runs)]
+    families = _families(comparison)
+    runs = comparison.runs
+    return [_chart(spec, families, runs) for spec in CHARTS if any(spec.rows(run) for run in runs)]
 
 
-def time_chart(runs: Sequence[Run]) -> list[Chart]:
-    """Accuracy against training time, one line per method; None if fewer than two finished."""
-    courses = [mean_course(group) for group in groups(runs)]
-    enough = sum(bool(TIME_PLAN.rows(course)) for course in courses) > 1
-    return [_chart(TIME_PLAN, courses)] if enough else []
+def time_chart(comparison: Comparison) -> list[Chart]:
+    """Return accuracy over training time, one line per method; none for fewer than two methods."""
+    means = [mean_run(group) for group in comparison.groups]
+    if sum(bool(TIME_CHART.rows(mean)) for mean in means) < 2:
+        return []
+    return [_chart(TIME_CHART, [(mean.name, [mean]) for mean in means], means)]
 
 
-def efficiency_chart(runs: Sequence[Run]) -> list[Chart]:
-    """Final accuracy against the seconds of an epoch, a point a method; none for fewer than two."""
-    slug, title = "efficiency", "Test accuracy against the time of an epoch"
-    found = {i: g for i, g in enumerate(groups(runs)) if g.figures(seconds_an_epoch)}
-    if len(found) < 2:
+def efficiency_chart(comparison: Comparison) -> list[Chart]:
+    """Return final accuracy over time per epoch, one point per method; none for fewer than two."""
+    slug, title = "efficiency", "Test accuracy over time per epoch"
+    timed = {i: one for i, one in enumerate(comparison.summaries) if one.seconds_per_epoch}
+    if len(timed) < 2:
         return []
     with drawing(slug):
-        svg = inline_svg(_scatter(found), slug, title)
+        svg = inline_svg(_scatter(timed), slug, title)
     rows = [
         (
-            group.label,
-            plus_minus(group.interval(seconds_an_epoch), decimals(2)),
-            *(plus_minus(group.interval(final(n, "top1")), percent) for n in _NETWORK_TITLES),
+            summary.label,
+            plus_minus(summary.seconds_per_epoch, decimals(2)),
+            *(plus_minus(summary.final.score(n, "top1"), percent) for n in _NETWORK_TITLES),
         )
-        for group in found.values()
+        for summary in timed.values()
     ]
     columns = ("method", "seconds per epoch", *_NETWORK_TITLES.values())
     return [Chart(slug, title, _EFFICIENCY, svg, columns, rows)]
 
 
-def _scatter(found: Mapping[int, Group]) -> "Figure":
-    """A point a group and network: the teacher's filled, the student's hollow."""
+def _scatter(summaries: Mapping[int, GroupSummary]) -> "Figure":
+    """Return one point per group and network, filled for teachers and hollow for students.
+
+    Args:
+        summaries: the groups, by the index of their color.
+    """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     fills: dict[str, dict[str, Any]] = {"teacher": {}, "student": {"markerfacecolor": "none"}}
-    handles = _swatches({i: group.label for i, group in found.items()})
+    handles = _color_handles({i: summary.label for i, summary in summaries.items()})
     handles += [
         Line2D([], [], label=_NETWORK_TITLES[n], linestyle="none", marker="o", color=INK, **fill)
         for n, fill in fills.items()
     ]
-    columns = _columns(handles)
+    columns = _legend_columns(handles)
     height = 2.3 + 0.16 * ceil(len(handles) / columns)
     figure = Figure(figsize=(4.4, height), layout="constrained")
     axes = figure.subplots()
-    for i, group in found.items():
-        x, x_error = _with_error(group.interval(seconds_an_epoch))
+    for i, summary in summaries.items():
+        x, x_error = _with_error(summary.seconds_per_epoch)
         for network, fill in fills.items():
-            y, y_error = _with_error(group.interval(final(network, "top1")), scale=100)
-            axes.errorbar(
-                x, y, y_error, x_error, linestyle="none", elinewidth=0.8, **look(i), **fill
-            )
-    axes.set_xlabel("time of an epoch (s)")
+            y, y_error = _with_error(summary.final.score(network, "top1"), scale=100)
+            style = series_style(i) | fill
+            axes.errorbar(x, y, y_error, x_error, linestyle="none", elinewidth=0.8, **style)
+    # With few seeds, intervals can extend to negative times and beyond 0 or 100 %.
+    axes.set_xlim(left=max(0, axes.get_xlim()[0]))
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(-1, low), min(101, high))
+    axes.set_xlabel("time per epoch (s)")
     axes.set_ylabel("final top-1 on test (%)")
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 
 def _with_error(interval: Interval | None, scale: float = 1.0) -> tuple[float, float | None]:
-    """Where a point is drawn, and how long its bar is; none where there is one seed."""
+    """Return the position of a point and the length of its error bar, None for one seed."""
     if interval is None:
         return nan, None
     half_width = interval.half_width
     return scale * interval.mean, None if half_width is None else scale * half_width
 
 
-def mean_course(group: Group) -> Run:
-    """A run that stands for its seeds: at each tested epoch, the means of the finished ones."""
+def mean_run(group: Group) -> Run:
+    """Return a run with the mean scores of a group's finished runs at each evaluated epoch."""
     epochs = defaultdict(list)
     for run in group.runs:
         for row in run.evaluated if run.finished else []:
@@ -266,44 +298,44 @@ def _mean_row(rows: Sequence[EpochRow]) -> EpochRow:
     return rows[0].model_copy(update={"seconds": mean("seconds"), **scores})
 
 
-def _chart(plan: Plan, runs: Sequence[Run]) -> Chart:
-    with drawing(plan.slug):
-        svg = inline_svg(_draw(plan, runs), plan.slug, plan.title)
-    columns = ("run", plan.along, *(line.title for line in plan.lines))
-    return Chart(plan.slug, plan.title, plan.caption, svg, columns, _numbers(plan, runs))
+def _chart(spec: ChartSpec, families: Sequence[Family], runs: Sequence[Run]) -> Chart:
+    with drawing(spec.slug):
+        svg = inline_svg(_draw(spec, families), spec.slug, spec.title)
+    columns = ("run", spec.along, *(line.title for line in spec.lines))
+    return Chart(spec.slug, spec.title, spec.caption, svg, columns, _numbers(spec, runs))
 
 
-def _numbers(plan: Plan, runs: Sequence[Run]) -> list[tuple[str, ...]]:
-    share = max(1, _MAX_TABLE_ROWS // len(runs))
+def _numbers(spec: ChartSpec, runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """Return the table of numbers, thinned out to the same number of rows per run."""
+    rows_per_run = max(1, _MAX_TABLE_ROWS // len(runs))
     return [
         (
             run.name,
-            significant(plan.place(row)),
-            *(line.show(line.value(row)) for line in plan.lines),
+            six_digits(spec.x(row)),
+            *(line.show(line.value(row)) for line in spec.lines),
         )
         for run in subsample(runs, _MAX_TABLE_ROWS)
-        for row in subsample(plan.rows(run), share)
+        for row in subsample(spec.rows(run), rows_per_run)
     ]
 
 
-def _draw(plan: Plan, runs: Sequence[Run]) -> "Figure":
+def _draw(spec: ChartSpec, families: Sequence[Family]) -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    families = _families(runs)
-    handles = _legend(plan, [name for name, _ in families])
-    columns = _columns(handles)
-    height = 1.5 + 0.8 * len(plan.panels) + 0.16 * ceil(len(handles) / columns)
+    handles = _legend(spec, [name for name, _ in families])
+    columns = _legend_columns(handles)
+    height = 1.5 + 0.8 * len(spec.panels) + 0.16 * ceil(len(handles) / columns)
     figure = Figure(figsize=(4.4, height), layout="constrained")
-    all_axes = figure.subplots(len(plan.panels), sharex=True, squeeze=False)[:, 0]
-    for axes, panel in zip(all_axes, plan.panels, strict=True):
+    all_axes = figure.subplots(len(spec.panels), sharex=True, squeeze=False)[:, 0]
+    for axes, panel in zip(all_axes, spec.panels, strict=True):
         for i, (_, members) in enumerate(families):
             for run in members:
-                _plot(axes, panel, plan, run, look(i))
+                _plot(axes, panel, spec, run, series_style(i))
         axes.set_ylabel(panel.label)
     figure.align_ylabels()
-    all_axes[-1].set_xlabel(_AXES[plan.along])
-    whole = plan.along == "epoch"
+    all_axes[-1].set_xlabel(_X_LABELS[spec.along])
+    whole = spec.along == "epoch"
     all_axes[-1].xaxis.set_major_locator(MaxNLocator(8, integer=whole, steps=[1, 2, 5, 10]))
     figure.legend(
         handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.6
@@ -311,47 +343,47 @@ def _draw(plan: Plan, runs: Sequence[Run]) -> "Figure":
     return figure
 
 
-def _plot(axes: "Axes", panel: Panel, plan: Plan, run: Run, look: dict[str, Any]) -> None:
-    rows = plan.rows(run)
+def _plot(axes: "Axes", panel: Panel, spec: ChartSpec, run: Run, style: dict[str, Any]) -> None:
+    """Draw the lines of one run in one panel."""
+    rows = spec.rows(run)
     for line in panel.lines:
         points = [
             (x, line.scale * y)
             for row in rows
-            if (x := plan.place(row)) is not None and (y := line.value(row)) is not None
+            if (x := spec.x(row)) is not None and (y := line.value(row)) is not None
         ]
         points = subsample(points, _MAX_POINTS)
         every = max(1, len(points) // 8)
         xs, ys = [x for x, _ in points], [y for _, y in points]
-        axes.plot(xs, ys, linestyle=line.style, markevery=every, **look)
+        axes.plot(xs, ys, linestyle=line.style, markevery=every, **style)
 
 
-def _families(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
-    """The runs that share a color: seeds of one another, or each its own where all are."""
-    found = groups(runs)
-    if len(found) == 1:
-        return [(run.name, [run]) for run in runs]
-    return [(group.label, list(group.runs)) for group in found]
+def _families(comparison: Comparison) -> list[Family]:
+    """Return the runs that share a color: the groups, or each run if there is only one group."""
+    if len(comparison.groups) == 1:
+        return [(run.name, [run]) for run in comparison.runs]
+    return [(group.label, list(group.runs)) for group in comparison.groups]
 
 
-def _legend(plan: Plan, families: Sequence[str]) -> "list[Line2D]":
-    """Handles: a color and marker for each family, then a line style for each line."""
+def _legend(spec: ChartSpec, families: Sequence[str]) -> "list[Line2D]":
+    """Return one handle per color, then one per line style."""
     from matplotlib.lines import Line2D
 
-    colors = _swatches(dict(enumerate(families)))
-    styles = [Line2D([], [], label=s.title, linestyle=s.style, color=INK) for s in plan.lines]
+    colors = _color_handles(dict(enumerate(families)))
+    styles = [Line2D([], [], label=s.title, linestyle=s.style, color=INK) for s in spec.lines]
     return colors + styles
 
 
-def _columns(handles: "Sequence[Line2D]") -> int:
-    """Of a legend: two where every name is short."""
+def _legend_columns(handles: "Sequence[Line2D]") -> int:
+    """Return the number of columns of a legend: two if all names are short."""
     return 2 if all(len(str(handle.get_label())) <= 26 for handle in handles) else 1
 
 
-def _swatches(names: Mapping[int, str]) -> "list[Line2D]":
-    """Handles of the legend: for each name its color and marker."""
+def _color_handles(names: Mapping[int, str]) -> "list[Line2D]":
+    """Return a legend handle for each name, by the index of its color."""
     from matplotlib.lines import Line2D
 
     return [
-        Line2D([], [], label=shorten(name), linestyle="none", **look(i))
+        Line2D([], [], label=shorten(name), linestyle="none", **series_style(i))
         for i, name in names.items()
     ]

@@ -15,7 +15,7 @@ _WEBP_QUALITY = 50  # 0 to 100
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text; the first two columns are aligned as words, the others as numbers."""
+    """A table of text; the first two columns are left-aligned, the others right-aligned."""
 
     title: str
     columns: tuple[str, ...]
@@ -66,18 +66,20 @@ class Evaluated:
     Attributes:
         label: name on this page.
         evaluation: the record.
-        folder: folder of the record; pictures are in `evaluation/<suite>/`.
+        folder: folder of the record, with pictures in `evaluation/<suite>/`; None if the record
+            was read from a single file.
         color: index of the color; seeds of one method share a color.
     """
 
     label: str
     evaluation: Evaluation
-    folder: Path
+    folder: Path | None
     color: int
 
-    def picture(self, suite: str, name: str) -> Path:
-        """Return the path of a picture that a suite drew."""
-        return self.folder / "evaluation" / suite / name
+    def picture(self, suite: str, name: str) -> Path | None:
+        """Return the path of a picture that a suite drew, or None if there is no such file."""
+        path = None if self.folder is None else self.folder / "evaluation" / suite / name
+        return path if path is not None and path.is_file() else None
 
 
 def line_style(network: str) -> LineStyle:

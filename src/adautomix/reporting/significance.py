@@ -1,269 +1,233 @@
-"""Which method is better, and what that can be said from: seeds, and test images.
+"""Paired tests of methods against a baseline: over seeds, and over test images.
 
-The verdict is the seeds': the 95 % Student-t interval of the differences between runs of one seed.
-Beside it stands a bootstrap over the test images, which cannot tell one seed from luck.
+Significance is decided over seeds: by the 95 % Student-t interval of the differences between runs
+with the same seed. A bootstrap over the test images is reported in addition; it does not cover the
+variation between seeds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adautomix.errors import UsageError
-from adautomix.reporting.figures import (
-    MISSING,
-    NETWORKS,
-    EqualTime,
-    Group,
+from adautomix.reporting.formatting import NETWORKS, points_plus_minus
+from adautomix.reporting.groups import Group, differing_settings
+from adautomix.reporting.snapshots import RunSnapshots, Snapshot
+from adautomix.reporting.statistics import (
+    MAX_SEEDS_NEEDED,
+    ImageDifferences,
     Interval,
-    Reader,
-    differing,
-    equal_time,
-    final,
-    groups,
+    bootstrap_interval,
+    seeds_needed,
     t_interval,
 )
-from adautomix.runs.records import Run
+from adautomix.runs.records import Run, number_at
 
-MOST_SEEDS = 50  # beyond so many more, the number says nothing but "many"
-RESAMPLES = 4000
 DEFAULT_BASELINE = "vanilla"
 
-Outcomes = tuple[NDArray[Any], NDArray[Any]]
-"""Of one seed: which images `[n]`, and on each the one network right less the other, -1 to 1."""
+_SEED_NOTE = (
+    "A difference is called significant if the 95 % Student-t interval of the paired differences "
+    "over seeds excludes 0. There is no correction for multiple comparisons: among twenty tests of "
+    "equally good methods, one is expected to be significant by chance."
+)
+_SEEDS_NEEDED_NOTE = (
+    "The number of seeds that would be needed assumes that the mean and the spread of the "
+    "differences stay the same."
+)
+_BOOTSTRAP_NOTE = (
+    "Bootstrap: 95 % interval of the difference when the test images are resampled. It covers the "
+    "choice of test images for these trained networks, but not the variation between seeds."
+)
+_NO_BOOTSTRAP_NOTE = (
+    "There is no bootstrap interval if a run has no recorded predictions (resuming a finished run "
+    "records them), or if two runs with the same seed were tested on different images."
+)
 
-_OF_SEEDS = (
-    "Better and worse are said where the 95 % interval over seeds leaves out 0. Each sentence "
-    "stands alone: of twenty between equal methods, one would be wrong by chance."
-)
-_OF_IMAGES = (
-    "Bootstrap: the test images drawn anew, 95 % of the differences; it says what other test "
-    "images might have shown of these very networks, and nothing about other seeds."
-)
-_NOT_OF_IMAGES = (
-    "No bootstrap over test images where a run kept no predictions (older ones did not; resuming "
-    "a finished run adds them), or where two runs of one seed were tested on different images."
-)
+Take = Callable[[RunSnapshots], Snapshot | None]
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """How one network of a method stands to that of the baseline: top-1 on the test images.
+class PairedTest:
+    """Top-1 accuracy of one network of a method, compared with the baseline seed by seed.
 
     Attributes:
-        method: the method, by the label of its group.
-        baseline: what it is held against.
+        method: label of the group of the method.
+        baseline: label of the group of the baseline.
         network: "student" or "teacher".
-        differences: after the last epoch, one a seed that both have.
-        at_equal_time: the same when the fastest method's run of the seed had ended.
-        on_images: 95 % of the bootstrap over test images; None without predictions of one set.
-        apart: settings, besides those of the methods, in which two methods differ.
+        differences: accuracy of the method minus that of the baseline after the last epoch, one
+            per seed that both have, -1 to 1.
+        equal_time_differences: the same at equal training time.
+        bootstrap: bounds of the bootstrap interval over test images; None if predictions of the
+            same images are not available for every seed.
+        other_settings: settings that differ in addition to those of the two methods.
     """
 
     method: str
     baseline: str
     network: str
     differences: tuple[float, ...]
-    at_equal_time: tuple[float, ...]
-    on_images: tuple[float, float] | None
-    apart: tuple[str, ...]
+    equal_time_differences: tuple[float, ...]
+    bootstrap: tuple[float, float] | None
+    other_settings: tuple[str, ...]
 
     @property
     def interval(self) -> Interval | None:
-        """The mean difference over seeds; None where there is no common seed."""
+        """The mean difference over seeds; None if there is no common seed."""
         return t_interval(self.differences) if self.differences else None
 
     @property
-    def word(self) -> str:
-        """Better, worse, or what it would take to tell."""
+    def equal_time_interval(self) -> Interval | None:
+        """The mean difference at equal training time; None if there is no common seed."""
+        return t_interval(self.equal_time_differences) if self.equal_time_differences else None
+
+    @property
+    def conclusion(self) -> str:
+        """What the test says about the method, in a few words."""
         interval = self.interval
         if interval is None:
-            return "no finished seed in common, nothing can be said"
+            return "no finished runs with the same seed"
         if interval.half_width is None:
-            return (
-                "one seed says nothing about other seeds; on these test images the difference is "
-                f"{points(interval.mean)} points"
-            )
-        if abs(interval.mean) > interval.half_width:
-            return "better" if interval.mean > 0 else "worse"
-        return f"cannot tell yet: {told_seeds(more_seeds(self.differences))} would decide"
+            return "only one common seed, so significance cannot be tested"
+        if not interval.excludes_zero:
+            return "no significant difference"
+        return "significantly better" if interval.mean > 0 else "significantly worse"
+
+    @property
+    def inconclusive(self) -> bool:
+        """Whether several seeds were compared without a significant difference."""
+        interval = self.interval
+        return interval is not None and interval.n > 1 and not interval.excludes_zero
+
+    @property
+    def seeds_needed(self) -> int | None:
+        """How many more seeds an inconclusive test would need, see `statistics.seeds_needed`.
+
+        None if the test is not inconclusive, or if the number is very large.
+        """
+        return seeds_needed(self.differences) if self.inconclusive else None
 
     @property
     def sentence(self) -> str:
-        """The verdict in one sentence."""
-        parts = [f"{self.method} against {self.baseline}, {self.network}: {self.word}"]
-        if len(self.differences) > 1:
-            parts.append(f"{difference(self.interval)} points over {len(self.differences)} seeds")
-        if self.apart:
-            parts.append(f"they differ in {', '.join(self.apart)} too")
+        """The result of the test in one sentence."""
+        n = len(self.differences)
+        parts = [f"{self.method} vs. {self.baseline}, {self.network}: {self.conclusion}"]
+        if n:
+            seeds = f", {n} seeds" if n > 1 else ""
+            parts[0] += f" ({points_plus_minus(self.interval)} points{seeds})"
+        if self.inconclusive:
+            parts.append(f"{_more_seeds(self.seeds_needed)} would be needed")
+        if self.other_settings:
+            parts.append(f"other settings differ too: {', '.join(self.other_settings)}")
         return f"{'; '.join(parts)}."
 
 
-def significance(runs: Sequence[Run], baseline: str | None = None) -> list[Verdict]:
-    """Every group of finished runs against the baseline's, student and teacher apart.
+def paired_tests(
+    groups: Sequence[Group], snapshots: Mapping[str, RunSnapshots], baseline: str
+) -> list[PairedTest]:
+    """Test both networks of every group against the baseline.
 
-    Raises:
-        UsageError: no finished run has the name `baseline`.
+    Args:
+        groups: groups that have a finished run.
+        snapshots: the snapshots of finished runs, by the name of the run.
+        baseline: label of the baseline's runs; of several groups with this label, each method is
+            compared with the one whose settings are most similar to its own.
     """
-    found = [group for group in groups(runs) if group.seeds]
-    if not found:
-        return []
-    name = pick_baseline([group.runs[0].label for group in found], baseline)
-    clock = equal_time(found)
-    pairs = [(group, rival_of(group, found, name)) for group in found]
+    pairs = [(group, find_reference(group, groups, baseline)) for group in groups]
     return [
-        judge(group, rival, network, clock)
-        for group, rival in pairs
-        if rival is not None and rival is not group
+        compare_groups(group, reference, network, snapshots)
+        for group, reference in pairs
+        if reference is not None and reference is not group
         for network in NETWORKS
     ]
 
 
-def how_to_read(found: Sequence[Verdict]) -> list[str]:
-    """What the verdicts rest on, in a sentence or two each; nothing without a verdict."""
-    notes = [_OF_SEEDS] if found else []
-    if any(verdict.on_images for verdict in found):
-        notes.append(_OF_IMAGES)
-    if not all(verdict.on_images for verdict in found):
-        notes.append(_NOT_OF_IMAGES)
+def explain_tests(tests: Sequence[PairedTest]) -> list[str]:
+    """Return sentences that explain the tests; none if there are no tests."""
+    notes = [_SEED_NOTE] if tests else []
+    if any(test.inconclusive for test in tests):
+        notes.append(_SEEDS_NEEDED_NOTE)
+    if any(test.bootstrap for test in tests):
+        notes.append(_BOOTSTRAP_NOTE)
+    if not all(test.bootstrap for test in tests):
+        notes.append(_NO_BOOTSTRAP_NOTE)
     return notes
 
 
-def pick_baseline(methods: Sequence[str], asked: str | None = None) -> str:
-    """The baseline asked for, else vanilla where it is there, else the first method or variant.
+def pick_baseline(labels: Sequence[str], requested: str | None = None) -> str:
+    """Return the requested label; by default "vanilla" if it is there, else the first label.
 
     Raises:
-        UsageError: it is not among them.
+        UsageError: the requested label is not among `labels`.
     """
-    if asked is None:
-        return DEFAULT_BASELINE if DEFAULT_BASELINE in methods else methods[0]
-    if asked not in methods:
-        there = ", ".join(dict.fromkeys(methods))
-        raise UsageError(f"--baseline: {asked!r} is not among {there}")
-    return asked
+    if requested is None:
+        return DEFAULT_BASELINE if DEFAULT_BASELINE in labels else labels[0]
+    if requested not in labels:
+        known = ", ".join(dict.fromkeys(labels))
+        raise UsageError(f"--baseline: {requested!r} is not among {known}")
+    return requested
 
 
-def rival_of(group: Group, found: Sequence[Group], baseline: str) -> Group | None:
-    """The group of the baseline whose settings are nearest, the first where only it was run."""
-    rivals = [rival for rival in found if rival.runs[0].label == baseline]
-    if len(rivals) == len(found):
-        return rivals[0]
-    if group in rivals:
+def find_reference(group: Group, groups: Sequence[Group], baseline: str) -> Group | None:
+    """Return the group of the baseline that a group is compared with.
+
+    It is the one with the fewest differing settings; if only the baseline was run, the first.
+    """
+    candidates = [one for one in groups if one.runs[0].label == baseline]
+    if len(candidates) == len(groups):
+        return candidates[0]
+    if group in candidates:
         return group
-    return min(rivals, key=lambda rival: len(set_apart(group, rival)), default=None)
+    return min(candidates, key=lambda one: len(other_settings(group, one)), default=None)
 
 
-def set_apart(group: Group, rival: Group) -> tuple[str, ...]:
-    """The settings, besides those of the methods, in which two methods differ."""
-    one, other = group.runs[0], rival.runs[0]
+def other_settings(group: Group, reference: Group) -> tuple[str, ...]:
+    """Return the settings that differ between two methods, those of the methods left out."""
+    one, other = group.runs[0], reference.runs[0]
     if one.method == other.method:
-        return ()  # their labels say it
-    own = {"method", "label", "seed", one.method, other.method}
-    return tuple(name for name in differing([one, other]) if name.partition(".")[0] not in own)
+        return ()  # The labels of the groups name the differing settings.
+    ignored = {"method", "label", "seed", one.method, other.method}
+    names = differing_settings([one, other])
+    return tuple(name for name in names if name.partition(".")[0] not in ignored)
 
 
-def judge(group: Group, rival: Group, network: str, clock: EqualTime | None) -> Verdict:
-    """One network of two groups."""
-    return Verdict(
+def compare_groups(
+    group: Group, reference: Group, network: str, snapshots: Mapping[str, RunSnapshots]
+) -> PairedTest:
+    """Compare one network of two groups."""
+
+    def differences(take: Take) -> tuple[float, ...]:
+        def top1(run: Run) -> float | None:
+            return number_at(take(snapshots[run.name]), ("scores", network, "top1"))
+
+        first, second = group.seed_means(top1), reference.seed_means(top1)
+        return tuple(first[seed] - second[seed] for seed in first if seed in second)
+
+    final = differences(lambda run: run.final)
+    images = image_differences(group, reference, network)
+    return PairedTest(
         group.label,
-        rival.label,
+        reference.label,
         network,
-        paired(group, rival, final(network, "top1")),
-        paired(group, rival, clock.figure(network, "top1")) if clock else (),
-        bootstrap(outcomes(group, rival, network)),
-        set_apart(group, rival),
+        final,
+        differences(lambda run: run.equal_time),
+        bootstrap_interval(images) if len(images) == len(final) else None,
+        other_settings(group, reference),
     )
 
 
-def paired(group: Group, rival: Group, value: Reader) -> tuple[float, ...]:
-    """The differences of `value` between runs of one seed."""
-    mine, theirs = group.figures(value), rival.figures(value)
-    return tuple(mine[seed] - theirs[seed] for seed in mine if seed in theirs)
-
-
-def more_seeds(differences: Sequence[float]) -> int | None:
-    """The fewest further seeds that leave 0 out, if mean and spread stay; None: over the most."""
-    from scipy.stats import t
-
-    total = len(differences) + np.arange(1, MOST_SEEDS + 1)
-    half_widths = t.ppf(0.975, total - 1) * stdev(differences) / np.sqrt(total)
-    enough = np.flatnonzero(abs(fmean(differences)) > half_widths)
-    return int(enough[0]) + 1 if len(enough) else None
-
-
-# ---------------------------------------------------------------------- test images
-
-
-def outcomes(group: Group, rival: Group, network: str) -> list[Outcomes]:
-    """Image by image differences of each common seed; none where one seed cannot be paired."""
-    mine, theirs = (one.by_seed(lambda run: run.predictions) for one in (group, rival))
-    pairs = [(mine[seed][0], theirs[seed][0]) for seed in mine if seed in theirs]
-    if len(pairs) < len(paired(group, rival, final(network, "top1"))):
-        return []
-    if not all(np.array_equal(one["images"], other["images"]) for one, other in pairs):
-        return []
+def image_differences(group: Group, reference: Group, network: str) -> list[ImageDifferences]:
+    """Return the differences per test image, one entry per common seed with the same images."""
+    first, second = (one.by_seed(lambda run: run.predictions) for one in (group, reference))
+    pairs = [(first[seed][0], second[seed][0]) for seed in first if seed in second]
     return [
         (one["images"], one[network].astype(float) - other[network].astype(float))
         for one, other in pairs
+        if np.array_equal(one["images"], other["images"])
     ]
 
 
-def bootstrap(seeds: Sequence[Outcomes]) -> tuple[float, float] | None:
-    """95 % of the mean differences under resampling of the test images; None without seeds."""
-    if not seeds:
-        return None
-    low, high = np.nanpercentile(resampled(seeds), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def resampled(seeds: Sequence[Outcomes], count: int = RESAMPLES) -> NDArray[Any]:
-    """`[count]` mean differences, each on as many images drawn with replacement.
-
-    An image counts in every seed that tested on it: hard for one, it is hard for the others. The
-    mean is taken within each seed, then over seeds.
-    """
-    names = np.unique(np.concatenate([images for images, _ in seeds]))
-    tallies = np.zeros((len(names), 2, len(seeds)))  # of each image: sum of differences, times
-    for i, (images, differences) in enumerate(seeds):
-        at = np.searchsorted(names, images)
-        np.add.at(tallies[:, 0, i], at, differences)
-        np.add.at(tallies[:, 1, i], at, 1)
-    # Images with equal tallies are interchangeable: only how often each kind is drawn matters.
-    kinds, sizes = np.unique(tallies.reshape(len(names), -1), axis=0, return_counts=True)
-    draws = np.random.default_rng(0).multinomial(len(names), sizes / len(names), size=count)
-    sums, times = np.moveaxis((draws @ kinds).reshape(count, 2, len(seeds)), 1, 0)
-    with np.errstate(invalid="ignore"):  # a draw without any image of some seed tells nothing
-        return np.asarray((sums / times).mean(axis=1))
-
-
-# ---------------------------------------------------------------------- words
-
-
-def points(share: float) -> str:
-    """A signed difference of shares in percentage points; zero without a minus."""
-    return f"{100 * share:+z.2f}"
-
-
-def difference(interval: Interval | None) -> str:
-    """A signed mean difference in points with its interval."""
-    if interval is None:
-        return MISSING
-    if interval.half_width is None:
-        return points(interval.mean)
-    space = "\N{NO-BREAK SPACE}"
-    return f"{points(interval.mean)}{space}±{space}{100 * interval.half_width:.2f}"
-
-
-def span(ends: tuple[float, float] | None) -> str:
-    """Both ends of an interval of differences in points."""
-    return MISSING if ends is None else f"{points(ends[0])} to {points(ends[1])}"
-
-
-def told_seeds(count: int | None) -> str:
-    """So many more seeds, in words."""
+def _more_seeds(count: int | None) -> str:
     if count is None:
-        return f"more than {MOST_SEEDS} more seeds"
+        return f"more than {MAX_SEEDS_NEEDED} more seeds"
     return f"about {count} more seed{'' if count == 1 else 's'}"

@@ -1,125 +1,74 @@
-"""The comparison of runs as a table: for the terminal, for Markdown, and as rows of data."""
-
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from typing import Any
+"""A comparison as a table for the terminal, as Markdown, and as printed lines."""
 
 from rich.table import Table
 from rich.text import Text
 
-from adautomix.reporting.figures import (
-    MEMORY,
+from adautomix.reporting.comparison import Comparison
+from adautomix.reporting.formatting import (
+    MEMORY_NOTE,
     MISSING,
     NETWORKS,
-    EqualTime,
-    Group,
-    Reader,
-    at_best,
-    duration,
-    equal_time,
-    final,
-    groups,
     mebibytes,
-    peak_memory,
     percent,
     plus_minus,
+    points_range,
+    seconds,
 )
-from adautomix.reporting.significance import Verdict, how_to_read, more_seeds, significance, span
+from adautomix.reporting.groups import Group
+from adautomix.reporting.significance import explain_tests
+from adautomix.reporting.snapshots import GroupSnapshot, GroupSummary, peak_memory
 from adautomix.runs.records import Run
 
-_FIGURES = (("student", "top1"), ("teacher", "top1"), ("student", "ece"), ("teacher", "ece"))
+_SCORES = tuple((network, key) for key in ("top1", "ece") for network in NETWORKS)
 _TITLES = {"top1": "top-1 (%)", "ece": "ECE (%)"}
 
 Cells = list[str]
 
 
-def comparison_table(runs: Sequence[Run]) -> Table:
-    """A row a run, grouped by method; under them means ± 95 % interval at several moments."""
-    table = Table(caption=_caption(runs), caption_justify="left")
+def comparison_table(comparison: Comparison) -> Table:
+    """Return one row per run, grouped by method, each group followed by its means."""
+    table = Table(caption=_caption(comparison), caption_justify="left")
     for title in ("method", "run", "seed"):
         table.add_column(title)
-    for network, key in _FIGURES:
+    for network, key in _SCORES:
         table.add_column(f"{network}\n{_TITLES[key]}", justify="right")
     table.add_column("time\n(s)", justify="right")
     table.add_column("memory\n(MiB)", justify="right")
-    found = groups(runs)
-    clock = equal_time(found)
-    for group in found:
+    for group, summary in zip(comparison.groups, comparison.summaries, strict=True):
         for run in group.runs:
             _add(table, _run_cells(group, run))
-        for cells in _moments(group, clock):
+        for cells in _mean_rows(summary):
             _add(table, ["", *cells], style="bold")
         table.add_section()
     return table
 
 
-def markdown_table(runs: Sequence[Run]) -> str:
-    """The same table in Markdown; of a method of several seeds, only the means ± interval."""
-    titles = [f"{network} {_TITLES[key]}" for network, key in _FIGURES]
+def markdown_table(comparison: Comparison) -> str:
+    """Return the table in Markdown; of methods with several seeds it shows only the means."""
+    titles = [f"{network} {_TITLES[key]}" for network, key in _SCORES]
     lines = [["method", "run", "seed", *titles, "time (s)", "memory (MiB)"]]
     lines.append(["---"] * 3 + ["---:"] * (len(lines[0]) - 3))
-    found = groups(runs)
-    clock = equal_time(found)
-    for group in found:
+    for group, summary in zip(comparison.groups, comparison.summaries, strict=True):
         single = [_run_cells(group, run)[1:] for run in group.runs] if group.seeds < 2 else []
-        labels = [group.label, *[""] * len(group.runs), *[""] * 3]
-        rows = [*single, *_moments(group, clock)]
+        rows = [*single, *_mean_rows(summary)]
+        labels = [group.label, *[""] * len(rows)]
         lines += [[label, *cells] for label, cells in zip(labels, rows, strict=False)]
     escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
     return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
-def verdict_lines(runs: Sequence[Run], baseline: str | None = None) -> list[str]:
-    """A sentence a verdict with the bootstrap beside it, and how to read them; none without."""
-    found = significance(runs, baseline)
+def significance_lines(comparison: Comparison) -> list[str]:
+    """Return one line per significance test, then what the tests mean; none without tests."""
     lines = [
-        verdict.sentence + (f" Bootstrap: {span(verdict.on_images)}." if verdict.on_images else "")
-        for verdict in found
+        test.sentence
+        + (f" Bootstrap: {points_range(test.bootstrap)} points." if test.bootstrap else "")
+        for test in comparison.tests
     ]
-    return [f"- {line}" for line in (*lines, *how_to_read(found))]
-
-
-def result_rows(runs: Sequence[Run], baseline: str | None = None) -> list[dict[str, Any]]:
-    """What stands behind it: a row a finished run, then a row a verdict.
-
-    A run's row is its summary without the class list, what its networks had reached at equal time,
-    and the best epoch of each.
-    """
-    clock = equal_time(groups(runs))
-    rows = [_run_row(run, clock) for run in runs if run.finished]
-    return rows + [_verdict_row(verdict) for verdict in significance(runs, baseline)]
-
-
-def _run_row(run: Run, clock: EqualTime | None) -> dict[str, Any]:
-    assert run.summary is not None
-    shown = {"epoch", "seconds", "student", "teacher"}
-    reached = clock and clock.row(run)
-    best = {name: row for name in NETWORKS if (row := run.best_row(name))}
-    return {
-        "run": run.name,
-        **run.summary.model_dump(mode="json", exclude={"schema_version", "classes"}),
-        "equal_time": reached and reached.model_dump(mode="json", include=shown),
-        "best_epochs": {
-            name: {"epoch": row.epoch, "picked_on": run.picked_on, **row.model_dump()[name]}
-            for name, row in best.items()
-        },
-    }
-
-
-def _verdict_row(verdict: Verdict) -> dict[str, Any]:
-    several = len(verdict.differences) > 1
-    interval = verdict.interval
-    return {
-        **asdict(verdict),
-        "mean": interval and interval.mean,
-        "half_width": interval and interval.half_width,
-        "more_seeds": more_seeds(verdict.differences) if several else None,
-        "sentence": verdict.sentence,
-    }
+    return [f"- {line}" for line in (*lines, *explain_tests(comparison.tests))]
 
 
 def _add(table: Table, cells: Cells, style: str = "") -> None:
-    # Text, unlike str, is not read as markup: names may hold brackets.
+    # A str would be parsed as markup, and names may contain brackets; Text is not.
     table.add_row(*map(Text, cells), style=style)
 
 
@@ -129,45 +78,47 @@ def _run_cells(group: Group, run: Run) -> Cells:
         group.label if run is group.runs[0] else "",
         run.name if run.finished else f"{run.name} (unfinished)",
         MISSING if seed is None else str(seed),
-        *(percent(run.figure(network, key)) for network, key in _FIGURES),
-        duration(run.seconds),
+        *(percent(run.figure(network, key)) for network, key in _SCORES),
+        seconds(run.seconds),
         mebibytes(peak_memory(run)),
     ]
 
 
-def _moments(group: Group, clock: EqualTime | None) -> list[Cells]:
-    """Cells right of the method: the last epoch, the one at equal time, and the best."""
+def _mean_rows(summary: GroupSummary) -> list[Cells]:
+    """Return the cells to the right of the method: last epoch, equal time, and best epochs."""
     rows = []
-    if group.seeds > 1:
-        cells = _means(group, f"mean of {group.seeds} seeds", final)
-        cells[-2] = plus_minus(group.interval(lambda run: run.seconds), duration)
-        cells[-1] = plus_minus(group.interval(peak_memory), mebibytes)
-        rows.append(cells)
-    if clock and group.figures(clock.figure("epoch")):
-        cells = _means(group, "at equal time", clock.figure)
-        cells[-2] = plus_minus(group.interval(clock.figure("seconds")), duration)
-        rows.append(cells)
-    if group.figures(at_best("student", "epoch")):
-        splits = {run.picked_on for run in group.runs if run.evaluated}
-        title = f"best by {' or '.join(sorted(splits))}"
-        rows.append(_means(group, title, lambda network, key: at_best(network, network, key)))
+    if summary.seeds > 1:
+        memory = plus_minus(summary.memory, mebibytes)
+        rows.append(_mean_cells(f"mean of {summary.seeds} seeds", summary.final, memory=memory))
+    if summary.equal_time:
+        rows.append(_mean_cells("at equal time", summary.equal_time))
+    if summary.best:
+        rows.append(_mean_cells(f"best by {' or '.join(summary.best_splits)}", summary.best))
     return rows
 
 
-def _means(group: Group, title: str, figure: Callable[[str, str], Reader]) -> Cells:
-    intervals = [group.interval(figure(network, key)) for network, key in _FIGURES]
-    return [title, "", *(plus_minus(interval, percent) for interval in intervals), "", ""]
+def _mean_cells(title: str, snapshot: GroupSnapshot, memory: str = "") -> Cells:
+    scores = [plus_minus(snapshot.score(*score), percent) for score in _SCORES]
+    time = plus_minus(snapshot.seconds, seconds) if snapshot.seconds else ""
+    return [title, "", *scores, time, memory]
 
 
-def _caption(runs: Sequence[Run]) -> str:
-    lines = ["student: the trained network; teacher: its average; ±: 95 % Student-t interval"]
-    if clock := equal_time(groups(runs)):
+def _caption(comparison: Comparison) -> str:
+    lines = [
+        "Student: the trained network. Teacher: the moving average of its weights.",
+        "±: 95 % Student-t interval over seeds.",
+    ]
+    if comparison.equal_time:
         lines.append(
-            f"at equal time: the last epoch before the run of {clock.fastest} with that seed ended"
+            "At equal time: the last epoch evaluated before the run of "
+            f"{comparison.equal_time.fastest} with the same seed ended."
         )
-    if any(run.evaluated and run.picked_on == "test" for run in runs):
-        lines.append("best by test: the best epoch of each network on the test images, flattering")
-    lines.append(MEMORY)
-    if not all(run.finished for run in runs):
-        lines.append("unfinished runs are in no mean")
+    if any("test" in summary.best_splits for summary in comparison.summaries):
+        lines.append(
+            "Best by test: each network at its best epoch, chosen on the test images, "
+            "so these values are optimistic."
+        )
+    lines.append(MEMORY_NOTE)
+    if not all(run.finished for run in comparison.runs):
+        lines.append("Means do not include unfinished runs.")
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from adautomix.evaluation.accuracy import AccuracyResult
-from adautomix.reporting.figures import METRICS
+from adautomix.reporting.formatting import METRICS
 from adautomix.reporting.section import Evaluated, Section, Table
 
 NOTE = (

@@ -16,7 +16,7 @@ from adautomix.evaluation.attack.results import (
 )
 from adautomix.evaluation.attack.suite import AMPLIFICATION, picture_name
 from adautomix.reporting.drawing import Chart, Series, line_chart
-from adautomix.reporting.figures import percent
+from adautomix.reporting.formatting import percent
 from adautomix.reporting.section import Evaluated, Picture, Section, Table, embedded, line_style
 
 NOTE = (
@@ -190,7 +190,7 @@ def pictures(results: Results) -> Iterator[Picture]:
     """Yield the picture of each network's attacked images, if the file exists."""
     for one, name, network in networks_in(results):
         path = one.picture("attack", picture_name(name))
-        if network.examples and path.is_file():
+        if network.examples and path is not None:
             text = "; ".join(map(describe_example, network.examples))
             yield Picture(
                 f"Attacked images: {one.label}, {name}",

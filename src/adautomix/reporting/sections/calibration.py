@@ -12,10 +12,10 @@ from adautomix.reporting.drawing import (
     drawing,
     inline_svg,
     legend,
-    look,
+    series_style,
     shorten,
 )
-from adautomix.reporting.figures import MISSING, decimals, percent
+from adautomix.reporting.formatting import MISSING, decimals, percent
 from adautomix.reporting.section import Evaluated, Section, Table, line_style
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def reliability_chart(slug: str, title: str, caption: str, lines: Sequence[Line]
                 [100 * (one.accuracy or 0.0) for one in filled],
                 label=shorten(line.label),
                 linestyle=line.style,
-                **look(line.color),
+                **series_style(line.color),
             )
         axes.set_xlabel("confidence (%)")
         axes.set_ylabel("accuracy (%)")
@@ -141,7 +141,7 @@ def histogram(lines: Sequence[Line]) -> Chart:
     def draw(axes: "Axes") -> None:
         for line in lines:
             images = [one.images for one in line.metrics.bins]
-            color = look(line.color)["color"]
+            color = series_style(line.color)["color"]
             axes.stairs(
                 [100 * n / sum(images) for n in images],
                 [100 * b / len(images) for b in range(len(images) + 1)],

@@ -13,7 +13,7 @@ from adautomix.evaluation.corruption import (
     picture_severity,
 )
 from adautomix.reporting.drawing import Chart, drawing, inline_svg, shorten
-from adautomix.reporting.figures import MISSING, decimals, percent
+from adautomix.reporting.formatting import MISSING, decimals, percent
 from adautomix.reporting.section import Evaluated, Picture, Section, Table, embedded
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def pictures(results: Results) -> list[Picture]:
     """Return the pictures of the first test image that exist; equal pictures are shown once."""
     shown: dict[str, tuple[str, int]] = {}
     for one, result in results:
-        if (path := one.picture("corruption", PICTURE)).is_file():
+        if path := one.picture("corruption", PICTURE):
             shown.setdefault(embedded(path), (one.label, picture_severity(result.severities)))
     return [
         Picture(

@@ -5,7 +5,7 @@ from statistics import fmean
 
 from adautomix.evaluation.diversity import DiversityResult
 from adautomix.reporting.drawing import Chart, Series, line_chart
-from adautomix.reporting.figures import MISSING, percent
+from adautomix.reporting.formatting import MISSING, percent
 from adautomix.reporting.section import Evaluated, Picture, Section, Table, embedded
 
 MAX_PICTURES = 4
@@ -94,7 +94,7 @@ def pictures(results: Results) -> list[Picture]:
         if training is None or not training.pairwise:
             continue
         path = one.picture("diversity", training.picture)
-        if path.is_file():
+        if path is not None:
             epochs = ", ".join(map(str, result.epochs))
             alt = f"Mixes of {one.label} and their masks after epochs {epochs}, the same images."
             title = f"{one.label}: the same mixes over training"

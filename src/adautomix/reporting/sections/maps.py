@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from adautomix.evaluation.maps import MapsResult, NetworkMaps
-from adautomix.reporting.figures import decimals, percent
+from adautomix.reporting.formatting import decimals, percent
 from adautomix.reporting.section import Evaluated, Picture, Section, Table, embedded
 
 MAX_PICTURES = 4  # per page; all pictures are in the folders
@@ -84,7 +84,7 @@ def network_pictures(one: Evaluated, name: str, network: NetworkMaps) -> Iterato
     """Yield the pictures of one network that exist."""
     for method, file in network.pictures.items():
         path = one.picture("maps", file)
-        if path.is_file():
+        if path is not None:
             alt = (
                 f"Images, their {method} mixes, and Grad-CAM maps of {network.layer} of the "
                 f"{name} of {one.label} on both; the numbers are in the table."

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from adautomix.evaluation.occlusion import PICTURE, PICTURE_FRACTIONS, OcclusionResult
 from adautomix.reporting.drawing import Chart, Series, line_chart
-from adautomix.reporting.figures import decimals, percent
+from adautomix.reporting.formatting import decimals, percent
 from adautomix.reporting.section import (
     Evaluated,
     Picture,
@@ -118,7 +118,7 @@ def pictures(results: Results) -> list[Picture]:
     percentages = ", ".join(f"{fraction:.0%}" for fraction in PICTURE_FRACTIONS)
     labels: dict[str, str] = {}
     for one, _ in results:
-        if (path := one.picture("occlusion", PICTURE)).is_file():
+        if path := one.picture("occlusion", PICTURE):
             labels.setdefault(embedded(path), one.label)
     return [
         Picture(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from adautomix.evaluation.transfer import C_GRID, HELD_OUT, NetworkTransfer, TransferResult
-from adautomix.reporting.figures import MISSING, percent, significant
+from adautomix.reporting.formatting import MISSING, percent, six_digits
 from adautomix.reporting.section import Evaluated, Section, Table
 from adautomix.runs.records import number_at
 
@@ -48,7 +48,7 @@ def cells(network: NetworkTransfer) -> list[str]:
     probe = network.probe
     return [
         percent(None if probe is None else probe.top1),
-        MISSING if probe is None else significant(probe.c),
+        MISSING if probe is None else six_digits(probe.c),
         percent(network.knn),
         *(percent(number_at(network.finetuned, (kind, "top1"))) for kind in ("student", "teacher")),
     ]

@@ -1,4 +1,4 @@
-"""From a template and values to a page on disk."""
+"""Render a page from its template, and write it."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from its template; every value is escaped."""
+    """Return a page as HTML; every value is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -21,7 +21,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def write_html(html: str, out: Path) -> Path:
-    """Write a page, and the folder for it."""
+    """Write a page to a file, create its folder if needed, and return the path."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(html, encoding="utf-8")
     return out
