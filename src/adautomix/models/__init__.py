@@ -1,5 +1,6 @@
 """Any timm network behind one small wrapper: named heads, pooled features, stage feature maps."""
 
+from adautomix.models.arguments import check_build_arguments, check_replacements
 from adautomix.models.build import build_model
 from adautomix.models.classifier import Classifier, Features
 from adautomix.models.families import default_stem, timm_plan
@@ -25,6 +26,8 @@ __all__ = [
     "ViTBlocks",
     "WrappedClassifier",
     "build_model",
+    "check_build_arguments",
+    "check_replacements",
     "default_stem",
     "evaluating",
     "frozen_running_stats",
