@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "src" / "adautomix"
 # Each layer imports only from layers before it, or from its own folder.
 LAYERS = [
     {"version", "errors"},
-    {"rng", "validation", "files", "subsample"},
+    {"rng", "validation", "files", "subsample", "text"},
     {"distributed"},
     {"device"},
     {"models", "inputs"},

@@ -26,6 +26,7 @@ from adautomix.reporting.figures import (
 )
 from adautomix.reporting.significance import Verdict, how_to_read, more_seeds, significance, span
 from adautomix.runs.records import Run
+from adautomix.text import printable
 
 _FIGURES = (("student", "top1"), ("teacher", "top1"), ("student", "ece"), ("teacher", "ece"))
 _TITLES = {"top1": "top-1 (%)", "ece": "ECE (%)"}
@@ -120,7 +121,7 @@ def _verdict_row(verdict: Verdict) -> dict[str, Any]:
 
 def _add(table: Table, cells: Cells, style: str = "") -> None:
     # Text, unlike str, is not read as markup: names may hold brackets.
-    table.add_row(*map(Text, cells), style=style)
+    table.add_row(*(Text(printable(cell)) for cell in cells), style=style)
 
 
 def _run_cells(group: Group, run: Run) -> Cells:
