@@ -21,10 +21,16 @@ from adautomix.errors import RunError
 from adautomix.runs.build import (
     build_networks,
     check_smallest_part,
+    data_info,
     prepare_loss,
     train_batches,
 )
-from adautomix.runs.checkpoint import Checkpoint, epoch_checkpoint_name, save_checkpoint
+from adautomix.runs.checkpoint import (
+    Checkpoint,
+    epoch_checkpoint_name,
+    resumable_checkpoints,
+    save_checkpoint,
+)
 from adautomix.runs.folder import RunFolder
 from adautomix.runs.schema import BestEpoch, EpochRow, Row, TrainRow
 from adautomix.training.evaluator import Evaluator, best_so_far
@@ -280,9 +286,12 @@ class Trainer:
         self.finite.check(torch.stack(norms).sum(), self.step)
         bad = min_over_processes(self.finite.first_bad())
         if bad < NEVER:
+            kept = f"earlier checkpoints are kept in {self.folder.path}"
+            if not resumable_checkpoints(self.folder.path):
+                kept = "nothing was saved, so that the same --out can be used"
             raise RunError(
                 f"the loss became NaN or infinite at step {bad}: lower --lr or set --clip-grad 1; "
-                f"earlier checkpoints are kept in {self.folder.path}"
+                f"{kept}"
             )
 
     # ------------------------------------------------------------------ state
@@ -306,7 +315,8 @@ class Trainer:
             "best": self.best and self.best.model_dump(),
             "seconds": self.seconds(),
         }
-        return Checkpoint(self.step, self.weights(), state)
+        settings, facts = self.config.resolved(), data_info(self.data)
+        return Checkpoint(self.step, self.weights(), state, settings, facts)
 
     def save(self, *, best: bool = False, kept: str | None = None) -> None:
         """Save a checkpoint, see `save_checkpoint`.
@@ -316,6 +326,7 @@ class Trainer:
         """
         self.check_finite()
         if is_main():
+            self.folder.flush_rows()
             save_checkpoint(self.folder.path, self.checkpoint(), best=best, kept=kept)
 
     def restore(self, checkpoint: Checkpoint) -> None:
