@@ -205,7 +205,15 @@ class RunFolder:
 
 
 def changed_data(trained: dict[str, Any], found: dict[str, Any]) -> str:
-    """Describe the first fact about the data that is not as recorded; "" if there is none."""
+    """Describe the first fact about the data that is not as recorded; "" if there is none.
+
+    Args:
+        trained: the facts in a record; an empty one, of an older version, says nothing.
+        found: the facts to compare.
+    """
+    if not trained:
+        return ""
+    trained, found = (DataInfo.model_validate(facts).model_dump() for facts in (trained, found))
     for name, expected in trained.items():
         value = found.get(name)
         if name == "bad_files" or name not in found or same_fact(expected, value):

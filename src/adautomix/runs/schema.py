@@ -132,6 +132,7 @@ class DataInfo(BaseModel):
         train_images: number of training images.
         test_images: number of test images.
         bad_files: image files that could not be read and were left out.
+        multi_label: whether an image may have several labels.
     """
 
     # Later versions may add facts.
@@ -144,6 +145,7 @@ class DataInfo(BaseModel):
     train_images: int
     test_images: int
     bad_files: list[str] = []
+    multi_label: bool = False
 
 
 class Summary(Record):

@@ -24,7 +24,7 @@ from adautomix.runs.build import data_info, load_images
 from adautomix.runs.checkpoint import load_checkpoint, move_damaged_last, resumable_checkpoints
 from adautomix.runs.folder import RunFolder, delete_unsaved, pick_folder
 from adautomix.runs.lock import run_lock
-from adautomix.runs.schema import DataInfo, EpochRow, NetworkScores, Summary
+from adautomix.runs.schema import EpochRow, NetworkScores, Summary
 from adautomix.training.loop import Trainer
 
 
@@ -125,7 +125,7 @@ def summarize(trainer: Trainer, predictions: str) -> RunResult:
         seconds=round(trainer.seconds(), 1),
         command=trainer.command,
         versions=versions(),
-        **{name: value for name, value in facts.items() if name in DataInfo.model_fields},
+        **{name: value for name, value in facts.items() if name in Summary.model_fields},
         final=final,
         best=trainer.best,
         parameters=sum(p.numel() for p in trainer.student.parameters()),

@@ -34,9 +34,7 @@ def read_image(path: str) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    with torch.inference_mode():
-        logits = load_model()(read_image(sys.argv[1]))[0]
+    logits = load_model()(read_image(sys.argv[1])).detach()[0]
     probabilities = logits.sigmoid() if CONFIG.get("multi_label") else logits.softmax(0)
-    likely = probabilities.sort(descending=True)
-    for probability, index in list(zip(*likely, strict=True))[:5]:
+    for probability, index in list(zip(*probabilities.sort(descending=True), strict=True))[:5]:
         print(f"{probability:.4f}  {CONFIG['classes'][index]}")
