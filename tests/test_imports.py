@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[1] / "src" / "adautomix"
 
 # Each layer imports only from layers before it, or from its own folder.
 LAYERS = [
-    {"version", "errors"},
-    {"rng", "validation", "files", "subsample", "text"},
+    {"version", "errors", "text"},
+    {"rng", "validation", "files", "subsample"},
     {"distributed"},
     {"device"},
     {"models", "inputs"},

@@ -235,3 +235,15 @@ def test_of_two_rows_for_one_step_the_later_counts(tmp_path: Path) -> None:
     rows = [train_fields(2, loss=1), train_fields(1, loss=2), train_fields(2, loss=3)]
     with_lines(tmp_path, *rows)
     assert [(row.step, row.loss) for row in read_run(tmp_path).train_rows] == [(1, 2), (2, 3)]
+
+
+def test_many_rows_are_thinned_out_for_reports(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("method: mixup\n")
+    row, epoch = TrainRow(**train_fields(1)), EpochRow(**epoch_fields(1))
+    rows: list[Row] = [row.model_copy(update={"step": step}) for step in range(1, 5001)]
+    epochs = [epoch.model_copy(update={"step": step}) for step in range(1, 5001, 500)]
+    write_metrics(tmp_path / "metrics.jsonl", [*rows, *epochs])
+    run = read_run(tmp_path)
+    assert 450 <= len(run.train_rows) <= 550
+    assert len(run.epoch_rows) == len(epochs)
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == len(rows) + len(epochs)

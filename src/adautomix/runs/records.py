@@ -33,6 +33,7 @@ from adautomix.runs.schema import (
     upgrade_summary,
 )
 
+MAX_TRAIN_ROWS = 500  # per run in reports, where they only draw curves
 Kind = TypeVar("Kind", TrainRow, EpochRow)
 
 # ---------------------------------------------------------------------- files
@@ -52,11 +53,17 @@ def read_metrics(path: Path) -> list[Row]:
     return list(_rows(path))
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    """The intact rows of a `metrics.jsonl`, without holding the file in memory."""
+def _rows(path: Path, max_train_rows: int | None = None) -> Iterator[Row]:
+    """The intact rows of a `metrics.jsonl`, without holding the file in memory.
+
+    Args:
+        path: the file.
+        max_train_rows: thin out the "train" rows to about so many, evenly; None: all rows.
+    """
+    stride = 1 if max_train_rows is None else max(1, _count_lines(path) // max_train_rows)
     with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
+            if not line.strip() or (number % stride and '"kind":"train"' in line):
                 continue
             try:
                 yield _parse_row(line)
@@ -65,6 +72,11 @@ def _rows(path: Path) -> Iterator[Row]:
             except ValueError as error:
                 if line.endswith("\n"):  # otherwise cut off by a crash
                     warn(f"{path}, line {number}, {error}: the line is left out")
+
+
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
 
 
 def _parse_row(line: str) -> Row:
@@ -192,7 +204,7 @@ class Run:
         name: what tables call the run.
         folder: the run folder.
         config: the settings as nested dictionaries; older runs lack newer settings.
-        train_rows: the "train" rows of `metrics.jsonl`, by step.
+        train_rows: the "train" rows of `metrics.jsonl`, by step; thinned out if there are many.
         epoch_rows: the "epoch" rows of `metrics.jsonl`, by step.
         summary: the content of `summary.json`; None if the run is unfinished.
         samples: pictures of training mixes, by epoch.
@@ -303,13 +315,16 @@ def number_at(record: Any, path: str | Iterable[str]) -> float | None:
 def read_run(folder: Path | str) -> Run:
     """Read one run folder, finished or not.
 
+    Of many "train" rows only some are read, so that many long runs fit into memory.
+
     Raises:
         UsageError: the folder is not a run folder, or one of its files cannot be read.
     """
     folder = Path(folder).resolve()
     if not (folder / "config.yaml").exists():
         raise UsageError(f"{folder} is not a run folder: it has no config.yaml")
-    rows = read_metrics(folder / "metrics.jsonl")
+    path = folder / "metrics.jsonl"
+    rows = list(_rows(path, MAX_TRAIN_ROWS)) if path.is_file() else []
     return Run(
         name=folder.name,
         folder=folder,

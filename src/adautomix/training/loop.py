@@ -17,7 +17,7 @@ from adautomix.distributed import (
     world_size,
 )
 from adautomix.ema import momentum_schedule
-from adautomix.errors import RunError
+from adautomix.errors import RunError, UsageError
 from adautomix.runs.build import (
     build_networks,
     check_smallest_part,
@@ -42,6 +42,7 @@ from adautomix.training.runtimes import StopRequest, pick_runtime, stop_on_signa
 from adautomix.training.step import TrainStep
 from adautomix.training.tensorboard import EventWriter
 
+MAX_STEPS = 10_000_000  # the schedules hold two numbers per step
 AGREE_EVERY = 20  # steps between two exchanges about whether any process was asked to stop
 
 
@@ -103,7 +104,7 @@ class Trainer:
         )
         graphed = self.runtime == "graph"
         self.run_step = GraphedStep(self.eager_step) if graphed else self.eager_step
-        self.steps = config.epochs * self.batches.steps_per_epoch
+        self.steps = count_steps(config.epochs, self.batches.steps_per_epoch)
         warmup = round(config.warmup_epochs * self.batches.steps_per_epoch)
         self.lr_factors = cosine_schedule(self.steps, warmup)
         self.teacher_momentum = momentum_schedule(
@@ -344,3 +345,18 @@ class Trainer:
         self.step = self.start_step = checkpoint.step
         if is_main():
             self.folder.truncate_after(self.step)
+
+
+def count_steps(epochs: int, steps_per_epoch: int) -> int:
+    """The optimizer steps of a run.
+
+    Raises:
+        UsageError: there are more than any run has, which would fill the memory.
+    """
+    steps = epochs * steps_per_epoch
+    if steps > MAX_STEPS:
+        raise UsageError(
+            f"epochs = {epochs} are {steps} steps of {steps_per_epoch} per epoch, and a run has at "
+            f"most {MAX_STEPS}: use at most {MAX_STEPS // steps_per_epoch} epochs"
+        )
+    return steps
