@@ -16,7 +16,7 @@ NAME = adautomix.__name__
 NOT_IMPORTED = PACKAGE / "runs" / "templates"
 
 LAYERS = (
-    ("version", "errors"),
+    ("version", "errors", "text"),
     ("rng", "validation", "files", "subsample"),
     ("distributed",),
     ("device",),

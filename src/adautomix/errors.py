@@ -9,6 +9,7 @@ exits with its `exit_status`. Any other exception is a bug and keeps its traceba
 """
 
 import difflib
+import shlex
 from collections.abc import Iterable
 
 
@@ -28,6 +29,20 @@ class RunError(AdAutoMixError):
     """A run started and could not continue; everything saved so far is intact."""
 
     exit_status = 1
+
+
+class AdAutoMixWarning(UserWarning):
+    """Something was wrong and could be dealt with; the message says what and how, in one line."""
+
+
+def command_text(*words: object) -> str:
+    """A command of this package as it has to be typed, for messages.
+
+    Example:
+        >>> command_text("resume", "my run")
+        "`adautomix resume 'my run'`"
+    """
+    return f"`{shlex.join(['adautomix', *map(str, words)])}`"
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str | None:

@@ -1,17 +1,88 @@
-"""Write files and folders so that a crash leaves either the old content or the new one.
+"""Write files so that a crash leaves either the old content or the new one; read untrusted ones.
 
 Content is written under a temporary name beside its destination, flushed to the disk, and renamed
 only when it is complete. A rename within one file system is atomic.
 """
 
+import errno
+import hashlib
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from adautomix.errors import RunError, UsageError
 
 TEMPORARY_SUFFIX = ".tmp"
+MAX_TEXT_BYTES = 64 * 2**20
+
+
+def read_text(
+    path: Path, remedy: str = "check the path", *, max_bytes: int = MAX_TEXT_BYTES
+) -> str:
+    """Return the content of a UTF-8 file that somebody else may have written.
+
+    Args:
+        path: the file.
+        remedy: what to do about a damaged file, for the message of an error.
+        max_bytes: refuse larger files, which would fill the memory.
+
+    Raises:
+        UsageError: the file is missing, is no regular file (reading a FIFO waits forever), is too
+            large, or is not UTF-8.
+    """
+    try:
+        if not path.is_file():
+            kind = "not a regular file" if path.exists() else os.strerror(errno.ENOENT)
+            raise UsageError(f"cannot read {path}: {kind}: {remedy}")
+        if path.stat().st_size > max_bytes:
+            raise UsageError(f"cannot read {path}: larger than {max_bytes} bytes: {remedy}")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text (byte {error.start}): {remedy}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}: {remedy}") from None
+
+
+def read_json(path: Path, remedy: str = "check the path") -> Any:
+    """Return the content of a JSON file that somebody else may have written.
+
+    Raises:
+        UsageError: see `read_text`; or the file is not valid JSON.
+    """
+    try:
+        return json.loads(read_text(path, remedy))
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
+        raise UsageError(f"{path} is not valid JSON ({reason}): {remedy}") from None
+
+
+def json_digest(value: Any) -> str:
+    """The SHA-256 of plain values, whatever the order of their keys, as hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def explain_full_disk(target: Path, remedy: str) -> Iterator[None]:
+    """Turn the error of a full disk into one line that names what was written and the remedy.
+
+    Args:
+        target: what is written.
+        remedy: what to do once there is space again.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(f"no space left to write {target}: free some, then {remedy}") from None
 
 
 @contextmanager
@@ -88,6 +159,20 @@ def temporary_path(path: Path, *, unique: bool = False) -> Path:
     """The name beside `path` under which its next content is written."""
     unique_part = f".{uuid.uuid4().hex}" if unique else ""
     return path.with_name(path.name + unique_part + TEMPORARY_SUFFIX)
+
+
+def link_files(source: Path, target: Path) -> None:
+    """Give every file of a folder a second name in another folder, which takes no space.
+
+    Only for files that are never written again. File systems without hard links get copies.
+    """
+    for path in source.iterdir():
+        try:
+            (target / path.name).hardlink_to(path)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            (target / path.name).write_bytes(path.read_bytes())
 
 
 def flush_folder(folder: Path) -> None:

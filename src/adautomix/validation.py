@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pydantic import BaseModel, ValidationError
 
 from adautomix.errors import UsageError, unknown_name
+from adautomix.text import printable
 
 
 def unknown_setting(name: str, known: Iterable[str]) -> str:
@@ -33,7 +34,7 @@ def one_line_errors(group: str = "", known: Callable[[], Iterable[str]] = tuple)
         if problem["type"] == "extra_forbidden":
             raise UsageError(unknown_setting(name, known())) from None
         message = problem["msg"][0].lower() + problem["msg"][1:]
-        raise UsageError(f"{name} = {problem['input']!r}: {message}") from None
+        raise UsageError(f"{name} = {printable(repr(problem['input']))}: {message}") from None
 
 
 def field_rows(prefix: str, model: type[BaseModel]) -> list[tuple[str, str, str]]:

@@ -25,7 +25,9 @@ from adautomix.runs.checkpoint import (
     kept_epochs,
     load_checkpoint,
     read_checkpoint,
+    read_manifest,
     save_checkpoint,
+    write_manifest,
 )
 from adautomix.runs.folder import RunFolder
 from adautomix.runs.trained import load_trained
@@ -70,9 +72,9 @@ def flip_byte(path: Path, position: int = -1) -> None:
 def rewrite_state(folder: Path, content: bytes) -> None:
     """Replace the content of `state.pt`, and correct the hash in the manifest."""
     (folder / "state.pt").write_bytes(content)
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_manifest(folder)
     manifest["sha256"]["state.pt"] = file_hash(folder / "state.pt")
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(folder, manifest)
 
 
 # --- writing and reading ---------------------------------------------------------------------
@@ -107,7 +109,7 @@ def test_kept_checkpoints_are_not_replaced_and_only_hold_weights(tmp_path: Path)
             tmp_path, checkpoint(epoch), kept=epoch_checkpoint_name(epoch) if epoch < 11 else None
         )
     assert kept_epochs(tmp_path) == [2, 10]
-    assert checkpoint_names(tmp_path) == ["epoch-0002", "epoch-0010", "last"]
+    assert checkpoint_names(tmp_path) == ["epoch-0002", "epoch-0010", "previous", "last"]
     kept = read_checkpoint(tmp_path / "checkpoints/epoch-0002")
     assert (kept.step, kept.state) == (2, {})
     assert kept.weights.keys() == checkpoint(2).weights.keys()
@@ -150,8 +152,7 @@ def test_every_kind_of_damage_is_survived(file: str, harm: str, tmp_path: Path) 
     assert str(path.parent) in problem
 
 
-def test_every_flipped_byte_of_a_manifest_is_survived_or_harmless(tmp_path: Path) -> None:
-    """Damage need not be noticed, but it must never raise anything except a RunError."""
+def test_every_flipped_byte_of_a_manifest_is_noticed(tmp_path: Path) -> None:
     last = saved(tmp_path, 1, 2) / "last"
     whole = (last / "manifest.json").read_bytes()
     for position in range(len(whole)):
@@ -160,11 +161,44 @@ def test_every_flipped_byte_of_a_manifest_is_survived_or_harmless(tmp_path: Path
             content[position] ^= mask
             (last / "manifest.json").write_bytes(content)
             found, problem = load_checkpoint(tmp_path)
-            assert (
-                found.step == 1
-                if problem
-                else torch.equal(found.weights["student.count"], torch.tensor(2))
-            )
+            assert found.step == 1
+            assert problem.startswith(f"damaged checkpoint: {last / 'manifest.json'} ")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"step": 7}, "does not match its checksum"),
+        ({"sha256": {}}, "does not match its checksum"),
+        ({"settings": {"lr": 1}}, "does not match its checksum"),
+        ({"version": 1}, "does not match its checksum"),
+        ({"version": 3}, "has version 3, which only a newer adautomix can read"),
+    ],
+)
+def test_an_edited_manifest_is_refused(
+    change: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    path = saved(tmp_path, 1) / "last" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(RunError, match=f"damaged checkpoint: {path} {problem}"):
+        read_checkpoint(path.parent)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {"step": 1, "sha256": {}},
+        {"step": 1, "sha256": {"state.pt": "0"}},
+        {"step": "1", "sha256": {"state.pt": "0", "weights.safetensors": "0"}},
+        {"sha256": {"state.pt": "0", "weights.safetensors": "0"}},
+        [],
+    ],
+)
+def test_an_old_manifest_must_be_complete(manifest: Any, tmp_path: Path) -> None:
+    path = saved(tmp_path, 1) / "last" / "manifest.json"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match=f"damaged checkpoint: {path} "):
+        read_checkpoint(path.parent)
 
 
 def test_two_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
@@ -179,9 +213,9 @@ def test_unreadable_weights_with_a_correct_hash_are_damage(tmp_path: Path) -> No
     """The manifest agrees with a file that is not a safetensors file."""
     last = saved(tmp_path, 1) / "last"
     (last / "weights.safetensors").write_bytes(b"not tensors")
-    manifest = json.loads((last / "manifest.json").read_text())
+    manifest = read_manifest(last)
     manifest["sha256"]["weights.safetensors"] = file_hash(last / "weights.safetensors")
-    (last / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(last, manifest)
     with pytest.raises(RunError, match="damaged checkpoint"):
         read_checkpoint(last)
 
@@ -253,19 +287,34 @@ def test_a_full_disk_is_reported_and_older_checkpoints_are_kept(
     assert steps == {"last": 2, "previous": 1, "best": 1}
 
 
-def test_a_disk_that_fills_up_while_the_best_is_copied(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_best_checkpoint_takes_no_space_of_its_own(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, checkpoint(1), best=True)
+    folder = saved(tmp_path, 2)
+    for name in FILES:
+        assert (folder / "best" / name).samefile(folder / "previous" / name)
+    saved(tmp_path, 3)
+    assert_equal(read_checkpoint(folder / "best"), checkpoint(1))
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSPC])
+def test_without_hard_links_the_best_is_copied_and_a_full_disk_reported(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_checkpoint(tmp_path, checkpoint(1), best=True)
 
-    def full(*arguments: Any, **options: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(shutil, "copytree", full)
-    with pytest.raises(RunError, match="no space left"):
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    if number == errno.EPERM:
         save_checkpoint(tmp_path, checkpoint(2), best=True)
+    else:
+        with pytest.raises(RunError, match="no space left"):
+            save_checkpoint(tmp_path, checkpoint(2), best=True)
+    step = 2 if number == errno.EPERM else 1
     for name in ("last", "best"):
-        assert_equal(read_checkpoint(tmp_path / "checkpoints" / name), checkpoint(1))
+        assert_equal(read_checkpoint(tmp_path / "checkpoints" / name), checkpoint(step))
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_other_errors_with_a_file_are_not_reported_as_a_full_disk(
@@ -378,18 +427,21 @@ def test_a_run_is_resumed_from_the_checkpoint_before_a_damaged_one(
     assert_same_run(run, finished)
 
 
-def test_a_damaged_checkpoint_is_not_used_for_prediction(run: Path, command: Command) -> None:
-    """Prediction and evaluation use the checkpoint before the damaged one, as a resume does."""
+@pytest.mark.parametrize("args", [("predict", "a.png"), ("evaluate",), ("export", "--out", "x")])
+def test_a_damaged_checkpoint_is_not_replaced_by_the_one_before_it(
+    args: tuple[str, ...], run: Path, command: Command, tmp_path: Path
+) -> None:
+    """Its predictions and scores would be taken for those of the newest."""
     flip_byte(run / "checkpoints/last/weights.safetensors", 100)
-    assert load_trained(run).step == 4
-    flip_byte(run / "checkpoints/previous/state.pt", 100)
-    outcome = command("evaluate", run)
+    name, *others = args
+    outcome = command(name, run, *others)
     assert outcome.status == 1
-    assert outcome.err.startswith(f"adautomix: damaged checkpoint: {run}/checkpoints/last/weights")
-    assert outcome.err.count("\n") == 1
-    flip_byte(run / "checkpoints/best/weights.safetensors", 100)
-    with pytest.raises(RunError, match=r"best/weights\.safetensors does not match its hash"):
-        load_trained(run, checkpoint="best")
+    assert outcome.err == (
+        f"adautomix: damaged checkpoint: {run}/checkpoints/last/weights.safetensors does not match "
+        "its hash: use the checkpoint `previous`, or train it again with "
+        f"`adautomix resume {run}`\n"
+    )
+    assert load_trained(run, checkpoint="previous").step == 4
 
 
 def test_keeping_checkpoints_changes_nothing_else(
@@ -434,7 +486,8 @@ def test_a_kept_checkpoint_is_loaded_by_its_name(
     with pytest.raises(UsageError) as failure:
         load_trained(run, checkpoint="../checkpoints/last")
     assert str(failure.value) == (
-        f"{run} has no checkpoint '../checkpoints/last'; it has epoch-0001, epoch-0002, best, last"
+        f"{run} has no checkpoint '../checkpoints/last'; it has epoch-0001, epoch-0002, best, "
+        "previous, last"
     )
 
 

@@ -2,13 +2,14 @@
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 from records import epoch_fields, summary_fields, train_fields
 
-from adautomix.errors import UsageError
+from adautomix.errors import AdAutoMixWarning, UsageError
 from adautomix.metrics import Scores
 from adautomix.runs.records import (
     append_row,
@@ -85,7 +86,9 @@ def test_a_summary_is_read_as_it_was_written(tmp_path: Path) -> None:
     summary = Summary(**summary_fields(classes=["café", "猫"]))
     write_summary(path, summary)
     assert read_summary(path) == summary
-    assert json.loads(path.read_text(encoding="utf-8")) == summary_fields(classes=["café", "猫"])
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    assert len(fields.pop("checksum")) == 64
+    assert fields == summary_fields(classes=["café", "猫"]) | {"predictions": None}
 
 
 def test_rows_without_timing_are_equal_whenever_they_were_logged() -> None:
@@ -113,7 +116,8 @@ def test_files_of_version_1_are_read() -> None:
     old = json.loads((OLD / "summary.json").read_text())
     summary = read_summary(OLD / "summary.json")
     assert summary is not None
-    assert summary.model_dump(mode="json") == old | {"schema_version": 2}
+    added = {"schema_version": 2, "predictions": None}
+    assert summary.model_dump(mode="json") == old | added
 
 
 def test_a_summary_from_before_processes_and_runtimes_is_read(tmp_path: Path) -> None:
@@ -150,31 +154,62 @@ def test_a_last_line_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("{", "is not valid JSON: delete it"),
-        ("[1]", "is not a JSON object: correct or delete it"),
-        ({"schema_version": 3}, "has schema version 3, which only a newer adautomix can read"),
+        ("{", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        ("[1]", "is not a JSON object"),
         (train_fields(2, loss="low"), "has a wrong field loss: Input should be a valid number"),
         (train_fields(2, colour="red"), "has a wrong field colour: Extra inputs are not permit"),
         (train_fields(2, epoch="first"), "has a wrong field epoch: Input should be a valid"),
         (train_fields(2, kind="hour"), "has a wrong field kind: Input tag 'hour' found"),
         (epoch_fields(2, student={"top1": 1}), "has a wrong field student.top5: Field required"),
+        (train_fields(2, crc32="00000000"), "does not match its checksum"),
     ],
 )
-def test_a_wrong_line_is_named(line: Any, problem: str, tmp_path: Path) -> None:
+def test_a_damaged_line_is_named_and_left_out(line: Any, problem: str, tmp_path: Path) -> None:
     path = with_lines(tmp_path, train_fields(1), line, train_fields(3))
+    with pytest.warns(AdAutoMixWarning) as warned:
+        rows = read_metrics(path)
+    assert [row.step for row in rows] == [1, 3]
+    (warning,) = [str(each.message) for each in warned]
+    assert warning.startswith(f"{path}, line 2, {problem}")
+    assert warning.endswith(": the line is left out")
+    assert "\n" not in warning
+
+
+def test_a_line_of_a_newer_version_is_an_error(tmp_path: Path) -> None:
+    """Left out, it would be deleted when the run is resumed."""
+    path = with_lines(tmp_path, train_fields(1), train_fields(2, schema_version=3))
     with pytest.raises(UsageError) as error:
         read_metrics(path)
-    assert str(error.value).startswith(f"{path}, line 2, {problem}")
-    assert "\n" not in str(error.value)
+    assert str(error.value) == (
+        f"{path}, line 2, has schema version 3, which only a newer adautomix can read"
+    )
+
+
+def test_every_flipped_bit_of_a_line_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_metrics(path, some_rows()[:1])
+    whole = path.read_bytes()
+    for position in range(len(whole) - 1):
+        content = bytearray(whole)
+        content[position] ^= 0x04
+        path.write_bytes(content)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            rows = read_metrics(path)
+        assert rows in ([], some_rows()[:1])
+        assert bool(warned) == (rows == [])
+        assert rows == [] or b"crc32" not in content, "only the checksum itself may be lost"
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("{", "is not valid JSON: delete it, and `adautomix resume` writes it again"),
+        ("{", "is not valid JSON"),
         ("[]", "is not a JSON object"),
         (json.dumps(summary_fields(schema_version=9)), "has schema version 9"),
         (json.dumps(summary_fields(steps="many")), "has a wrong field steps: Input should be"),
+        (json.dumps(summary_fields(checksum="0" * 64)), "does not match its checksum"),
     ],
 )
 def test_a_wrong_summary_is_named(text: str, problem: str, tmp_path: Path) -> None:
@@ -183,7 +218,16 @@ def test_a_wrong_summary_is_named(text: str, problem: str, tmp_path: Path) -> No
     with pytest.raises(UsageError) as error:
         read_summary(path)
     assert str(error.value).startswith(f"{path} {problem}")
-    assert str(error.value).endswith("delete it, and `adautomix resume` writes it again")
+    assert str(error.value).endswith(
+        f"delete it, and `adautomix resume {tmp_path}` writes it again"
+    )
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"[" * 100_000, b'{"a": 1e9999'])
+def test_bytes_that_are_no_summary_are_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_bytes(content)
+    with pytest.raises(UsageError, match=r"summary\.json is not .*: delete it, and"):
+        read_summary(tmp_path / "summary.json")
 
 
 def test_of_two_rows_for_one_step_the_later_counts(tmp_path: Path) -> None:
@@ -191,3 +235,15 @@ def test_of_two_rows_for_one_step_the_later_counts(tmp_path: Path) -> None:
     rows = [train_fields(2, loss=1), train_fields(1, loss=2), train_fields(2, loss=3)]
     with_lines(tmp_path, *rows)
     assert [(row.step, row.loss) for row in read_run(tmp_path).train_rows] == [(1, 2), (2, 3)]
+
+
+def test_many_rows_are_thinned_out_for_reports(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("method: mixup\n")
+    row, epoch = TrainRow(**train_fields(1)), EpochRow(**epoch_fields(1))
+    rows: list[Row] = [row.model_copy(update={"step": step}) for step in range(1, 5001)]
+    epochs = [epoch.model_copy(update={"step": step}) for step in range(1, 5001, 500)]
+    write_metrics(tmp_path / "metrics.jsonl", [*rows, *epochs])
+    run = read_run(tmp_path)
+    assert 450 <= len(run.train_rows) <= 550
+    assert len(run.epoch_rows) == len(epochs)
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == len(rows) + len(epochs)

@@ -1,6 +1,5 @@
 """A run that was stopped and resumed equals one that never stopped, bit for bit."""
 
-import json
 import os
 import shutil
 import signal
@@ -28,7 +27,7 @@ from adautomix.config import load_config
 from adautomix.data import Batch
 from adautomix.errors import UsageError
 from adautomix.runs.build import data_info, load_images
-from adautomix.runs.checkpoint import file_hash
+from adautomix.runs.checkpoint import file_hash, read_manifest, write_manifest
 from adautomix.runs.folder import RunFolder
 from adautomix.runs.records import write_metrics
 from adautomix.training.loop import Trainer
@@ -274,7 +273,9 @@ def test_resuming_a_finished_run_gives_its_summary_again(
 
 def test_a_run_without_a_checkpoint_cannot_be_resumed(photos: Path, tmp_path: Path) -> None:
     new_trainer(settings(photos, tmp_path / "run"))
-    with pytest.raises(UsageError, match="has no checkpoint yet: start the run again"):
+    with pytest.raises(
+        UsageError, match="has no checkpoint yet: start it again with `adautomix train"
+    ):
         open_run(tmp_path / "run", quiet=True)
 
 
@@ -297,9 +298,9 @@ def alter_weight(run: Path, owner: str) -> None:
     name = next(name for name in weights if name.startswith(owner) and weights[name].ndim > 1)
     weights[name].view(-1)[0] += 1e-6
     save_file(weights, last / "weights.safetensors")
-    manifest = json.loads((last / "manifest.json").read_text())
+    manifest = read_manifest(last)
     manifest["sha256"]["weights.safetensors"] = file_hash(last / "weights.safetensors")
-    (last / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(last, manifest)
 
 
 def test_verify_finds_an_unaltered_run_equal(copied: Path, command: Command) -> None:

@@ -1,9 +1,12 @@
 """The group of all commands, and how a command ends: its exit status and its error line."""
 
+import os
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import NoReturn
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import click
 
@@ -16,7 +19,8 @@ from adautomix.cli.listing import datasets, methods, recipes, settings, suites, 
 from adautomix.cli.previewing import preview
 from adautomix.cli.timing import bench, plan
 from adautomix.cli.training import resume, train
-from adautomix.errors import AdAutoMixError
+from adautomix.errors import AdAutoMixError, AdAutoMixWarning
+from adautomix.text import printable
 from adautomix.version import __version__
 
 
@@ -42,7 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if arguments is None else arguments)
     session = Session()
     try:
-        cli.main(args or ["--help"], prog_name="adautomix", standalone_mode=False, obj=session)
+        with one_line_warnings():
+            cli.main(args or ["--help"], prog_name="adautomix", standalone_mode=False, obj=session)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        stop_writing()
     except click.Abort:
         fail("stopped", 1)
     except click.UsageError as error:
@@ -60,5 +68,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def fail(text: str, status: int) -> NoReturn:
     """Print one line on stderr and exit with this status."""
-    print(f"adautomix: {' '.join(text.split())}", file=sys.stderr)
+    print_error_line(text)
     sys.exit(status)
+
+
+def print_error_line(text: str) -> None:
+    """Print one line on stderr."""
+    print(f"adautomix: {printable(' '.join(text.split()), None)}", file=sys.stderr)
+
+
+@contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """Print each warning of this package as one line on stderr; others as Python does."""
+    show = warnings.showwarning
+
+    def show_in_one_line(
+        message: Warning | str, category: type[Warning], *details: Any, **options: Any
+    ) -> None:
+        if issubclass(category, AdAutoMixWarning):
+            print_error_line(f"warning: {message}")
+        else:
+            show(message, category, *details, **options)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", AdAutoMixWarning)
+        warnings.showwarning = show_in_one_line
+        yield
+
+
+def stop_writing() -> NoReturn:
+    """End the program after the reader of its output has gone, as `head` does."""
+    # Python flushes stdout once more at its end; without this it would complain about the pipe.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)

@@ -28,7 +28,7 @@ which_option = click.option(
     "--which",
     default="last",
     show_default=True,
-    help="Checkpoint: last, best, or one that was kept, such as epoch-0005.",
+    help="Checkpoint: last, previous, best, or one that was kept, such as epoch-0005.",
 )
 device_option = click.option(
     "--device", default="auto", show_default=True, help="Device: cpu, cuda or auto."

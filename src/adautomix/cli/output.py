@@ -7,23 +7,30 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from adautomix.text import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 
 @cache
 def console() -> "Console":
-    """The terminal. Text is printed as it is: class names and paths are no markup."""
+    """The terminal. Class names and paths are no markup, and no commands to the terminal."""
     from rich.console import Console
 
-    return Console(
+    class SafeConsole(Console):
+        def render_str(self, text: str, **options: Any) -> "Text":
+            return super().render_str(printable(text, None, keep_newlines=True), **options)
+
+    return SafeConsole(
         width=None if sys.stdout.isatty() else 120, markup=False, emoji=False, highlight=False
     )
 
 
 def print_line(text: object, *, bold: bool = False) -> None:
     """Print a line that the terminal may wrap."""
-    console().print(str(text), style="bold" if bold else None, soft_wrap=True)
+    console().print(printable(str(text), None), style="bold" if bold else None, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -40,7 +47,7 @@ def print_listing(rows: Sequence[tuple[str, ...]], columns: tuple[str, ...], as_
 
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     console().print(table)
 
 

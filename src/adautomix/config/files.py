@@ -8,6 +8,11 @@ from typing import Any
 import yaml
 
 from adautomix.errors import UsageError, unknown_name
+from adautomix.files import read_text
+
+MAX_YAML_BYTES = 2**20
+MAX_YAML_DEPTH = 40
+MAX_YAML_NODES = 20_000
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,27 +57,73 @@ def parse_yaml(name: str, text: str) -> Any:
         UsageError: The text is not valid YAML.
     """
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return load_yaml(text)
+    except ValueError:
         message = f"{name} = {text}: not YAML; write it as in a file, say {{alpha: 0.2}}"
         raise UsageError(message) from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, remedy: str = "correct the file") -> dict[str, Any]:
     """Return the nested settings of a YAML file.
+
+    Args:
+        path: The file, which may have been written by somebody else.
+        remedy: What to do about a damaged file, for the message of an error.
 
     Raises:
         UsageError: The file is missing or does not hold a table of settings.
     """
+    text = read_text(path, remedy, max_bytes=MAX_YAML_BYTES)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+        values = load_yaml(text)
+    except ValueError as error:
+        raise UsageError(f"{path} is not YAML: {error}: {remedy}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path} holds no settings: write lines like `epochs: 20`")
     return values
+
+
+def load_yaml(text: str) -> Any:
+    """Return the plain values in a YAML text.
+
+    Raises:
+        ValueError: The text is not valid YAML, or stands for more values than settings have.
+    """
+    try:
+        return yaml.load(text, BoundedLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+    except (ValueError, OverflowError, RecursionError) as error:  # such as the date 2024-13-45
+        raise ValueError(str(error)) from None
+
+
+class BoundedLoader(yaml.SafeLoader):
+    """Reads plain values, and refuses a text that grows out of all proportion.
+
+    An alias (`*name`) stands for a whole subtree, so that nested ones can multiply a few lines into
+    billions of values.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.count = 0
+        self.depth = 0
+        self.counts: dict[int, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Read one node, counting the nodes that it stands for."""
+        before, self.depth = self.count, self.depth + 1
+        is_alias = self.check_event(yaml.AliasEvent)
+        if self.depth > MAX_YAML_DEPTH:
+            raise yaml.YAMLError(f"it is nested more than {MAX_YAML_DEPTH} levels deep")
+        node: yaml.Node | None = super().compose_node(parent, index)
+        # A subtree is only counted once it is complete: one that contains itself never is.
+        self.count += self.counts.get(id(node), MAX_YAML_NODES + 1) if is_alias else 1
+        if self.count > MAX_YAML_NODES:
+            raise yaml.YAMLError(f"it stands for more than {MAX_YAML_NODES} values")
+        self.counts[id(node)] = self.count - before
+        self.depth -= 1
+        return node
 
 
 def list_packaged(kind: str) -> dict[str, str]:

@@ -8,7 +8,6 @@ PyTorch is not imported until a configuration is validated, so that help and she
 answer at once.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -17,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from adautomix.config.files import read_yaml
 from adautomix.errors import UsageError
+from adautomix.files import read_json
 from adautomix.mixing.settings import MixSettings
 from adautomix.validation import one_line_errors, setting_names, unknown_setting
 
@@ -351,7 +351,7 @@ class TrainConfig(
     @classmethod
     def _inherit_architecture(cls, values: Any) -> Any:
         """Take the architecture from `init`, unless the configuration states all of it."""
-        if not isinstance(values, Mapping) or not values.get("init"):
+        if not isinstance(values, Mapping) or not isinstance(values.get("init"), str | Path):
             return values
         if values.keys() >= set(ARCHITECTURE):
             return values
@@ -433,14 +433,14 @@ def architecture_of(path: Path) -> dict[str, Any]:
     try:
         if (path / "config.yaml").is_file():
             run = make_config(read_yaml(path / "config.yaml"))
-            size = json.loads((path / "data.json").read_text())["image_size"]
+            size = int(read_json(path / "data.json")["image_size"])
             stem = {"image_size": size, "stem": run.stem_for(size)}
             return {name: getattr(run, name) for name in ARCHITECTURE} | stem
         if (path / "config.json").is_file():
-            known = json.loads((path / "config.json").read_text(encoding="utf-8"))
+            known = read_json(path / "config.json")
             sizes = {name: known[name] for name in ("stem", "width", "image_size")}
             return {"model": known["architecture"], **sizes}
-    except (OSError, KeyError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, UsageError) as error:
         raise UsageError(f"{path} does not say which network it holds: {error}") from None
     return {}
 

@@ -1,5 +1,6 @@
 """Networks with named heads, pooled features and feature maps: timm's, and the user's own."""
 
+from adautomix.models.arguments import check_build_arguments, check_replacements
 from adautomix.models.build import build_model
 from adautomix.models.classifier import Classifier, Features
 from adautomix.models.families import default_stem, timm_plan
@@ -27,6 +28,8 @@ __all__ = [
     "ViTBlocks",
     "WrappedClassifier",
     "build_model",
+    "check_build_arguments",
+    "check_replacements",
     "convert_sync_batchnorm",
     "default_stem",
     "evaluating",

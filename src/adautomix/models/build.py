@@ -6,7 +6,8 @@ from typing import Any, get_args
 
 from torch import nn
 
-from adautomix.errors import UsageError, unknown_name
+from adautomix.errors import UsageError
+from adautomix.models.arguments import check_build_arguments
 from adautomix.models.classifier import Classifier
 from adautomix.models.families import create_timm_network, timm_plan
 from adautomix.models.spec import HEADS, ModelSpec, Stem
@@ -70,9 +71,7 @@ def build_model(
 def _check(spec: ModelSpec, pretrained: bool) -> None:
     import timm
 
-    if not timm.is_model(spec.name):
-        listing = "timm.list_models() lists them all"
-        raise UsageError(unknown_name("timm model", spec.name, timm.list_models(), listing))
+    check_build_arguments(spec.name, spec.options)
     _, _, tag = spec.name.partition(".")
     if tag and not timm.models.is_model_pretrained(spec.name):
         raise UsageError(f"model {spec.name!r}: timm has no weights tagged {tag!r}")

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from adautomix.errors import RunError, UsageError
+from adautomix.models.arguments import check_build_arguments
 from adautomix.models.spec import ModelSpec, Stem, TimmPlan
 
 
@@ -31,10 +32,12 @@ def timm_plan(spec: ModelSpec) -> TimmPlan:
     """How to build the backbone of a spec with timm alone.
 
     Raises:
-        UsageError: the family does not support the stem or the width.
+        UsageError: there is no such architecture, or the family has no such stem, width or option.
     """
     import timm
 
+    # Before timm sees the name and the options: both may come from a file.
+    check_build_arguments(spec.name, spec.options)
     arguments = dict(spec.options)
     if spec.drop_path:
         arguments["drop_path_rate"] = spec.drop_path

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from adautomix.text import printable
+
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -13,11 +15,17 @@ def render(template: str, **values: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
+        finalize=_readable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(**values)
+
+
+def _readable(value: Any) -> Any:
+    """Replace characters in names of files and classes that a page cannot hold or would obey."""
+    return printable(value, None, keep_newlines=True) if type(value) is str else value
 
 
 def write_html(html: str, out: Path) -> Path:

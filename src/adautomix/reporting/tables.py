@@ -18,6 +18,7 @@ from adautomix.reporting.groups import Group
 from adautomix.reporting.significance import explain_tests
 from adautomix.reporting.snapshots import GroupSnapshot, GroupSummary, peak_memory
 from adautomix.runs.records import Run
+from adautomix.text import printable
 
 _SCORES = tuple((network, key) for key in ("top1", "ece") for network in NETWORKS)
 _TITLES = {"top1": "top-1 (%)", "ece": "ECE (%)"}
@@ -68,8 +69,8 @@ def significance_lines(comparison: Comparison) -> list[str]:
 
 
 def _add(table: Table, cells: Cells, style: str = "") -> None:
-    # A str would be parsed as markup, and names may contain brackets; Text is not.
-    table.add_row(*map(Text, cells), style=style)
+    # Text, unlike str, is not read as markup: names may hold brackets.
+    table.add_row(*(Text(printable(cell)) for cell in cells), style=style)
 
 
 def _run_cells(group: Group, run: Run) -> Cells:

@@ -11,8 +11,8 @@ def load(run: Path | str, *, checkpoint: str = "last", device: str = "auto") -> 
 
     Args:
         run: the run folder.
-        checkpoint: "last", the newest checkpoint that is intact; "best", the one with the best
-            evaluation; or a kept one by name, such as "epoch-0005".
+        checkpoint: "last", the newest checkpoint; "previous", the one before it; "best", the one
+            with the best evaluation; or a kept one by name, such as "epoch-0005".
         device: where to put the networks: "auto", "cpu", "cuda" …
 
     Returns:

@@ -3,17 +3,17 @@
 `checkpoints/last` is the newest one, `checkpoints/previous` the one before it, `checkpoints/best`
 the one of the best evaluation, and `checkpoints/epoch-0005` one that `keep_every` asked for. Each
 folder holds `weights.safetensors` (student, teacher and method), `state.pt` (optimizer, counters
-and running means; empty in a checkpoint kept for its weights) and `manifest.json` (step, hashes).
+and running means; empty in a checkpoint kept for its weights) and `manifest.json`: the step, the
+hashes of the other files, the settings and facts about the data that the run was trained with, and
+a checksum of all this.
 """
 
-import errno
 import hashlib
 import io
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from adautomix.errors import RunError, UsageError
-from adautomix.files import atomic_folder
+from adautomix.errors import RunError, UsageError, command_text
+from adautomix.files import atomic_folder, explain_full_disk, json_digest, link_files, read_json
 
 FILES = ("weights.safetensors", "state.pt")
+MANIFEST = "manifest.json"
+MANIFEST_VERSION = 2  # version 1 had only the step and the hashes
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,16 @@ class Checkpoint:
         step: optimizer steps done.
         weights: tensors by name; a name begins with "student.", "teacher." or "method.".
         state: everything else, in plain Python values and tensors.
+        settings: the settings of the run, as `config.yaml` should hold them; empty if the
+            checkpoint was written before they were recorded.
+        data_info: the facts about the data, as `data.json` should hold them; likewise.
     """
 
     step: int
     weights: dict[str, Tensor]
     state: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    data_info: dict[str, Any] = field(default_factory=dict)
 
     def part(self, owner: str) -> dict[str, Tensor]:
         """The state dict of "student", "teacher" or "method"."""
@@ -49,20 +56,6 @@ class Checkpoint:
             for name, tensor in self.weights.items()
             if name.startswith(prefix)
         }
-
-
-@contextmanager
-def explain_full_disk(folder: Path) -> Iterator[None]:
-    """Turn the error of a full disk into one that names the run and the remedy."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise RunError(
-            f"no space left to write {folder}: free some, then `adautomix resume {folder}`; "
-            "the previous checkpoint is intact"
-        ) from None
 
 
 def save_checkpoint(
@@ -81,11 +74,12 @@ def save_checkpoint(
     """
     folder = run / "checkpoints"
     last, previous = folder / "last", folder / "previous"
-    with explain_full_disk(run), atomic_folder(last, backup=previous) as fresh:
+    remedy = f"{command_text('resume', run)}; the previous checkpoint is intact"
+    with explain_full_disk(run, remedy), atomic_folder(last, backup=previous) as fresh:
         write_files(fresh, checkpoint)
         if best:
-            with atomic_folder(folder / "best") as copy:
-                shutil.copytree(fresh, copy, dirs_exist_ok=True)
+            with atomic_folder(folder / "best") as second_name:
+                link_files(fresh, second_name)
         if kept is not None:
             # Without the training state: these weights are evaluated, never resumed from.
             with atomic_folder(folder / kept) as weights_only:
@@ -100,8 +94,58 @@ def write_files(folder: Path, checkpoint: Checkpoint) -> None:
     weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
     for name, content in zip(FILES, (save(weights), state.getvalue()), strict=True):
         (folder / name).write_bytes(content)
-    manifest = {"step": checkpoint.step, "sha256": {n: file_hash(folder / n) for n in FILES}}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    manifest = {
+        "version": MANIFEST_VERSION,
+        "step": checkpoint.step,
+        "sha256": {name: file_hash(folder / name) for name in FILES},
+        "settings": checkpoint.settings,
+        "data_info": checkpoint.data_info,
+    }
+    write_manifest(folder, manifest)
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest of a checkpoint with its checksum."""
+    text = json.dumps({**manifest, "checksum": json_digest(manifest)}, indent=1)
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read and check the manifest of a checkpoint, without reading the other files.
+
+    Returns:
+        The fields of the current version, without the checksum.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = read_json(path)
+    except UsageError as error:
+        raise RunError(f"damaged checkpoint: {error}") from None
+    problem = manifest_problem(manifest)
+    if problem:
+        raise RunError(f"damaged checkpoint: {path} {problem}")
+    manifest.pop("checksum", None)
+    return {"settings": {}, "data_info": {}, **manifest}
+
+
+def manifest_problem(manifest: Any) -> str:
+    """What is wrong with the content of a manifest; "" if nothing is."""
+    if not isinstance(manifest, dict):
+        return "is not a JSON object"
+    fields = {name: value for name, value in manifest.items() if name != "checksum"}
+    if (version := fields.get("version", 1)) not in (1, MANIFEST_VERSION):
+        return f"has version {version!r}, which only a newer adautomix can read"
+    if (version != 1 or "checksum" in manifest) and json_digest(fields) != manifest.get("checksum"):
+        return "does not match its checksum"
+    hashes = fields.get("sha256")
+    if not isinstance(hashes, dict) or set(hashes) != set(FILES):
+        return f"does not list the hashes of {' and '.join(FILES)}"
+    if type(fields.get("step")) is not int or fields["step"] < 0:
+        return "does not say at which step it was written"
+    return ""
 
 
 def epoch_checkpoint_name(epoch: int) -> str:
@@ -119,7 +163,7 @@ def checkpoint_names(run: Path) -> list[str]:
     """The names of the checkpoints of a run, those kept per epoch first."""
     folder = run / "checkpoints"
     kept = [epoch_checkpoint_name(epoch) for epoch in kept_epochs(run)]
-    return kept + [name for name in ("best", "last") if (folder / name).is_dir()]
+    return kept + [name for name in ("best", "previous", "last") if (folder / name).is_dir()]
 
 
 def file_hash(path: Path) -> str:
@@ -134,17 +178,18 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         RunError: it is missing or damaged; the message names the file.
     """
+    manifest = read_manifest(folder)
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        for name, expected in manifest["sha256"].items():
-            if file_hash(folder / name) != expected:
+        for name in FILES:
+            if file_hash(folder / name) != manifest["sha256"][name]:
                 raise RunError(f"damaged checkpoint: {folder / name} does not match its hash")
         state = torch.load(folder / FILES[1], map_location="cpu", weights_only=True)
-        return Checkpoint(manifest["step"], load_file(folder / FILES[0]), state)
+        weights = load_file(folder / FILES[0])
     except RunError:
         raise
     except Exception as error:  # readers raise almost any exception on damaged files
         raise RunError(f"damaged checkpoint: {folder} ({type(error).__name__}: {error})") from None
+    return Checkpoint(manifest["step"], weights, state, manifest["settings"], manifest["data_info"])
 
 
 def resumable_checkpoints(run: Path) -> list[Path]:
@@ -160,8 +205,46 @@ def move_damaged_last(run: Path) -> None:
     (run / "checkpoints" / "last").rename(damaged)
 
 
+def newest_manifest(run: Path) -> dict[str, Any] | None:
+    """The manifest of the newest checkpoint of which it is intact; None if there is none."""
+    for folder in resumable_checkpoints(run):
+        try:
+            return read_manifest(folder)
+        except RunError:
+            continue
+    return None
+
+
+def no_checkpoint_yet(run: Path) -> UsageError:
+    """The error about a run that was stopped before its first checkpoint."""
+    again = command_text("train", "--config", run / "config.yaml", "--out", run)
+    return UsageError(f"{run} has no checkpoint yet: start it again with {again}")
+
+
+def newest_checkpoint(run: Path) -> Checkpoint:
+    """Read the newest checkpoint of a run, to use its weights.
+
+    A damaged one is an error: the one before it holds another network, whose predictions and
+    scores would be taken for those of the newest.
+
+    Raises:
+        UsageError: the run has no checkpoint yet.
+        RunError: the newest checkpoint is damaged.
+    """
+    folders = resumable_checkpoints(run)
+    if not folders:
+        raise no_checkpoint_yet(run)
+    try:
+        return read_checkpoint(folders[0])
+    except RunError as error:
+        older = "use the checkpoint `previous`, or " if len(folders) > 1 else ""
+        raise RunError(
+            f"{error}: {older}train it again with {command_text('resume', run)}"
+        ) from None
+
+
 def load_checkpoint(run: Path) -> tuple[Checkpoint, str]:
-    """Load the newest undamaged checkpoint of a run.
+    """Load the newest undamaged checkpoint of a run, to train on from it.
 
     Returns:
         The checkpoint, and a warning to show the user, which is "" if none is damaged.
@@ -172,11 +255,11 @@ def load_checkpoint(run: Path) -> tuple[Checkpoint, str]:
     """
     folders = resumable_checkpoints(run)
     if not folders:
-        raise UsageError(f"{run} has no checkpoint yet: start the run again with another --out")
+        raise no_checkpoint_yet(run)
     problem = ""
     for folder in folders:
         try:
             return read_checkpoint(folder), problem and f"{problem}; resuming from {folder}"
         except RunError as error:
             problem = problem or str(error)
-    raise RunError(problem)
+    raise RunError(f"{problem}: train the run again with another --out")

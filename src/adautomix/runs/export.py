@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from adautomix.errors import UsageError
-from adautomix.models import Classifier, timm_plan
+from adautomix.files import atomic_folder, explain_full_disk, read_json
+from adautomix.models import (
+    Classifier,
+    check_build_arguments,
+    check_replacements,
+    timm_plan,
+)
 
 _README = """# {name}, {num_classes} classes
 
@@ -55,6 +61,7 @@ def export_model(
 
     Raises:
         UsageError: the folder is not empty, or `classes` or `head` do not fit the network.
+        RunError: the disk is full; nothing is left behind.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder}: export needs a new or empty folder")
@@ -71,7 +78,11 @@ def export_model(
         "multi_label": multi_label,
         "source": source,
     }
-    _write(folder, weights, config)
+    with (
+        explain_full_disk(folder, "repeat the command"),
+        atomic_folder(folder) as temporary,
+    ):
+        _write(temporary, weights, config)
     return folder
 
 
@@ -107,15 +118,19 @@ def load_exported(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     import timm
     from safetensors.torch import load_file
 
+    remedy = "name a folder that `adautomix export` wrote"
+    config = read_json(folder / "config.json", remedy)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        check_build_arguments(config["architecture"], config["arguments"])
+        check_replacements(config["replaced"])
         model: nn.Module = timm.create_model(config["architecture"], **config["arguments"])
         for path, conv in config["replaced"].items():
             model.set_submodule(path, nn.Conv2d(**conv) if conv else nn.Identity())
         model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except Exception as error:  # timm and torch raise almost any exception on wrong arguments
         raise UsageError(
-            f"{folder} was not written by `adautomix export`, or is damaged: {error}"
+            f"{folder} was not written by `adautomix export`, or is damaged "
+            f"({type(error).__name__}: {error}): {remedy}"
         ) from None
     return model, config
 
@@ -143,7 +158,7 @@ def _config(model: Classifier) -> dict[str, Any]:
 
 def _write(folder: Path, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
     """Write the four files of an exported folder."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     script = (
         files("adautomix.runs").joinpath("templates", "load_model.py").read_text(encoding="utf-8")
@@ -153,8 +168,8 @@ def _write(folder: Path, weights: dict[str, Tensor], config: dict[str, Any]) -> 
         num_classes=len(config["classes"]),
         source=", ".join(f"{key} {value}" for key, value in config["source"].items()),
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    # write_bytes reports a full disk as an OSError; save_file raises another error.
+    (folder / "model.safetensors").write_bytes(save(weights, {"format": "pt"}))
     for name, text in {
         "config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
         "load_model.py": script,

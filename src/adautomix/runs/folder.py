@@ -1,22 +1,32 @@
 """The run folder: settings, metrics, and the summary of a finished run."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from adautomix.config import TrainConfig, make_config
-from adautomix.errors import UsageError
-from adautomix.files import atomic_write
+from adautomix.config import TrainConfig, make_config, read_yaml
+from adautomix.config.schema import DataSettings
+from adautomix.errors import UsageError, command_text
+from adautomix.files import TEMPORARY_SUFFIX, atomic_write, flush_to_disk, read_json
+from adautomix.runs.checkpoint import Checkpoint, newest_manifest, resumable_checkpoints
+from adautomix.runs.lock import LOCK
 from adautomix.runs.records import (
     append_row,
+    changed_setting,
     read_metrics,
     read_summary,
     write_metrics,
     write_summary,
 )
-from adautomix.runs.schema import Row, Summary
+from adautomix.runs.schema import DataInfo, Row, Summary
+
+UNSAVED = {"config.yaml", "data.json", "metrics.jsonl", "samples", "tensorboard", LOCK}
+"""What a run folder can hold before its first checkpoint."""
 
 
 class RunFolder:
@@ -24,27 +34,34 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.config_path = path / "config.yaml"
+        self.data_path = path / "data.json"
         self.metrics_path = path / "metrics.jsonl"
         self.summary_path = path / "summary.json"
+        self.predictions_path = path / "predictions.safetensors"
         self.samples = path / "samples"
 
     @classmethod
-    def create(cls, config: TrainConfig) -> "RunFolder":
+    def create(cls, config: TrainConfig, path: Path | None = None) -> "RunFolder":
         """Create a new folder with a `config.yaml` of the resolved settings.
+
+        What a run left that was stopped before its first checkpoint is deleted: nothing in it can
+        be used.
+
+        Args:
+            config: the settings.
+            path: the folder, as `pick_folder` gives it; None picks it now.
 
         Raises:
             UsageError: the folder that the settings name is not empty.
         """
-        path = config.out or unused_folder(config)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UsageError(
-                f"{path} exists: choose another --out, or continue it with "
-                f"`adautomix resume {path}`"
-            )
-        resolved = config.resolved() | {"out": str(path)}
-        with atomic_write(path / "config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(resolved, sort_keys=False))
-        return cls(path)
+        path = path or pick_folder(config)
+        check_free(path)
+        delete_unsaved(path)
+        folder = cls(path)
+        folder.write_config(config.resolved() | {"out": str(path)})
+        flush_to_disk(path.parent)
+        return folder
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -53,23 +70,113 @@ class RunFolder:
         Raises:
             UsageError: there is no run folder at `path`.
         """
-        if not (path / "config.yaml").is_file():
+        if not (path / "config.yaml").exists():
             raise UsageError(f"{path} is not a run folder: it has no config.yaml")
         return cls(path)
 
     def config(self) -> TrainConfig:
-        """The settings that the run was started with."""
-        return make_config(yaml.safe_load((self.path / "config.yaml").read_text()))
+        """The settings that the run was started with.
+
+        Raises:
+            UsageError: `config.yaml` is damaged, or a setting in it is not valid.
+        """
+        values = read_yaml(self.config_path, self._restore_hint())
+        try:
+            return make_config(values)
+        except UsageError as error:
+            raise UsageError(f"{self.config_path}: {error}: {self._restore_hint()}") from None
+
+    def _restore_hint(self) -> str:
+        """What to do about a damaged `config.yaml` or `data.json`."""
+        if newest_manifest(self.path):
+            return f"{command_text('resume', self.path)} restores it from the last checkpoint"
+        return "start the run again with the same --out"
+
+    def write_config(self, settings: dict[str, Any]) -> None:
+        """Write `config.yaml`."""
+        with atomic_write(self.config_path) as temporary:
+            temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
     def write_data_info(self, info: dict[str, Any]) -> None:
         """Write `data.json`: what prediction needs to know about the data, see `data_info`."""
-        with atomic_write(self.path / "data.json") as temporary:
-            temporary.write_text(json.dumps(info, indent=1) + "\n")
+        with atomic_write(self.data_path) as temporary:
+            temporary.write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
 
     def data_info(self) -> dict[str, Any]:
-        """The content of `data.json`: classes, image size, normalization and image counts."""
-        info: dict[str, Any] = json.loads((self.path / "data.json").read_text())
-        return info | {name: tuple(info[name]) for name in ("mean", "std")}
+        """The content of `data.json`: classes, image size, normalization and image counts.
+
+        Raises:
+            UsageError: the file is missing or damaged.
+        """
+        fields = read_json(self.data_path, self._restore_hint())
+        try:
+            return DataInfo.model_validate(fields).model_dump()
+        except ValidationError as error:
+            problem = error.errors()[0]
+            name = ".".join(map(str, problem["loc"])) or "content"
+            raise UsageError(
+                f"{self.data_path} has a wrong {name}: {problem['msg']}: {self._restore_hint()}"
+            ) from None
+
+    def restore_damaged(self) -> list[str]:
+        """Restore a damaged `config.yaml` or `data.json` from the newest intact checkpoint.
+
+        A file that can be read is left alone, even if it was edited.
+
+        Returns:
+            A line about each file that was restored.
+        """
+        manifest = newest_manifest(self.path)
+        restored = []
+        for path, read, key, write in (
+            (self.config_path, self.config, "settings", self.write_config),
+            (self.data_path, self.data_info, "data_info", self.write_data_info),
+        ):
+            try:
+                read()
+            except UsageError as error:
+                if not manifest or not manifest[key]:
+                    raise
+                write(manifest[key])
+                reason = str(error).removesuffix(f": {self._restore_hint()}")
+                restored.append(f"{reason}: restored {path.name} from the last checkpoint")
+        return restored
+
+    def check_unchanged(self, checkpoint: Checkpoint) -> None:
+        """Check that settings and data are those that a checkpoint of this run was trained with.
+
+        Checkpoints of older versions do not say what they were trained with.
+
+        Raises:
+            UsageError: a setting or a fact about the data was changed; the message names both.
+        """
+        if checkpoint.settings:
+            difference = changed_setting(checkpoint.settings, self.config().resolved())
+            if difference:
+                raise UsageError(
+                    f"{self.config_path} has {difference}: set it back, or train another run "
+                    "with another --out"
+                )
+        if difference := changed_data(checkpoint.data_info, self.data_info()):
+            raise UsageError(
+                f"{self.data_path} has {difference}: delete the file, and "
+                f"{command_text('resume', self.path)} restores it"
+            )
+
+    def check_same_data(self, info: dict[str, Any]) -> None:
+        """Check that the data set is still the one that the run was started with.
+
+        Args:
+            info: the facts about the data set as it is now, see `data_info`.
+
+        Raises:
+            UsageError: the data set has changed.
+        """
+        if difference := changed_data(self.data_info(), info):
+            raise UsageError(
+                f"the data set of {self.path} has changed, it now has {difference}: restore it, or "
+                "train another run with another --out"
+            )
 
     def log(self, row: Row) -> None:
         """Append a row to `metrics.jsonl`."""
@@ -78,6 +185,11 @@ class RunFolder:
     def rows(self) -> list[Row]:
         """The rows logged so far, see `read_metrics`."""
         return read_metrics(self.metrics_path)
+
+    def flush_rows(self) -> None:
+        """Flush the rows logged so far to the disk, before a checkpoint relies on them."""
+        if self.metrics_path.exists():
+            flush_to_disk(self.metrics_path)
 
     def truncate_after(self, step: int) -> None:
         """Delete the rows after a step, from which the run is about to be resumed."""
@@ -90,6 +202,102 @@ class RunFolder:
     def summary(self) -> Summary | None:
         """The content of `summary.json`, or None while the run is unfinished."""
         return read_summary(self.summary_path)
+
+
+def changed_data(trained: dict[str, Any], found: dict[str, Any]) -> str:
+    """Describe the first fact about the data that is not as recorded; "" if there is none.
+
+    Args:
+        trained: the facts in a record; an empty one, of an older version, says nothing.
+        found: the facts to compare.
+    """
+    if not trained:
+        return ""
+    trained, found = (DataInfo.model_validate(facts).model_dump() for facts in (trained, found))
+    for name, expected in trained.items():
+        value = found.get(name)
+        if name == "bad_files" or name not in found or same_fact(expected, value):
+            continue
+        if name == "classes":
+            return "other classes than the run was trained with"
+        return f"{name} = {value}, but the run was trained with {expected}"
+    return ""
+
+
+def same_fact(expected: Any, value: Any) -> bool:
+    """Whether two facts about the data are equal; means of channels up to rounding."""
+    if isinstance(expected, float) and isinstance(value, float):
+        return math.isclose(expected, value, rel_tol=1e-6)
+    if isinstance(expected, list | tuple) and isinstance(value, list | tuple):
+        return len(expected) == len(value) and all(map(same_fact, expected, value))
+    return bool(expected == value)
+
+
+def pick_folder(config: TrainConfig) -> Path:
+    """The folder to write a new run to.
+
+    Raises:
+        UsageError: the folder that the settings name is not empty.
+    """
+    path = config.out or unused_folder(config)
+    check_free(path)
+    return path
+
+
+def check_free(path: Path) -> None:
+    """Check that a new run can be written to a folder.
+
+    Raises:
+        UsageError: it holds something other than a run that was stopped before its first
+            checkpoint.
+    """
+    if not path.exists() or (path.is_dir() and (is_empty(path) or is_unsaved(path))):
+        return
+    raise UsageError(
+        f"{path} exists: choose another --out, or continue it with {command_text('resume', path)}"
+    )
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a folder holds nothing but perhaps the lock of a run."""
+    return all(entry.name == LOCK for entry in path.iterdir())
+
+
+def is_unsaved(path: Path) -> bool:
+    """Whether a folder holds a run that was stopped before its first checkpoint, and nothing else.
+
+    Such a run can only be started again. What somebody else put there must not be deleted.
+    """
+    names = {entry.name.removesuffix(TEMPORARY_SUFFIX) for entry in path.iterdir()}
+    if not names <= UNSAVED | {"checkpoints"} or (path / "checkpoints" / "damaged").exists():
+        return False
+    return not resumable_checkpoints(path) and was_started(path)
+
+
+def was_started(path: Path) -> bool:
+    """Whether `train` wrote the `config.yaml` of a folder: completely, or not to its end."""
+    config = path / "config.yaml"
+    if not config.is_file() or not config.stat().st_size:
+        return config.exists() or config.with_name(config.name + TEMPORARY_SUFFIX).exists()
+    try:
+        # A file that somebody wrote to start runs from does not list every setting.
+        return read_yaml(config, "").keys() >= {*DataSettings.model_fields, "out", "seed"}
+    except UsageError:
+        return (path / "data.json").exists()
+
+
+def delete_unsaved(path: Path) -> None:
+    """Delete what a run left that was stopped before its first checkpoint."""
+    if not path.is_dir():
+        return
+    # The settings last: they mark the folder as a run if this is interrupted.
+    for entry in sorted(path.iterdir(), key=lambda entry: entry.name.startswith("config.yaml")):
+        if entry.name == LOCK:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def unused_folder(config: TrainConfig) -> Path:

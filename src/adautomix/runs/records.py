@@ -4,20 +4,23 @@ This is the only module that reads or writes `metrics.jsonl` and `summary.json`;
 declares what they hold.
 """
 
+import hashlib
 import json
+import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from adautomix.errors import UsageError
-from adautomix.files import atomic_write
+from adautomix.config import read_yaml
+from adautomix.errors import AdAutoMixWarning, UsageError, command_text
+from adautomix.files import atomic_write, json_digest, read_json
+from adautomix.runs.checkpoint import newest_manifest
 from adautomix.runs.schema import (
     SCHEMA_VERSION,
     EpochRow,
@@ -30,6 +33,7 @@ from adautomix.runs.schema import (
     upgrade_summary,
 )
 
+MAX_TRAIN_ROWS = 500  # per run in reports, where they only draw curves
 Kind = TypeVar("Kind", TrainRow, EpochRow)
 
 # ---------------------------------------------------------------------- files
@@ -38,26 +42,75 @@ Kind = TypeVar("Kind", TrainRow, EpochRow)
 def read_metrics(path: Path) -> list[Row]:
     """Read the rows of a `metrics.jsonl`, in the order of the file; none if there is no file.
 
-    A last line that was cut off by a crash is left out.
+    A damaged line is left out with a warning that names it; the last line, which a crash can cut
+    off, is left out without one.
 
     Raises:
-        UsageError: a line is not a valid row; the file and the line are named.
+        UsageError: the file cannot be read, or holds a row of a newer version.
     """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            fields = json.loads(line) if line else None
-        except ValueError:
-            if number == len(lines):  # without a newline at its end: cut off
-                break
-            raise UsageError(f"{path}, line {number}, is not valid JSON: delete it") from None
-        if fields is not None:
-            with _named_errors(f"{path}, line {number},", "correct or delete it"):
-                rows.append(row_adapter.validate_python(_current(fields, upgrade_row)))
-    return rows
+    return list(_rows(path))
+
+
+def _rows(path: Path, max_train_rows: int | None = None) -> Iterator[Row]:
+    """The intact rows of a `metrics.jsonl`, without holding the file in memory.
+
+    Args:
+        path: the file.
+        max_train_rows: thin out the "train" rows to about so many, evenly; None: all rows.
+    """
+    stride = 1 if max_train_rows is None else max(1, _count_lines(path) // max_train_rows)
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip() or (number % stride and '"kind":"train"' in line):
+                continue
+            try:
+                yield _parse_row(line)
+            except _NewerVersionError as error:
+                raise UsageError(f"{path}, line {number}, {error}") from None
+            except ValueError as error:
+                if line.endswith("\n"):  # otherwise cut off by a crash
+                    warn(f"{path}, line {number}, {error}: the line is left out")
+
+
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def _parse_row(line: str) -> Row:
+    """One line as a row.
+
+    Raises:
+        _NewerVersionError: the line was written by a newer version.
+        ValueError: the line is damaged; the message says how.
+    """
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError("is not valid JSON") from None
+    if isinstance(fields, dict) and (checksum := fields.pop("crc32", None)) is not None:
+        content, _, _ = line.rpartition(_CRC_FIELD)
+        if checksum != _crc32(content + "}"):
+            raise ValueError("does not match its checksum")
+    try:
+        return row_adapter.validate_python(_current(fields, upgrade_row))
+    except ValidationError as error:
+        raise ValueError(f"has a wrong field {_field_and_problem(error)}") from None
+
+
+_CRC_FIELD = ',"crc32":'
+
+
+def _crc32(text: str) -> str:
+    """The checksum of a line, as eight hexadecimal digits."""
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def warn(text: str) -> None:
+    """Warn about something that could be dealt with; the command line prints one line."""
+    warnings.warn(text, AdAutoMixWarning, stacklevel=3)
 
 
 def append_row(path: Path, row: Row) -> None:
@@ -76,34 +129,48 @@ def read_summary(path: Path) -> Summary | None:
     """Read a `summary.json`; None if there is no file, because the run is unfinished.
 
     Raises:
-        UsageError: the file is not a valid summary.
+        UsageError: the file is not a valid summary, or does not match its checksum.
     """
     if not path.is_file():
         return None
-    remedy = "delete it, and `adautomix resume` writes it again"
+    remedy = f"delete it, and {command_text('resume', path.parent)} writes it again"
+    fields = read_json(path, remedy)
+    checksum = fields.pop("checksum", None) if isinstance(fields, dict) else None
+    if checksum is not None and checksum != json_digest(fields):
+        raise UsageError(f"{path} does not match its checksum: {remedy}")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise UsageError(f"{path} is not valid JSON: {remedy}") from None
-    with _named_errors(str(path), remedy):
         return Summary.model_validate(_current(fields, upgrade_summary))
+    except ValidationError as error:
+        problem = f"has a wrong field {_field_and_problem(error)}"
+    except ValueError as error:
+        problem = str(error)
+    raise UsageError(f"{path} {problem}: {remedy}")
 
 
 def write_summary(path: Path, summary: Summary) -> None:
-    """Write a `summary.json`."""
+    """Write a `summary.json` with its checksum."""
+    fields = json.loads(summary.model_dump_json())
+    text = json.dumps({**fields, "checksum": json_digest(fields)}, indent=1)
     with atomic_write(path) as temporary:
-        temporary.write_text(summary.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _line(row: Row) -> str:
-    return row.model_dump_json(exclude_none=True) + "\n"
+    """A row as a line of `metrics.jsonl`, with its checksum as the last field."""
+    text = row.model_dump_json(exclude_none=True)
+    return f'{text[:-1]}{_CRC_FIELD}"{_crc32(text)}"}}\n'
+
+
+class _NewerVersionError(ValueError):
+    """A record has a layout that this version does not know."""
 
 
 def _current(fields: Any, upgrade: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
     """Convert the fields of a record of any known version to those of the current version.
 
     Raises:
-        ValueError: this is not a record, or one of a newer version.
+        _NewerVersionError: the record was written by a newer version.
+        ValueError: this is not a record.
     """
     if not isinstance(fields, dict):
         raise ValueError("is not a JSON object")
@@ -111,28 +178,19 @@ def _current(fields: Any, upgrade: Callable[[dict[str, Any]], dict[str, Any]]) -
     if version == 1:
         return upgrade(fields)
     if version != SCHEMA_VERSION:
-        raise ValueError(f"has schema version {version}, which only a newer adautomix can read")
+        raise _NewerVersionError(
+            f"has schema version {version!r}, which only a newer adautomix can read"
+        )
     return fields
 
 
-@contextmanager
-def _named_errors(place: str, remedy: str) -> Iterator[None]:
-    """Turn a failed validation into one line that names the place and the remedy.
-
-    Raises:
-        UsageError: the validation failed.
-    """
-    try:
-        yield
-    except ValidationError as error:
-        problem = error.errors()[0]
-        path = [str(part) for part in problem["loc"]]
-        if path[:1] in (["train"], ["epoch"]) and len(path) > 1:
-            del path[0]  # the kind of the row, which pydantic puts before the name of the field
-        name = ".".join(path) or "kind"
-        raise UsageError(f"{place} has a wrong field {name}: {problem['msg']}: {remedy}") from None
-    except ValueError as error:
-        raise UsageError(f"{place} {error}: {remedy}") from None
+def _field_and_problem(error: ValidationError) -> str:
+    """The first problem of a failed validation, with the name of the field before it."""
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"]]
+    if path[:1] in (["train"], ["epoch"]) and len(path) > 1:
+        del path[0]  # the kind of the row, which pydantic puts before the name of the field
+    return f"{'.'.join(path) or 'kind'}: {problem['msg']}"
 
 
 # ---------------------------------------------------------------------- run folders
@@ -146,7 +204,7 @@ class Run:
         name: what tables call the run.
         folder: the run folder.
         config: the settings as nested dictionaries; older runs lack newer settings.
-        train_rows: the "train" rows of `metrics.jsonl`, by step.
+        train_rows: the "train" rows of `metrics.jsonl`, by step; thinned out if there are many.
         epoch_rows: the "epoch" rows of `metrics.jsonl`, by step.
         summary: the content of `summary.json`; None if the run is unfinished.
         samples: pictures of training mixes, by epoch.
@@ -231,7 +289,9 @@ class Run:
             UsageError: the file is damaged.
         """
         path = self.folder / "predictions.safetensors"
-        return _read_predictions(path) if self.finished and path.is_file() else None
+        if self.summary is None or not path.is_file():
+            return None
+        return _read_predictions(path, self.summary.predictions)
 
 
 def summary_fields(run: Run) -> dict[str, Any] | None:
@@ -255,17 +315,20 @@ def number_at(record: Any, path: str | Iterable[str]) -> float | None:
 def read_run(folder: Path | str) -> Run:
     """Read one run folder, finished or not.
 
+    Of many "train" rows only some are read, so that many long runs fit into memory.
+
     Raises:
         UsageError: the folder is not a run folder, or one of its files cannot be read.
     """
     folder = Path(folder).resolve()
-    if not (folder / "config.yaml").is_file():
+    if not (folder / "config.yaml").exists():
         raise UsageError(f"{folder} is not a run folder: it has no config.yaml")
-    rows = read_metrics(folder / "metrics.jsonl")
+    path = folder / "metrics.jsonl"
+    rows = list(_rows(path, MAX_TRAIN_ROWS)) if path.is_file() else []
     return Run(
         name=folder.name,
         folder=folder,
-        config=_read_config(folder / "config.yaml"),
+        config=read_settings(folder),
         train_rows=_of_kind(TrainRow, rows),
         epoch_rows=_of_kind(EpochRow, rows),
         summary=read_summary(folder / "summary.json"),
@@ -292,24 +355,65 @@ def _tail(folder: Path, depth: int) -> str:
     return "/".join(folder.parts[-depth:])
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid YAML: correct the settings in it") from error
-    if not isinstance(config, dict):
-        raise UsageError(f"{path} holds no settings: expected `name: value` lines")
-    return config
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Read the `config.yaml` of a run as nested settings.
+
+    Raises:
+        UsageError: it is damaged, or holds other settings than the run was trained with.
+    """
+    path = folder / "config.yaml"
+    settings = read_yaml(path, "restore the file, or start the run again")
+    manifest = newest_manifest(folder)
+    if manifest and (difference := changed_setting(manifest["settings"], settings)):
+        raise UsageError(f"{path} has {difference}; set it back, or train another run")
+    return settings
 
 
-def _read_predictions(path: Path) -> dict[str, NDArray[Any]]:
+# These settings say where and how fast a run is computed; they may change while it is stopped.
+FREE_SETTINGS = {
+    "out",
+    "label",
+    "workers",
+    "device",
+    "data",
+    "data_root",
+    "download",
+    "tensorboard",
+    "eval_batch_size",
+    "checkpoint_every",
+    "keep_every",
+}
+
+
+def changed_setting(trained: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Describe the first setting that is not as the run was trained with; "" if there is none.
+
+    Only settings that both know are compared: each version of the package adds some.
+    """
+    for name, mine in trained.items():
+        if name in FREE_SETTINGS or name not in found:
+            continue
+        theirs = found[name]
+        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+            if inner := changed_setting(mine, theirs):
+                return f"{name}.{inner}"
+        elif mine != theirs:
+            return f"{name} = {theirs}, but the run was trained with {mine}"
+    return ""
+
+
+def _read_predictions(path: Path, expected_hash: str | None) -> dict[str, NDArray[Any]]:
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load
 
+    remedy = f"remove it, and {command_text('resume', path.parent)} writes it again"
+    content = path.read_bytes()
+    if expected_hash is not None and hashlib.sha256(content).hexdigest() != expected_hash:
+        raise UsageError(f"{path} does not match its hash: {remedy}")
     try:
-        return load_file(path)
+        return load(content)
     except SafetensorError as error:
-        raise UsageError(f"{path} is damaged: remove it to report without it") from error
+        raise UsageError(f"{path} is damaged ({error}): {remedy}") from None
 
 
 def _of_kind(kind: type[Kind], rows: Sequence[Row]) -> list[Kind]:

@@ -7,7 +7,7 @@ extend these two functions; `runs/records.py` is the only module that reads and 
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PositiveFloat, TypeAdapter
 
 from adautomix.metrics import Scores
 
@@ -121,6 +121,33 @@ class BestEpoch(BaseModel):
         return self.top1 if self.map is None else self.map
 
 
+class DataInfo(BaseModel):
+    """The content of `data.json`: what prediction needs to know about the data, and its size.
+
+    Attributes:
+        classes: class names in the order of the outputs.
+        image_size: side of the input images in pixels.
+        mean: mean of each channel, for pixels from 0 to 1.
+        std: standard deviation of each channel, for pixels from 0 to 1.
+        train_images: number of training images.
+        test_images: number of test images.
+        bad_files: image files that could not be read and were left out.
+        multi_label: whether an image may have several labels.
+    """
+
+    # Later versions may add facts.
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    classes: list[str] = Field(min_length=1)
+    image_size: int = Field(ge=1)
+    mean: tuple[float, float, float]
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    train_images: int
+    test_images: int
+    bad_files: list[str] = []
+    multi_label: bool = False
+
+
 class Summary(Record):
     """The content of `summary.json`, which is written when a run has finished.
 
@@ -151,6 +178,7 @@ class Summary(Record):
         best: the best evaluation of the run.
         parameters: number of trained parameters of the student.
         peak_memory_mib: peak memory: of the GPU, or of the process on the CPU.
+        predictions: SHA-256 of `predictions.safetensors`; None in a summary of an older version.
     """
 
     method: str
@@ -179,6 +207,7 @@ class Summary(Record):
     best: BestEpoch | None
     parameters: int
     peak_memory_mib: float
+    predictions: str | None = None
 
 
 def upgrade_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,12 @@ from adautomix.inputs import check_images
 from adautomix.methods import Method
 from adautomix.models import Classifier, evaluating
 from adautomix.runs.build import build_networks
-from adautomix.runs.checkpoint import Checkpoint, checkpoint_names, load_checkpoint, read_checkpoint
+from adautomix.runs.checkpoint import (
+    Checkpoint,
+    checkpoint_names,
+    newest_checkpoint,
+    read_checkpoint,
+)
 from adautomix.runs.folder import RunFolder
 from adautomix.runs.schema import NetworkName
 
@@ -117,17 +122,19 @@ def load_trained(path: Path | str, *, checkpoint: str = "last", device: str = "a
 
     Args:
         path: the run folder.
-        checkpoint: "last", the newest undamaged checkpoint; "best", the one of the best evaluation;
-            or the name of one that was kept, such as "epoch-0005".
+        checkpoint: "last", the newest checkpoint; "previous", the one before it; "best", the one of
+            the best evaluation; or the name of one that was kept, such as "epoch-0005".
         device: where to put the networks: "cpu", "cuda" or "auto".
 
     Raises:
-        UsageError: there is no run at `path`, or it has no checkpoint of that name.
+        UsageError: there is no run at `path`, it has no checkpoint of that name, or its settings
+            are not those it was trained with.
         RunError: the checkpoint is damaged.
     """
     folder = RunFolder.open(Path(path))
     saved = find_checkpoint(folder.path, checkpoint)
     config, info = folder.config(), folder.data_info()
+    folder.check_unchanged(saved)
     where = pick_device(device)
     student, method, teacher = build_networks(
         config,
@@ -152,7 +159,7 @@ def find_checkpoint(run: Path, name: str) -> Checkpoint:
         RunError: the checkpoint is damaged.
     """
     if name == "last":
-        return load_checkpoint(run)[0]
+        return newest_checkpoint(run)
     if name not in (names := checkpoint_names(run)):
         available = ", ".join(names) or "none yet"
         raise UsageError(f"{run} has no checkpoint {name!r}; it has {available}")

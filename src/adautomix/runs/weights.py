@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adautomix.errors import UsageError
 from adautomix.models import Classifier
-from adautomix.runs.checkpoint import load_checkpoint
+from adautomix.runs.checkpoint import newest_checkpoint
 
 
 def load_backbone(student: Classifier, path: Path) -> None:
@@ -43,7 +43,7 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
         RunError: the checkpoint is damaged.
     """
     if (path / "config.yaml").is_file():
-        teacher = load_checkpoint(path)[0].part("teacher")
+        teacher = newest_checkpoint(path).part("teacher")
         prefix = "backbone."
         return {n.removeprefix(prefix): w for n, w in teacher.items() if n.startswith(prefix)}
     try:

@@ -5,10 +5,11 @@ Instead of methods, the variants of a sweep can be compared, see `config/sweeps.
 
 import multiprocessing
 import os
-import shutil
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from adautomix.config import TrainConfig, make_config, merge
 from adautomix.device import pick_device
 from adautomix.errors import RunError, UsageError
 from adautomix.runs.build import load_images
-from adautomix.runs.checkpoint import resumable_checkpoints
-from adautomix.runs.folder import RunFolder
+from adautomix.runs.folder import RunFolder, is_unsaved
+from adautomix.text import printable
 from adautomix.training.run import resume, train
 
 
@@ -96,7 +97,7 @@ def run_parallel(configs: Sequence[TrainConfig], jobs: int, *, quiet: bool, comm
     threads = max(1, (os.cpu_count() or 1) // jobs)
     started = time.perf_counter()
     with ProcessPoolExecutor(
-        jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)
+        jobs, multiprocessing.get_context("spawn"), start_worker, (threads,)
     ) as pool:
         runs = [
             pool.submit(train_or_resume, config, quiet=True, command=command) for config in configs
@@ -106,14 +107,33 @@ def run_parallel(configs: Sequence[TrainConfig], jobs: int, *, quiet: bool, comm
             for done, run in enumerate(as_completed(runs), 1):
                 run.result()
                 elapsed = time.perf_counter() - started
-                console.print(
-                    progress_line(config_of[run], done, len(runs), elapsed), highlight=False
-                )
+                line = progress_line(config_of[run], done, len(runs), elapsed)
+                console.print(printable(line), highlight=False, markup=False)
         except BaseException as error:
             cancel_pending(runs)
             if isinstance(error, KeyboardInterrupt):
                 raise RunError("stopped by Ctrl-C; continue with the same command") from None
             raise
+
+
+def start_worker(threads: int) -> None:
+    """Prepare a process that trains runs: it ends with the process that started it.
+
+    Otherwise the workers of a killed comparison would go on training.
+    """
+    torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=end_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def end_after(sentinel: int) -> None:
+    """Wait for the end of the process that a sentinel belongs to, then end this one at once.
+
+    This is as a kill, which loses nothing that was saved.
+    """
+    wait([sentinel])
+    os._exit(1)
 
 
 def progress_line(config: TrainConfig, done: int, runs: int, elapsed: float) -> str:
@@ -145,11 +165,10 @@ def train_or_resume(config: TrainConfig, *, quiet: bool, command: str) -> None:
         train(config, quiet=quiet, command=command)
         return
     folder = RunFolder.open(config.out)
+    if is_unsaved(config.out):
+        train(config, quiet=quiet, command=command)
+        return
     if folder.config().resolved() != config.resolved():
         raise UsageError(f"{config.out} was run with other settings: choose another --out")
-    if folder.summary() is None:
-        if resumable_checkpoints(config.out):
-            resume(config.out, quiet=quiet, command=command)
-        else:
-            shutil.rmtree(config.out)
-            train(config, quiet=quiet, command=command)
+    if folder.summary() is None or not folder.predictions_path.exists():
+        resume(config.out, quiet=quiet, command=command)

@@ -17,14 +17,20 @@ from adautomix.distributed import (
     world_size,
 )
 from adautomix.ema import momentum_schedule
-from adautomix.errors import RunError
+from adautomix.errors import RunError, UsageError
 from adautomix.runs.build import (
     build_networks,
     check_smallest_part,
+    data_info,
     prepare_loss,
     train_batches,
 )
-from adautomix.runs.checkpoint import Checkpoint, epoch_checkpoint_name, save_checkpoint
+from adautomix.runs.checkpoint import (
+    Checkpoint,
+    epoch_checkpoint_name,
+    resumable_checkpoints,
+    save_checkpoint,
+)
 from adautomix.runs.folder import RunFolder
 from adautomix.runs.schema import BestEpoch, EpochRow, Row, TrainRow
 from adautomix.training.evaluator import Evaluator, best_so_far
@@ -36,6 +42,7 @@ from adautomix.training.runtimes import StopRequest, pick_runtime, stop_on_signa
 from adautomix.training.step import TrainStep
 from adautomix.training.tensorboard import EventWriter
 
+MAX_STEPS = 10_000_000  # the schedules hold two numbers per step
 AGREE_EVERY = 20  # steps between two exchanges about whether any process was asked to stop
 
 
@@ -97,7 +104,7 @@ class Trainer:
         )
         graphed = self.runtime == "graph"
         self.run_step = GraphedStep(self.eager_step) if graphed else self.eager_step
-        self.steps = config.epochs * self.batches.steps_per_epoch
+        self.steps = count_steps(config.epochs, self.batches.steps_per_epoch)
         warmup = round(config.warmup_epochs * self.batches.steps_per_epoch)
         self.lr_factors = cosine_schedule(self.steps, warmup)
         self.teacher_momentum = momentum_schedule(
@@ -280,9 +287,12 @@ class Trainer:
         self.finite.check(torch.stack(norms).sum(), self.step)
         bad = min_over_processes(self.finite.first_bad())
         if bad < NEVER:
+            kept = f"earlier checkpoints are kept in {self.folder.path}"
+            if not resumable_checkpoints(self.folder.path):
+                kept = "nothing was saved, so that the same --out can be used"
             raise RunError(
                 f"the loss became NaN or infinite at step {bad}: lower --lr or set --clip-grad 1; "
-                f"earlier checkpoints are kept in {self.folder.path}"
+                f"{kept}"
             )
 
     # ------------------------------------------------------------------ state
@@ -306,7 +316,8 @@ class Trainer:
             "best": self.best and self.best.model_dump(),
             "seconds": self.seconds(),
         }
-        return Checkpoint(self.step, self.weights(), state)
+        settings, facts = self.config.resolved(), data_info(self.data)
+        return Checkpoint(self.step, self.weights(), state, settings, facts)
 
     def save(self, *, best: bool = False, kept: str | None = None) -> None:
         """Save a checkpoint, see `save_checkpoint`.
@@ -316,6 +327,7 @@ class Trainer:
         """
         self.check_finite()
         if is_main():
+            self.folder.flush_rows()
             save_checkpoint(self.folder.path, self.checkpoint(), best=best, kept=kept)
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -333,3 +345,18 @@ class Trainer:
         self.step = self.start_step = checkpoint.step
         if is_main():
             self.folder.truncate_after(self.step)
+
+
+def count_steps(epochs: int, steps_per_epoch: int) -> int:
+    """The optimizer steps of a run.
+
+    Raises:
+        UsageError: there are more than any run has, which would fill the memory.
+    """
+    steps = epochs * steps_per_epoch
+    if steps > MAX_STEPS:
+        raise UsageError(
+            f"epochs = {epochs} are {steps} steps of {steps_per_epoch} per epoch, and a run has at "
+            f"most {MAX_STEPS}: use at most {MAX_STEPS // steps_per_epoch} epochs"
+        )
+    return steps

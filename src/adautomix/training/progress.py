@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from adautomix.runs.schema import EpochRow
+from adautomix.text import printable
 from adautomix.training.meters import Figures
 
 
@@ -96,7 +97,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(text, None), highlight=False, markup=False, soft_wrap=True)
 
 
 def losses_text(loss: float, mixture_accuracy: float | None) -> str:
@@ -119,9 +120,10 @@ def suite_progress(title: str, *, quiet: bool = False) -> Iterator[Callable[[str
         TextColumn("left"),
     )
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
-        task = progress.add_task(title)
+        shown = printable(title)
+        task = progress.add_task(shown)
 
         def update(name: str, done: int, total: int) -> None:
-            progress.update(task, description=f"{title}  {name}", completed=done, total=total)
+            progress.update(task, description=f"{shown}  {name}", completed=done, total=total)
 
         yield update

@@ -1,9 +1,12 @@
 """Train a run from its start, or resume it, and write its summary."""
 
-import contextlib
+import hashlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import save
 
 from adautomix.config import TrainConfig
@@ -15,11 +18,12 @@ from adautomix.distributed import (
     is_main,
     world_size,
 )
-from adautomix.errors import AdAutoMixError
-from adautomix.files import atomic_write
+from adautomix.errors import AdAutoMixError, UsageError, command_text
+from adautomix.files import atomic_write, explain_full_disk
 from adautomix.runs.build import data_info, load_images
-from adautomix.runs.checkpoint import load_checkpoint, move_damaged_last
-from adautomix.runs.folder import RunFolder
+from adautomix.runs.checkpoint import load_checkpoint, move_damaged_last, resumable_checkpoints
+from adautomix.runs.folder import RunFolder, delete_unsaved, pick_folder
+from adautomix.runs.lock import run_lock
 from adautomix.runs.schema import EpochRow, NetworkScores, Summary
 from adautomix.training.loop import Trainer
 
@@ -42,6 +46,8 @@ class RunResult:
 def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> RunResult:
     """Train one classifier and write a run folder.
 
+    A run that was stopped before its first checkpoint is started again in the same folder.
+
     Args:
         config: the settings.
         quiet: show no progress.
@@ -52,38 +58,64 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> Run
         RunError: the run could not continue; its checkpoints are kept.
     """
     init_distributed(pick_device(config.device))
+    path = broadcast_from_main(lambda: pick_folder(config))
     data = load_images(config, progress=not quiet)
-    folder = broadcast_from_main(lambda: RunFolder.create(config))
+    with explain_stop(path), only_writer(path):
+        folder = broadcast_from_main(lambda: RunFolder.create(config, path))
+        try:
+            trainer = Trainer(config, data, folder, quiet=quiet, command=command)
+        except AdAutoMixError:
+            if is_main():
+                delete_unsaved(path)
+            raise
+        if is_main():
+            folder.write_data_info(data_info(data))
+        return run_to_end(trainer)
+
+
+def only_writer(path: Path) -> AbstractContextManager[None]:
+    """The lock of a run folder in the main process, which alone writes; nothing in the others."""
+    return run_lock(path) if is_main() else nullcontext()
+
+
+@contextmanager
+def explain_stop(path: Path) -> Iterator[None]:
+    """Say in one line how to go on with a run that a full disk stopped.
+
+    Raises:
+        RunError: the disk is full.
+    """
     try:
-        trainer = Trainer(config, data, folder, quiet=quiet, command=command)
-    except AdAutoMixError:
-        (folder.path / "config.yaml").unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            folder.path.rmdir()
-        raise
-    if is_main():
-        folder.write_data_info(data_info(data))
-    return run_to_end(trainer)
+        yield
+    except OSError as error:
+        saved = resumable_checkpoints(path)
+        again = command_text("resume", path) if saved else "repeat the command, which starts again"
+        with explain_full_disk(path, again):
+            raise error
 
 
 def run_to_end(trainer: Trainer) -> RunResult:
-    """Train until the last step, then write the summary and the predictions."""
+    """Train until the last step, then write the predictions and the summary."""
     for name in trainer.data.bad_files:
         trainer.display.say(f"skipped, unreadable: {name}")
     trainer.fit()
-    result = summarize(trainer)
-    save_predictions(trainer)
-    return result
+    # The summary comes last: a run that has one is finished.
+    predictions = save_predictions(trainer)
+    return summarize(trainer, predictions)
 
 
-def summarize(trainer: Trainer) -> RunResult:
-    """Write `summary.json` from the scores of the last epoch."""
+def summarize(trainer: Trainer, predictions: str) -> RunResult:
+    """Write `summary.json` from the scores of the last epoch.
+
+    Args:
+        trainer: the trainer after its last step.
+        predictions: hash of the predictions, see `save_predictions`.
+    """
     config = trainer.config
     barrier()
-    rows = (row for row in reversed(trainer.folder.rows()) if isinstance(row, EpochRow))
-    last = next(row for row in rows if row.student is not None and row.teacher is not None)
-    final = {"student": last.student, "teacher": last.teacher}
+    final = final_scores(trainer)
     copied = ("method", "data", "model", "width", "seed", "precision", "epochs")
+    facts = trainer.folder.data_info()
     summary = Summary(
         **{name: getattr(config, name) for name in copied},
         device=describe_device(trainer.device),
@@ -93,50 +125,77 @@ def summarize(trainer: Trainer) -> RunResult:
         seconds=round(trainer.seconds(), 1),
         command=trainer.command,
         versions=versions(),
-        **trainer.folder.data_info(),
+        **{name: value for name, value in facts.items() if name in Summary.model_fields},
         final=final,
         best=trainer.best,
         parameters=sum(p.numel() for p in trainer.student.parameters()),
         peak_memory_mib=round(peak_memory_mib(trainer.device)),
+        predictions=predictions,
     )
     if is_main():
         trainer.folder.write_summary(summary)
     return RunResult(trainer.folder.path, summary.final, summary)
 
 
-def save_predictions(trainer: Trainer) -> None:
-    """Write which test images were classified correctly, which pairs runs in significance tests."""
+def final_scores(trainer: Trainer) -> NetworkScores:
+    """The test scores of the last epoch, as logged; computed again if their line was damaged."""
+    for row in reversed(trainer.folder.rows()):
+        if isinstance(row, EpochRow) and row.student is not None and row.teacher is not None:
+            if row.step == trainer.steps:
+                return {"student": row.student, "teacher": row.teacher}
+            break
+    fields = trainer.evaluator.evaluate()
+    return {"student": fields["student"], "teacher": fields["teacher"]}
+
+
+def save_predictions(trainer: Trainer) -> str:
+    """Write which test images were classified correctly, which pairs runs in significance tests.
+
+    Returns:
+        The SHA-256 of the file.
+    """
     if not trainer.evaluator.correct:  # the last epoch was evaluated before a resume
         trainer.evaluator.evaluate()
+    content = save(trainer.evaluator.predictions())
     if is_main():
-        with atomic_write(trainer.folder.path / "predictions.safetensors") as temporary:
-            temporary.write_bytes(save(trainer.evaluator.predictions()))
+        with atomic_write(trainer.folder.predictions_path) as temporary:
+            temporary.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def open_run(path: Path, *, quiet: bool = False, command: str = "") -> Trainer:
     """Build a trainer and restore the newest undamaged checkpoint of a run.
 
     Raises:
-        UsageError: there is no run at `path`, or it has no checkpoint yet.
+        UsageError: there is no run at `path`, it has no checkpoint yet, or its settings or its
+            data are not those that it was trained with.
         RunError: every checkpoint is damaged.
     """
     folder = RunFolder.open(path)
-    config = folder.config()
-    init_distributed(pick_device(config.device))
+    init_distributed(device_of(folder))
     checkpoint, problem = broadcast_from_main(lambda: load_checkpoint(path))
-    trainer = Trainer(
-        config,
-        load_images(config, progress=not quiet),
-        folder,
-        quiet=quiet,
-        command=command,
-        from_checkpoint=True,
-    )
-    if problem and is_main():
-        trainer.display.say(problem)
-        move_damaged_last(path)
+    restored = broadcast_from_main(folder.restore_damaged)
+    folder.check_unchanged(checkpoint)
+    config = folder.config()
+    data = load_images(config, progress=not quiet)
+    folder.check_same_data(data_info(data))
+    trainer = Trainer(config, data, folder, quiet=quiet, command=command, from_checkpoint=True)
+    if is_main():
+        for line in [*restored, *([problem] if problem else [])]:
+            trainer.display.say(line)
+        if problem:
+            move_damaged_last(path)
     trainer.restore(checkpoint)
     return trainer
+
+
+def device_of(folder: RunFolder) -> torch.device:
+    """The device of a run; while its settings are damaged, the one that this machine has."""
+    try:
+        name = folder.config().device
+    except UsageError:
+        name = "auto"
+    return pick_device(name)
 
 
 def resume(path: Path, *, quiet: bool = False, command: str = "") -> RunResult:
@@ -148,7 +207,10 @@ def resume(path: Path, *, quiet: bool = False, command: str = "") -> RunResult:
         command: the command line, for the summary.
 
     Raises:
-        UsageError: there is no run at `path`, or it has no checkpoint yet.
+        UsageError: there is no run at `path`, it has no checkpoint yet, its settings or its data
+            have changed, or another process is writing it.
         RunError: the run could not continue, or every checkpoint is damaged.
     """
-    return run_to_end(open_run(path, quiet=quiet, command=command))
+    init_distributed(device_of(RunFolder.open(path)))
+    with explain_stop(path), only_writer(path):
+        return run_to_end(open_run(path, quiet=quiet, command=command))
