@@ -126,6 +126,7 @@ class Method(nn.Module, ABC, Generic[S, P]):
         self.seed = seed
         self.label_smoothing = label_smoothing
         self.schedule: MixSchedule | None = None
+        self.steps: int | None = None
         self.build(model)
 
     def build(self, model: nn.Module | None) -> None:
@@ -140,11 +141,11 @@ class Method(nn.Module, ABC, Generic[S, P]):
             UsageError: the method cannot use this network.
         """
 
-    def plan(self, steps: int, mix: MixSettings, seed: int) -> None:
+    def plan(self, steps: int | None, mix: MixSettings, seed: int) -> None:
         """State how long training is and when it mixes; without it every step mixes.
 
         Args:
-            steps: optimizer steps of the whole training.
+            steps: optimizer steps of the whole training; None if unknown.
             mix: when to mix.
             seed: random seed of these decisions, the same in all processes.
 
@@ -152,7 +153,7 @@ class Method(nn.Module, ABC, Generic[S, P]):
             UsageError: the method cannot mix some images of a batch and leave others clean.
         """
         self.check_schedule(mix)
-        self.schedule = MixSchedule(mix, steps, seed)
+        self.steps, self.schedule = steps, MixSchedule(mix, steps or 1, seed)
 
     @classmethod
     def check_schedule(cls, mix: MixSettings) -> None:
