@@ -149,6 +149,7 @@ def mixup_cutmix(
     cutmix_alpha: float = 1.0,
     prob: float = 1.0,
     switch_prob: float = 0.5,
+    odd_boxes: bool = True,
     per_sample: bool = False,
     generator: torch.Generator | None = None,
     params: MixupCutMixParams | None = None,
@@ -166,6 +167,7 @@ def mixup_cutmix(
         cutmix_alpha: concentration of the Beta distribution of CutMix, above 0.
         prob: probability that anything is mixed, 0 to 1.
         switch_prob: probability of CutMix rather than Mixup, 0 to 1.
+        odd_boxes: keep odd sides of a box; off: make them one pixel smaller, as timm 0.4.12 did.
         per_sample: draw everything per sample instead of once per batch.
         generator: CPU generator of the random numbers; default: PyTorch's global one.
         params: parameters of an earlier call, `mixed.params`, to mix in the same way again;
@@ -194,6 +196,7 @@ def mixup_cutmix(
         cutmix_alpha=cutmix_alpha,
         prob=prob,
         switch_prob=switch_prob,
+        odd_boxes=odd_boxes,
         per_sample=per_sample,
     )
     return _mix(MixupCutMix, settings, images, labels, num_classes, generator, params)
@@ -472,6 +475,7 @@ def saliencymix(
     prob: float = 1.0,
     per_sample: bool = False,
     detector: Literal["fine_grained", "spectral_residual"] = "fine_grained",
+    saliency: Literal["paper", "released"] = "paper",
     generator: torch.Generator | None = None,
     params: SaliencyMixParams | None = None,
 ) -> Mixed:
@@ -489,6 +493,8 @@ def saliencymix(
         per_sample: draw one size of box per sample instead of one per batch.
         detector: "fine_grained", as in the paper, or "spectral_residual", which is cheaper and
             noisier.
+        saliency: "paper", the peak of each image's map, or "released", what the authors' code
+            computes: an almost random place, the same for the whole batch.
         generator: CPU generator of the random numbers; default: PyTorch's global one.
         params: parameters of an earlier call, `mixed.params`, to mix in the same way again;
             nothing is drawn then.
@@ -511,7 +517,12 @@ def saliencymix(
         (torch.Size([4, 3, 8, 8]), torch.Size([4, 3]))
     """
     settings = _settings(
-        SaliencyMix, alpha=alpha, prob=prob, per_sample=per_sample, detector=detector
+        SaliencyMix,
+        alpha=alpha,
+        prob=prob,
+        per_sample=per_sample,
+        detector=detector,
+        saliency=saliency,
     )
     return _mix(SaliencyMix, settings, images, labels, num_classes, generator, params)
 

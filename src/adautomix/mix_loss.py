@@ -296,21 +296,21 @@ def network_for(
 def plan_mixing(
     method: Method, schedule: MixSettings | Mapping[str, Any] | None, steps: int | None
 ) -> None:
-    """Tell the method when to mix.
+    """Tell the method how long training is and when to mix.
 
     Raises:
         UsageError: a setting is wrong, or the number of steps is needed and not given.
     """
-    if schedule is None:
+    if schedule is None and steps is None:
         return
     with one_line_errors("mix_schedule", lambda: setting_names("mix_schedule.", MixSettings)):
-        mix = MixSettings.model_validate(schedule)
+        mix = MixSettings.model_validate(schedule or {})
     if steps is None and (mix.start, mix.ramp, mix.stop) != (0, 0, 1):
         raise UsageError(
             "mix_schedule starts or stops mixing at a fraction of the training: pass steps=, its "
             "number of optimizer steps"
         )
-    method.plan(steps or 1, mix, method.seed)
+    method.plan(steps, mix, method.seed)
 
 
 def is_distributed(model: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,7 @@ from adautomix.methods.samix import SAMix, SAMixBlock, s_curve
 from adautomix.mixing.mix_block import MixBlock, mask_loss, scale_to_lam
 from adautomix.mixing.ops import mix_by_lam, soft_targets
 from adautomix.mixing.params import draw_lam, draw_partners
+from adautomix.mixing.settings import MixSettings
 from adautomix.models import build_model
 
 METHODS: dict[str, Any] = {"automix": AutoMix, "samix": SAMix, "dada": DADA, "meada": MEADA}
@@ -817,8 +819,7 @@ def test_the_generator_by_hand() -> None:
     maps = torch.cat([maps, planes.expand(-1, -1, 4, 4)], 1)
     maps = normed(deconvolved(maps, generator.layers[0].weight.double()), generator.norms[1].bias)
     maps = torch.cat([maps, planes.expand(-1, -1, 8, 8)], 1)
-    parts = generator.last.parametrizations.weight
-    direction, gain = parts.original1.double(), parts.original0.double()
+    direction, gain = generator.last.direction.double(), generator.last.gain.double()
     assert torch.equal(gain, torch.ones(1, 3, 1, 1, dtype=torch.float64))
     weight = gain * direction / direction.pow(2).sum((0, 2, 3), keepdim=True).sqrt()
     images = (deconvolved(maps, weight) + generator.last.bias.double()[:, None, None]).tanh()
@@ -989,6 +990,58 @@ def test_each_stage_trains_its_players() -> None:
     assert student["heads.clean.weight"] is not None
     assert student["heads.mixed.weight"] is None
     assert all(gradient is None for gradient in generator.values())  # frozen
+
+
+def test_dada_plays_for_the_first_third_as_its_authors_do() -> None:
+    """100 of 300 epochs; both at every step where the length of training is unknown."""
+    method = make("dada")
+    assert method.stage(0) == method.stage(10**6) == (True, True)
+    method.plan(300, MixSettings(), seed=0)
+    assert [method.stage(step) for step in (0, 99, 100, 299)] == [(True, False)] * 2 + [
+        (False, True)
+    ] * 2
+    method.plan(None, MixSettings(prob=0.5), seed=0)
+    assert method.stage(0) == (True, True)
+    for options, step, stage in (
+        ({"play": 0.5}, 149, (True, False)),
+        ({"play": 0.5, "play_steps": 20}, 20, (False, True)),
+        ({"play": None}, 299, (True, True)),
+    ):
+        other = make("dada", **options)
+        other.plan(300, MixSettings(), seed=0)
+        assert other.stage(step) == stage
+
+
+def test_dada_can_be_pickled() -> None:
+    method = make("dada")
+    restored = pickle.loads(pickle.dumps(method))
+    assert state_of(restored).keys() == state_of(method).keys()
+    assert all(
+        torch.equal(value, state_of(restored)[name]) for name, value in state_of(method).items()
+    )
+    noise, targets = torch.rand(2, 200), torch.eye(CLASSES)[:2]
+    made, again = (m.generator(noise, targets, (16, 16)) for m in (method, restored))
+    assert torch.equal(made, again)
+
+
+def test_dada_reads_checkpoints_of_the_parametrized_generator() -> None:
+    method, other = make("dada"), make("dada")
+    for parameter in method.parameters():
+        nn.init.normal_(parameter, generator=rng(2))
+    old = {
+        "gain": "parametrizations.weight.original0",
+        "direction": "parametrizations.weight.original1",
+    }
+    state = {
+        ".".join([path, old.get(leaf, leaf)] if path.endswith("last") else [path, leaf]): value
+        for name, value in state_of(method).items()
+        for path, _, leaf in [name.rpartition(".")]
+    }
+    assert "generator.last.parametrizations.weight.original0" in state
+    other.load_state_dict(state)
+    assert all(
+        torch.equal(value, state_of(other)[name]) for name, value in state_of(method).items()
+    )
 
 
 def test_statistics_are_those_of_real_images() -> None:

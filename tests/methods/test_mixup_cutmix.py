@@ -141,6 +141,23 @@ def test_boxes_are_drawn_as_timm_draws_them(monkeypatch: pytest.MonkeyPatch) -> 
         assert box == [int(end) for end in theirs]
 
 
+def test_even_boxes_are_those_of_timm_0_4_12() -> None:
+    """timm of the time of DeiT, Swin and ConvNeXt rounded both half-sides down."""
+    differ = 0
+    for k in range(33):
+        lam = torch.tensor([1 - (k / 32) ** 2])
+        start, end = (edge.item() for edge in draw_interval(lam, 32, rng(k), odd=False))
+        center = int(torch.randint(32, (1,), generator=rng(k)))
+        assert (start, end) == (max(center - k // 2, 0), min(center + k // 2, 32))
+        differ += end != draw_interval(lam, 32, rng(k))[1].item()
+    assert 8 <= differ <= 16  # odd sides that do not end at the border
+    odd, even = (
+        draw_mixup_cutmix(1, 32, 32, MixupCutMixSettings(odd_boxes=keep), rng(3)).box[0]
+        for keep in (True, False)
+    )
+    assert (odd[1::2] - odd[::2] - even[1::2] + even[::2]).tolist() == [1, 1]
+
+
 def test_the_switch_follows_its_probabilities() -> None:
     kinds, lams = {"mixup": 0, "cutmix": 0}, []
     for seed in range(400):

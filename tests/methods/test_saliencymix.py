@@ -13,7 +13,7 @@ from tiny import CLASSES
 from adautomix.methods.saliencymix import SaliencyMix, SaliencyMixParams
 from adautomix.mixing.boxes import boxes_around
 from adautomix.mixing.params import draw_partners
-from adautomix.mixing.saliency import peak_positions
+from adautomix.mixing.saliency import fine_grained_of_bytes, peak_positions
 
 
 def test_saliencymix_pixel_by_pixel() -> None:
@@ -88,3 +88,19 @@ def test_saliencymix_is_one_graph(detector: str) -> None:
     compiled, plain = whole(images, targets, params), method.mix(images, targets, params)
     torch.testing.assert_close(compiled.images, plain.images)
     torch.testing.assert_close(compiled.targets, plain.targets)
+
+
+def test_released_saliency_is_one_place_for_the_batch() -> None:
+    """The peak of the first partner's map, as OpenCV computes it from float images."""
+    images, targets = torch.randn(5, 3, 24, 32, generator=rng()), torch.eye(5)
+    lam = torch.tensor([[0.8, 0.2]]).expand(5, 2)
+    params = SaliencyMixParams(draw_partners(5, rng(4)), lam)
+    mixed = make(SaliencyMix, saliency="released").mix(images, targets, params)
+    first = images[params.perm[0, 1]][None]
+    center = peak_positions(fine_grained_of_bytes(first))
+    top, bottom, left, right = boxes_around(center, lam[:1, 1], 24, 32)[0].tolist()
+    expected = images.clone()
+    expected[:, :, top:bottom, left:right] = images[params.perm[:, 1], :, top:bottom, left:right]
+    assert torch.equal(mixed.images, expected)
+    by_paper = make(SaliencyMix).mix(images, targets, params)
+    assert not torch.equal(by_paper.images, expected)

@@ -1,5 +1,7 @@
 """Saliency maps, compared with numpy, finite differences and OpenCV."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,10 @@ from tiny import gradients_of, state_of, tiny_classifier
 from torch import Tensor, nn
 
 from adautomix.methods.guidedmixup import spectral_saliency
+from adautomix.mixing import saliency
 from adautomix.mixing.saliency import (
     fine_grained,
+    fine_grained_of_bytes,
     gaussian_blur,
     gradient_saliency,
     normalize_sum,
@@ -52,6 +56,8 @@ def test_fine_grained_by_hand() -> None:
         np.testing.assert_allclose(found.numpy(), by_hand, rtol=1e-3, atol=1e-4)
 
 
+PARTS = ("image", "gray", "map")
+
 # Output of OpenCV 5.0's StaticSaliencyFineGrained for `opencvs_image`, every fourth pixel.
 OPENCV = [
     [0.52, 0.52, 0.49, 0.46, 0.45, 0.42, 0.38, 0.36, 0.35, 0.31],
@@ -75,6 +81,30 @@ def test_fine_grained_equals_opencvs_up_to_rounding() -> None:
     maps = fine_grained(opencvs_image())
     torch.testing.assert_close(maps[0, 2::4, 2::4], torch.tensor(OPENCV), atol=0.025, rtol=0)
     assert peak_positions(maps).tolist() == [[10, 30]]
+
+
+def correlation(first: Tensor, second: Tensor) -> float:
+    return torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1].item()
+
+
+@pytest.mark.parametrize("k", [0, 1])
+def test_fine_grained_of_bytes_equals_opencvs(monkeypatch: pytest.MonkeyPatch, k: int) -> None:
+    """Exactly, given OpenCV's blurred gray image, whose last bits, which are read, are its own."""
+    with np.load(Path(__file__).parents[1] / "golden" / "opencv_float_saliency.npz") as file:
+        image, gray, expected = (torch.from_numpy(file[f"{part}{k}"]) for part in PARTS)
+    normalized = ((image / 255 - 0.5) / 0.25).permute(2, 0, 1)[None]
+    found = fine_grained_of_bytes(normalized)[0]
+    assert correlation(found, expected.float()) > 0.97
+    blurred = saliency._twice_blurred(to_gray(normalized.flip(1)))
+    torch.testing.assert_close(blurred[0], gray, atol=1e-6, rtol=0)
+    monkeypatch.setattr(saliency, "_twice_blurred", lambda _: gray[None])
+    assert torch.equal(fine_grained_of_bytes(normalized)[0], expected.float())
+
+
+def test_fine_grained_of_bytes_has_little_to_do_with_the_image() -> None:
+    normalized = (opencvs_image() / 255 - 0.5) / 0.25
+    found = fine_grained(normalized), fine_grained_of_bytes(normalized)
+    assert abs(correlation(*found)) < 0.15
 
 
 def test_fine_grained_does_not_depend_on_scale_and_offset() -> None:

@@ -7,14 +7,39 @@ from adautomix.cli.options import json_option
 from adautomix.cli.output import print_json, print_listing
 
 
+def complete_methods(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[str]:
+    """Offer the names of methods for shell completion."""
+    from adautomix.methods import METHODS
+
+    return [name for name in METHODS if name.startswith(incomplete)]
+
+
 @click.command(cls=Command)
+@click.argument("name", required=False, shell_complete=complete_methods)
 @json_option
-def methods(as_json: bool) -> None:
-    """List the mixing methods, and what each requires and costs per step (F: one forward pass)."""
-    from adautomix.methods import METHODS, describe_methods
+@click.option("--markdown", is_flag=True, help="Print the cards of all methods as Markdown.")
+def methods(name: str | None, as_json: bool, markdown: bool) -> None:
+    """List the mixing methods, and what each requires and costs per step (F: one forward pass).
+
+    With the name of a method, print its card: paper, formulas, requirements, cost, settings with
+    the source of each default, deviations, and published figures.
+    """
+    from adautomix.methods import (
+        METHODS,
+        describe,
+        describe_methods,
+        find_method,
+        method_card,
+        methods_page,
+    )
 
     if as_json:
-        print_json(describe_methods())
+        print_json(describe(find_method(name)) if name else describe_methods())
+        return
+    if name or markdown:
+        print(method_card(name) if name else methods_page(), end="\n" if name else "")
         return
     rows = [
         (

@@ -11,6 +11,7 @@ from adautomix.methods.alignmix import AlignMix
 from adautomix.methods.attentivecutmix import AttentiveCutMix
 from adautomix.methods.automix import AutoMix
 from adautomix.methods.base import InputMixing, Method, MethodSettings, MixInputs
+from adautomix.methods.cards import card_sections, card_text, cards_page
 from adautomix.methods.comixup import CoMixup
 from adautomix.methods.cutmix import CutMix
 from adautomix.methods.cutout import Cutout
@@ -138,7 +139,22 @@ def describe(method: type[Method]) -> dict[str, Any]:
         "uses_teacher": method.uses_teacher,
         "input_mixing": issubclass(method, InputMixing),
         "settings": settings.model_dump(mode="json"),
+        "card": card_sections(method),
     }
+
+
+def method_card(name: str) -> str:
+    """Return the card of a method as text: paper, formulas, needs, cost, settings, evidence.
+
+    Raises:
+        UsageError: there is no method of that name.
+    """
+    return card_text(find_method(name))
+
+
+def methods_page() -> str:
+    """Return the cards of all methods as one Markdown page."""
+    return cards_page(METHODS.values())
 
 
 def describe_methods() -> list[dict[str, Any]]:
@@ -161,5 +177,7 @@ __all__ = [
     "describe",
     "describe_methods",
     "find_method",
+    "method_card",
+    "methods_page",
     "suits",
 ]

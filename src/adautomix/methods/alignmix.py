@@ -1,31 +1,39 @@
-"""AlignMix: Mixup of the images or of their last feature maps, one of them aligned to the other.
+"""AlignMix: Mixup of two images or of their last feature maps, one aligned to the other.
 
 Paper: Venkataramanan, Kijak, Amsaleg, Avrithis, "AlignMixup: Improving Representations By
 Interpolating Aligned Features", CVPR 2022, arXiv 2103.15375.
-
-Computes, with λ ~ Beta(a, a) and a coin for the batch: Mixup of the images, or of the feature maps
-A and A' of the last stage, r positions of C channels each:
+Computes: with λ ~ Beta(a, a) and a coin for the batch, Mixup of the images, or of the feature maps
+A and A' `[B, r, C]` of the last stage, r positions of C channels each:
 
     plan   R = r · argmin_P <P, D> - ε H(P),  D_ij = |a_i - a'_j|², P's rows and columns sum to 1/r
-    mix    λ A + (1 - λ) A' Rᵀ   or, on another coin,   λ A R + (1 - λ) A'
+    mix    λ A + (1 - λ) A' Rᵀ   or, by another coin,   λ A R + (1 - λ) A'
 
-which the rest of the network then sees; labels λ y + (1 - λ) y'. Gradients flow through both
-maps, not through the plan.
-Requires: a network with stages. Cost: 3F per step; on half of the steps the plan takes 2 small
-tensor operations for each of its iterations. Where a batch is split, over processes or parts, a
-part takes the maps of its partners from a pass of its own and such steps take 6F.
-Defaults: a = 2, ε = 0.1, 100 iterations, each coin fair (the authors', for all data sets).
-
-Approximation: Sinkhorn's iterations normalize rows and columns in turn and end with the columns,
-whose sums are then exact. Maps are not scaled, as in the authors' code, and ε = 0.1 is small for
-distances that are sums over all channels: of random maps, where those are around 1000, the sums of
-the rows are still off by a quarter to a third on average, and around 10 by less than 0.001.
-What that means where the network goes on with the mean over positions, as ResNets do: the mean of
-A' Rᵀ weighs each a'_j by the sum of column j, so that it is exactly the mean of A', and the mean
-of A R weighs each a_i by the sum of row i. Alignment then acts through what is missing in the
-rows, and not at all in the first of the two mixes.
-Deviations: all iterations are run, where the authors' code stops once the potentials move by less
-than 0.1 in sum. Neither it nor this has the paper's variants with an autoencoder.
+which the rest of the network classifies; labels are λ y + (1 - λ) y' `[B, K]`. The gradient flows
+through both maps, not through the plan.
+Requires: a network with stages.
+Cost: 3F per step; on half of the steps the plan takes 2 small tensor operations for each of its
+iterations. Where a batch is split over processes or accumulation steps, each part computes the maps
+of its partners in a pass of its own, and such steps take 6F.
+Settings:
+- alpha: 2, as in the authors' code and in the openmixup benchmark for CNNs.
+- per_sample: off, as in the authors' code.
+- features: 0.5, as in the authors' code.
+- epsilon: 0.1, as in the authors' code.
+- iterations: 100, as in the authors' code.
+Deviations:
+- Sinkhorn's iterations normalize rows and columns in turn and end with the columns, whose sums are
+  then exact. Maps are not scaled, as in the authors' code, and ε = 0.1 is small for distances that
+  are sums over all channels: for random maps with distances around 1000 the sums of the rows are
+  still off by a quarter to a third on average, and by less than 0.001 for distances around 10.
+- Where the network then takes the mean over positions, as ResNets do, the mean of A' Rᵀ weighs each
+  a'_j by the sum of column j, so that it is exactly the mean of A'; the mean of A R weighs each a_i
+  by the sum of row i. Alignment then acts only through the error of the rows, and not at all in the
+  first of the two mixes.
+- All iterations run, where the authors' code stops once the potentials change by less than 0.1 in
+  total. Like the authors' code, this leaves out the paper's variants with an autoencoder.
+Evidence: 81.71 % top-1 accuracy with ResNet-18 on CIFAR-100 after 1200 epochs, with a = 2
+(openmixup benchmark, run with the authors' code; median of the last 10 epochs). None published for
+200 to 800 epochs.
 """
 
 from dataclasses import dataclass

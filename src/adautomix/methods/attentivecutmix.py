@@ -2,25 +2,34 @@
 
 Paper: Walawalkar, Shen, Liu, Savvides, "Attentive CutMix: An Enhanced Data Augmentation Approach
 for Deep Learning Based Image Classification", ICASSP 2020, arXiv 2003.13048.
-Computes: the attention of image i is the mean over channels of a feature map, on a grid of g × g
-cells; the k cells of x[π] with the largest attention are pasted into x where they lie;
-λ = 1 - pasted share of the pixels, which is 1 - k / g² wherever g divides the sides of the image.
-Requires: a stage's feature map of the teacher. Cost: 4F per step with the teacher; with a network
-of its own 3F and one forward of that network, at `network_size` pixels.
-Defaults: k = 6 cells of 7 × 7 (paper), from the teacher's last stage. With `alpha` set k is
-⌊g²·λ⌋, between 1 and g², λ ~ Beta(alpha, alpha) once a batch: AttentiveMix+ of OpenMixup, whose
-published rows use alpha = 2 and a pretrained ResNet-18.
+Computes: the attention `[B, g, g]` of each image, which is the mean over the channels of a feature
+map, resized to a grid of g × g cells. The k cells of x[π] with the largest attention are pasted
+into x where they are; ỹ = λ y + (1 - λ) y[π] `[B, K]`, where λ = 1 - pasted fraction of the pixels,
+which is 1 - k / g² wherever g divides the sides of the image.
+Requires: the feature map of a stage of the teacher.
+Cost: 4F per step with the teacher. With another network, 3F and one forward pass of that network at
+`network_size` pixels.
+Settings:
+- grid: 7, as in the paper.
+- patches: 6, as in the paper.
+- alpha: none, because k is fixed in the paper. The openmixup benchmark draws k = ⌊49 λ⌋ with
+  alpha 2 and calls the method AttentiveMix+.
+- network: none (the teacher) is a choice of this implementation. The paper uses a pretrained
+  ResNet-50, openmixup a pretrained ResNet-18 for CNNs on CIFAR-100 (`resnet18.tv_in1k`).
+- network_size: 224, as in the paper.
+- tap: none (the last stage), as in the paper.
 Deviations:
-- The paper's network is a frozen, pretrained ResNet-50. By default the teacher, the moving average
-  of the student, stands in for it: no other weights are needed, and its attention grows with
-  the training. `network: resnet50` (any timm name) is the paper's choice: its weights must be
-  cached or a network be there, its images are resized to 224 pixels, and they keep the
-  normalization of the data, not the one that it was trained with.
-- A feature map of another size than g × g is resized to it (the 4 × 4 cells of a CIFAR ResNet are
-  interpolated), where the paper has 7 × 7 from 224 pixels.
-- The paper leaves open how channels are put together; the mean is OpenMixup's reading.
-- The image itself keeps the background and its partner gives the cells, as in CutMix; the paper
-  names the two the other way round.
+- The teacher, the moving average of the student, stands in for the paper's frozen ResNet-50 by
+  default: no other weights are needed, and its attention improves during training.
+  `network: resnet50`, or any timm name, is the paper's choice. Its weights must be cached or
+  downloadable; its images are resized to 224 pixels and keep the normalization of the data.
+- A feature map of another size than g × g is resized to it, for example the 4 × 4 map of a ResNet
+  on CIFAR. The paper has 7 × 7 from 224 pixels.
+- The paper does not say how channels are combined. The mean is openmixup's reading.
+- As in CutMix, the image keeps the background and its partner gives the cells. The paper names the
+  two the other way round.
+Evidence: 79.62 / 80.14 / 78.91 % top-1 accuracy with ResNet-18 on CIFAR-100 after 200 / 400 / 800
+epochs, with a = 2 and a pretrained ResNet-18 (openmixup benchmark; median of the last 10 epochs).
 """
 
 from collections.abc import Callable

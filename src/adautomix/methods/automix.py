@@ -1,40 +1,54 @@
-"""AutoMix: a block that learns where each of two images shows, so that a teacher sees both.
+"""AutoMix: a block learns where each of two images shows, so that a teacher recognizes both.
 
 Paper: Liu, Li, Wu, Liu, Chen, Wu, Li, "AutoMix: Unveiling the Power of Mixup for Stronger
 Classifiers", ECCV 2022, arXiv 2103.13027; where it leaves something open, the authors' released
-code (OpenMixup).
-
-Computes, for a batch of B images, λ ~ Beta(a, a), π a permutation, z the teacher's map of stage
-`tap`:
+code (openmixup).
+Computes: for a batch of B images, λ ~ Beta(a, a), a permutation π, and z the teacher's map of stage
+`tap`,
 
     block      q = W_q z_a,  k = W_q z_b,  v = W_v z_b   (1×1 convolutions; q and k share theirs,
-               C -> C/2, v: C -> 1; no activation); with the λ embedding a plane of λ is one more
-               channel of z_a, one of 1 - λ of z_b
+               C -> C/2, v: C -> 1; no activation); with the λ embedding, a plane of λ is one more
+               channel of z_a, and one of 1 - λ of z_b
     masks      m = σ(up(softmax_rows(qᵀk / √(C/2)) v)),  M_a = 1 - m,  M_b = m   [B, 2, H, W]
     mix        x_mix = M_a ⊙ x + M_b ⊙ x[π],  y_mix = λ y + (1 - λ) y[π]
     student    CE(clean(x), y) + CE(mixed(x_mix), y_mix), the masks constants
     block      CE(teacher(x'_mix), y'_mix) + 0.1 · max(|mean(M'_a) - λ'| - 0.1, 0), with a λ' and a
                π' of its own; the gradient flows through the masks only
 
-`mixed` and `clean` are two linear heads; the teacher judges by its `mixed` one. Where λ is within
-0.08 of 0 or 1 the student's mix is plain Mixup.
-
+`mixed` and `clean` are two linear heads; the block is trained with the teacher's `mixed` head.
+Where λ is within 0.08 of 0 or 1 the student's mix is plain Mixup. Convolutions start as N(0, 0.01)
+with zero bias, so masks start near 1/2.
 Requires: the feature map of an inner stage, and a teacher (moving average of the student).
 Cost: 9F per step: 1F for the teacher's clean pass, which ends at the tap and serves both sets of
 mixes, 2F for its pass on mixes and the backward pass to the images, 6F for the student's two
 batches. The block itself costs almost nothing. A step at which it rests (`generator_every`) costs
 7F.
-Defaults: those of the CIFAR recipes: a = 2, no λ embedding (on for ViTs and larger images),
-nearest upsampling, third stage. Convolutions start as N(0, 0.01) with no bias: masks of about 1/2.
-
-Deviations from the released code, and why:
-- Convolutions are applied to the B maps and rows picked afterwards; a plane of λ is λ times its
-  column of weights. The numbers are the same.
-- `mask_adjust` scales the student's masks to their own λ; the code takes that of the block's mixes.
+Settings:
+- alpha: 2 in the authors' CIFAR recipes.
+- per_sample: off, as in the authors' code.
+- lam_margin: 0.08 in the authors' CIFAR recipes.
+- mask_adjust: 0 in the authors' CIFAR recipes.
+- mask_weight: 0.1 in the authors' CIFAR recipes.
+- mask_margin: 0.1 in the authors' CIFAR recipes.
+- variance_weight: 0 in the authors' CIFAR recipes, whose mask loss has no variance.
+- upsampling: `nearest` in the authors' CIFAR recipes.
+- tap: none (the third of four stages), as in the authors' recipes.
+- generator_every: 1, as in the authors' code.
+- generator_lr: none (the student's) in the authors' CIFAR recipes for CNNs.
+- generator_min_lr: none (the student's) in the authors' CIFAR recipes for CNNs.
+- lam_embedding: off in the authors' CIFAR recipes for CNNs; on for ViTs and larger images.
+Deviations:
+- Convolutions are applied to the B maps and rows are selected afterwards; a plane of λ is λ times
+  its column of weights. The numbers are those of the authors' code.
+- `mask_adjust` scales the student's masks to their own λ. The authors' code uses the λ of the
+  block's mixes.
 - Mean and variance of the masks are those of all processes, but with `accumulate` of one part.
-- What the ViT recipes anneal over a run (weight of the mask's loss, how often the block learns) is
-  constant here, as a method does not know how long the run is; `generator_every` rests the block.
-- The one-hot head learns from clean images, as in the CIFAR recipes, never from Mixup or CutMix.
+- What the authors' ViT recipes anneal over a run (the weight of the mask loss, how often the block
+  learns) is constant here; `generator_every` rests the block.
+- The clean head is trained on clean images, as in the authors' CIFAR recipes, never on Mixup or
+  CutMix.
+Evidence: 80.12 / 81.78 / 82.04 % top-1 accuracy with ResNet-18 on CIFAR-100 after 200 / 400 / 800
+epochs (openmixup benchmark; clean head of the teacher, median of the last 10 epochs).
 """
 
 import torch.nn.functional as F

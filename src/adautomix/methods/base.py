@@ -127,6 +127,7 @@ class Method(nn.Module, ABC, Generic[S, P]):
         self.seed = seed
         self.label_smoothing = label_smoothing
         self.schedule: MixSchedule | None = None
+        self.steps: int | None = None
         self.loss_name: LossName = "cross_entropy"
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", None, persistent=False)
@@ -144,11 +145,11 @@ class Method(nn.Module, ABC, Generic[S, P]):
             UsageError: the method cannot use this network.
         """
 
-    def plan(self, steps: int, mix: MixSettings, seed: int) -> None:
+    def plan(self, steps: int | None, mix: MixSettings, seed: int) -> None:
         """State how long training is and when it mixes; without it every step mixes.
 
         Args:
-            steps: optimizer steps of the whole training.
+            steps: optimizer steps of the whole training; None if unknown.
             mix: when to mix.
             seed: random seed of these decisions, the same in all processes.
 
@@ -156,7 +157,7 @@ class Method(nn.Module, ABC, Generic[S, P]):
             UsageError: the method cannot mix some images of a batch and leave others clean.
         """
         self.check_schedule(mix)
-        self.schedule = MixSchedule(mix, steps, seed)
+        self.steps, self.schedule = steps, MixSchedule(mix, steps or 1, seed)
 
     def use_loss(self, name: LossName) -> None:
         """Choose what compares logits with labels: the cross-entropy (default) or the binary one.

@@ -1,15 +1,23 @@
 """CutMix: a rectangle of one image is pasted into another; labels follow the area.
 
-Paper: Yun et al., "CutMix", ICCV 2019, arXiv 1905.04899.
-What it computes: λ₀ ~ Beta(a, a) and a box with sides ⌊W√(1-λ₀)⌋ and ⌊H√(1-λ₀)⌋ around a uniform
-center, with half-widths rounded down, clipped to the image. Inside the box the mix shows x[π],
-outside x. λ = 1 - area / HW *after* clipping, so that the label is the fraction of pixels.
-Requires: only images and labels. Cost: 3F per step, as plain training.
-Defaults: a = 1 (paper). The published CIFAR-100 rows use a = 0.2, where most boxes are nearly empty
-or nearly full.
-Deviations: every batch is mixed, as in the authors' ImageNet command; their CIFAR command mixes
-with probability 0.5. As in their code, rounding makes a box of side 1 empty and odd sides one pixel
-smaller. Drawing the box per sample is an option.
+Paper: Yun, Han, Oh, Chun, Choe, Yoo, "CutMix: Regularization Strategy to Train Strong Classifiers
+with Localizable Features", ICCV 2019, arXiv 1905.04899.
+Computes: λ₀ ~ Beta(a, a) and a box with sides ⌊W√(1-λ₀)⌋ and ⌊H√(1-λ₀)⌋ around a uniform pixel,
+with half-widths rounded down, clipped to the image, for the batch. Inside the box the mix
+`[B, C, H, W]` shows x[π], outside it shows x; ỹ = λ y + (1 - λ) y[π] `[B, K]`, where
+λ = 1 - area / HW *after* clipping, so that the label is the fraction of pixels.
+Requires: only images and labels.
+Cost: 3F per step, as plain training.
+Settings:
+- alpha: 1 is the paper's value. The openmixup benchmark uses 0.2 on CIFAR-100, with which most
+  boxes are nearly empty or nearly fill the image.
+- per_sample: off, as in the authors' code.
+Deviations: every batch is mixed by default, as in the authors' ImageNet command
+(`--cutmix_prob 1.0`) and in the openmixup benchmark. The authors' CIFAR command mixes half of the
+batches (`--cutmix_prob 0.5`): set `mix.prob: 0.5` for that. As in the authors' code, rounding makes
+a box of side 1 empty and odd sides one pixel smaller.
+Evidence: 79.45 / 79.58 / 78.17 % top-1 accuracy with ResNet-18 on CIFAR-100 after 200 / 400 / 800
+epochs, with a = 0.2 (openmixup benchmark; median of the last 10 epochs).
 """
 
 from dataclasses import dataclass

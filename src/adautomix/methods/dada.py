@@ -1,47 +1,61 @@
-"""DADA: a generator of images of a class, and a classifier that tells made ones from true ones.
+"""DADA: a generator of images of each class plays against the classifier, then adds images.
 
 Paper: Zhang, Wang, Liu, Ling, "DADA: Deep Adversarial Data Augmentation for Extremely Low Data
 Regime Classification", ICASSP 2019, arXiv 1809.00981; and the authors' released code (Theano).
-
-Computes, with noise u ~ U(0, 1)^Z and labels y, 2K outputs of the classifier, r_k "a true k" and
-f_k "a made k", which are read as class logits c_k = r_k + f_k and source logits s_k = r_k - f_k:
+Computes: with noise u ~ U(0, 1)^Z and labels y, the classifier has 2K outputs, r_k for "a true k"
+and f_k for "a made k", which are read as class logits c_k = r_k + f_k and source logits
+s_k = r_k - f_k:
 
     made images  x̂ = G(u, y)                                     [B, C, H, W]
     source       P(true | x, y) = softmax(r_y, f_y) = σ(s_y): only the outputs of the label's class
     classifier   play:      -log P(true | x, y) - log(1 - P(true | x̂, y))
                  classify:  CE(c(x), y) + CE(c(x̂), y)
     generator    play:      -log P(true | x̂, y) + 0.5 · mean_d |mean_b z(x) - mean_b z(x̂)|,
-                            z the pooled features
+                            z the pooled features [B, D]
 
-c and s are the heads `clean` and `mixed`, so that the class prediction is a head like any other;
-(r, f) -> (c, s) is a rotation and a factor of √2, and gradient descent on either is the same but
-for a factor of 2 in the last layer's learning rate. The classifier sees made images as constants;
+c and s are the heads `clean` and `mixed`, so that the class prediction is a head like any other.
+(r, f) -> (c, s) is a rotation and a factor of √2, and gradient descent on either is the same up to
+a factor of 2 in the learning rate of the last layer. For the classifier made images are constants;
 the generator's gradient flows through a classifier that is held fixed.
 
-Requires: pooled features; a batch of 2.
-Cost: 8F per step and the generator (classifier on true and on made images 2 x 3, on the generator's
-1 + 1 back); the features of true images are those of the classifier's own pass.
-Defaults: Z = 200, weight of the features 0.5, both stages at every step. The generator is the
-released one for 32 pixels: 4 x 4 x 512, then 5 x 5 transposed convolutions to 256, 128 and 3
-channels, the class as planes of every layer's input, batch norm without a gain, tanh, the last
-layer weight-normalized; weights N(0, 0.05). Other sizes have fewer or more layers. Memory: the
-planes are B K h w numbers a layer.
+The generator is the released one for 32 pixels: 4 × 4 × 512, then 5 × 5 transposed convolutions to
+256, 128 and 3 channels, the class as planes of every layer's input, batch norm without a gain,
+tanh, and a weight-normalized last layer; weights start as N(0, 0.05). Other image sizes have fewer
+or more layers. The planes take B K h w numbers per layer.
 
-Schedule: the paper plays for 100 epochs of 300 and then freezes the generator and classifies;
-`play_steps` counts the steps of the first stage. Its default, none, plays and classifies at every
-step, as a method does not know how long the run is and a classifier that never classifies is none.
-
-Deviations from the paper's code, and why:
-- One step of one optimizer moves both players, from the same classifier; the code moves the
-  classifier, then the generator twice. `generator_lr` can make up for it.
-- Made images have labels of a permuted batch; the code draws classes uniformly, which is the same
-  on balanced data.
-- Any network classifies, in the place of a weight-normalized one with dropout; batch norm takes
-  its statistics from true and from made images apart, and its running ones from the true alone.
+Training has two stages, as in the authors' code: both players play for the first third, and the
+classifier then learns classes from true and made images while the generator is frozen. Where the
+number of training steps is unknown (`create_method` without `steps`), both happen at every step.
+Requires: pooled features, and a batch of at least 2.
+Cost: 8F per step while both play (3F each for the classifier on true and on made images, 2F for the
+generator; the features of true images are those of the classifier's pass), 6F afterwards; and the
+generator itself.
+Settings:
+- noise: 200 in the authors' CIFAR-100 code. They use 100 on other data sets.
+- feature_weight: 0.5, as in the authors' code.
+- play: a third: 100 of 300 epochs in the authors' code.
+- play_steps: none is a choice of this implementation: `play` decides.
+- generator_lr: none: the student's, as in the authors' code, where both players have 0.0003.
+- generator_min_lr: none: the student's. In the authors' code the learning rate is constant.
+Deviations:
+- One optimizer moves both players. The authors use Adam with learning rate 3e-4, β₁ 0.5 and no
+  weight decay for both: set `optimizer: adamw`, `lr: 3e-4`, `min_lr: 3e-4`, `momentum: 0.5` (β₁)
+  and `weight_decay: 0`, with which AdamW is Adam.
+- Both players take one step from the same classifier. The authors' code updates the classifier and
+  then the generator twice; a larger `generator_lr` can make up for it.
+- Made images have the labels of a permuted batch. The authors' code draws classes uniformly, which
+  is the same on balanced data.
+- The authors' code augments true images (rotation, shift, flip) only in the second stage. A method
+  does not control the augmentation of the data, which here is the same in both.
+- Any network classifies, instead of a weight-normalized one with dropout. Batch norm uses the
+  statistics of true and of made images separately, and its running ones come from true images only.
 - Where a batch is processed in parts, the generator's batch norm and the mean features are those of
-  one part; of processes that share a batch they are those of all.
-- tanh is stretched to the range of the pixels seen so far, as a method does not know how they
-  were normalized. The classifier that is judged as an average is the trainer's teacher.
+  one part. Where processes share a batch, they are those of all of it.
+- tanh is scaled to the range of the pixels seen so far, because a method does not know the
+  normalization.
+- The authors evaluate an average of the classifier's weights. Here that is the teacher.
+Evidence: none published for ResNet-18 on CIFAR-100 in the openmixup benchmark. The AdAutoMix paper
+compares with this method in a table whose figures were not available.
 """
 
 import itertools
@@ -54,7 +68,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
 
 from adautomix.errors import UsageError
 from adautomix.methods.base import Method, MethodSettings, MixInputs
@@ -68,6 +81,8 @@ from adautomix.models import Classifier, frozen_running_stats
 
 CLASS, SOURCE = "clean", "mixed"  # heads of the class logits c and of the source logits s
 BASE = 4  # pixels per side of the generator's first feature map
+KERNEL = 5  # pixels per side of its convolutions
+DOUBLING: dict[str, Any] = {"stride": 2, "padding": 2, "output_padding": 1}
 
 
 class DADASettings(MethodSettings):
@@ -77,10 +92,15 @@ class DADASettings(MethodSettings):
     feature_weight: float = Field(
         0.5, ge=0, description="generator: weight of the feature matching loss"
     )
+    play: float | None = Field(
+        1 / 3,
+        ge=0,
+        le=1,
+        description="fraction of training in which both players play, before the classifier learns "
+        "classes; none: both at every step",
+    )
     play_steps: int | None = Field(
-        None,
-        ge=1,
-        description="steps of the adversarial stage, before classification; none: both always",
+        None, ge=1, description="number of steps that play, instead of a fraction of training"
     )
     generator_lr: float | None = Field(
         None, gt=0, description="learning rate of the generator; none: the student's"
@@ -133,12 +153,10 @@ class ImageGenerator(nn.Module):
         self.norms = nn.ModuleList(
             BiasBatchNorm(width) for width in (self.stem.out_features, *widths[1:])
         )
-        last = upsampling_conv(widths[-1] + num_classes, 3, bias=True)
-        for module in (self.stem, *self.layers, last):
-            nn.init.normal_(module.weight, std=0.05)
-        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
-        self.last: Any = weight_norm(last, dim=1)
-        nn.init.ones_(self.last.parametrizations.weight.original0)
+        self.last = WeightNormConv(widths[-1] + num_classes, 3)
+        for weight in (self.stem.weight, *(layer.weight for layer in self.layers)):
+            nn.init.normal_(weight, std=0.05)  # type: ignore[arg-type]
+        nn.init.normal_(self.last.direction, std=0.05)
 
     def forward(
         self, noise: Tensor, targets: Tensor, size: Sequence[int], *, split: bool = False
@@ -163,11 +181,40 @@ class ImageGenerator(nn.Module):
         return images[:, :, : size[0], : size[1]]
 
 
-def upsampling_conv(channels: int, outputs: int, *, bias: bool = False) -> nn.ConvTranspose2d:
+def upsampling_conv(channels: int, outputs: int) -> nn.ConvTranspose2d:
     """Return a transposed convolution that doubles the side of a feature map."""
-    return nn.ConvTranspose2d(
-        channels, outputs, kernel_size=5, stride=2, padding=2, output_padding=1, bias=bias
-    )
+    return nn.ConvTranspose2d(channels, outputs, KERNEL, **DOUBLING, bias=False)
+
+
+class WeightNormConv(nn.Module):
+    """A transposed convolution that doubles the side of a feature map, weight-normalized.
+
+    Its weight is `gain · direction / |direction|`, with the norm over one output channel. PyTorch's
+    parametrization computes the same, but a module that has it cannot be pickled.
+
+    Args:
+        channels: number of input channels.
+        outputs: number of output channels.
+    """
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.gain = nn.Parameter(torch.ones(1, outputs, 1, 1))
+        self.direction = nn.Parameter(torch.empty(channels, outputs, KERNEL, KERNEL))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map `[B, channels, h, w]` to `[B, outputs, 2h, 2w]`."""
+        weight = torch._weight_norm(self.direction, self.gain, dim=1)
+        return F.conv_transpose2d(maps, weight, self.bias, **DOUBLING)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Accept the names that checkpoints had when this was a parametrized module."""
+        for new, old in (("gain", "original0"), ("direction", "original1")):
+            key = f"{prefix}parametrizations.weight.{old}"
+            if key in state_dict:
+                state_dict[f"{prefix}{new}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class BiasBatchNorm(nn.Module):
@@ -247,9 +294,20 @@ class DADA(Method[DADASettings, DADAParams]):
             )
         perm, generator_perm = (draw_permutations(batch, 1, generator) for _ in range(2))
         noise, generator_noise = torch.rand(2, batch, s.noise, generator=generator)
-        plays = s.play_steps is None or step < s.play_steps
-        classifies = s.play_steps is None or not plays
-        return DADAParams(perm, noise, generator_perm, generator_noise, plays, classifies)
+        return DADAParams(perm, noise, generator_perm, generator_noise, *self.stage(step))
+
+    def stage(self, step: int) -> tuple[bool, bool]:
+        """Return whether both players play at a step, and whether the classifier learns classes.
+
+        Both happen at every step if no stage is set, or is a fraction of an unknown number.
+        """
+        s, play_steps = self.settings, self.settings.play_steps
+        if play_steps is None:
+            if s.play is None or self.steps is None:
+                return True, True
+            play_steps = round(s.play * self.steps)
+        plays = step < play_steps
+        return plays, not plays
 
     def mix(self, images: Tensor, targets: Tensor, params: DADAParams, **features: Tensor) -> Mixed:
         """Return generated images and their labels; no gradient reaches the generator."""

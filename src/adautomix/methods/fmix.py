@@ -1,21 +1,31 @@
 """FMix: a mask of smooth random blobs decides which of two images shows.
 
-Paper: Harris, Marcu, Painter, Niranjan, Prügel-Bennett & Hare, "FMix: Enhancing Mixed Sample Data
-Augmentation", 2020, arXiv 2002.12047.
-Computes: λ ~ Beta(a, a); complex Gaussian noise in frequency space, damped by
-1 / max(f, 1 / max(H, W))^δ with f in cycles a pixel; its inverse transform g; the image shows in
-the ⌈λHW⌉ or ⌊λHW⌋ (a fair coin) pixels where g is highest, the partner x[π] elsewhere.
-ỹ = λ y + (1 - λ) y[π] with the drawn λ, less than a pixel from the share.
-Requires: only images and labels. Cost: 3F per step, as plain training; the mask is computed on
-the images' device.
-Defaults: a = 0.2, δ = 3, one mask per batch: the published CIFAR rows. The paper has a = 1.
-Deviations: `spectrum: reference`, the default, is what the authors' code does and all published
-numbers are from. It takes rows 0 and 1 of the damped noise for its real and imaginary part, so
-that masks have wavelengths of any length down the image and none but W and ∞ across it.
-`spectrum: isotropic` is the paper's formula. A draw holds a seed per mix and the noise is a hash of
-it, so that no noise has to travel to the device; a device's own rounding of cosines can flip a
-pixel of equal height. Softened edges and the single-label reformulation are left out; the paper's
-CIFAR runs have neither.
+Paper: Harris, Marcu, Painter, Niranjan, Prügel-Bennett, Hare, "FMix: Enhancing Mixed Sample Data
+Augmentation", arXiv 2020, arXiv 2002.12047.
+Computes: λ ~ Beta(a, a) and complex Gaussian noise in frequency space for the batch. The noise is
+damped by 1 / max(f, 1 / max(H, W))^δ, with f in cycles per pixel, and transformed back to a map g
+`[H, W]`. The mix `[B, C, H, W]` shows the image in the ⌈λHW⌉ or ⌊λHW⌋ (a fair coin) pixels where g
+is highest, and the partner x[π] elsewhere. ỹ = λ y + (1 - λ) y[π] `[B, K]` with the drawn λ, which
+differs from the fraction of pixels by less than one pixel.
+Requires: only images and labels.
+Cost: 3F per step, as plain training; the mask is computed on the device of the images.
+Settings:
+- alpha: 0.2 in the openmixup benchmark for CNNs on CIFAR-100. The paper uses 1.
+- decay: 3, as in the paper and in openmixup.
+- spectrum: `reference` is what the authors' code computes and every published figure was trained
+  with; `isotropic` is the paper's formula.
+- per_sample: off, as in the authors' code.
+Deviations:
+- The authors' code takes rows 0 and 1 of the damped noise for its real and imaginary part. Its
+  masks therefore have wavelengths of any length down the image, but only W and ∞ across it.
+  `spectrum: reference` reproduces this.
+- The parameters hold one seed per mix and the noise is a hash of the seed, so that no noise is
+  copied to the device. Rounding of cosines can differ between devices and flip a pixel where
+  heights are equal.
+- Softened mask edges and the single-label reformulation are left out. The paper's CIFAR runs use
+  neither.
+Evidence: 78.91 / 79.91 / 79.69 % top-1 accuracy with ResNet-18 on CIFAR-100 after 200 / 400 / 800
+epochs, with a = 0.2 (openmixup benchmark; median of the last 10 epochs).
 """
 
 from dataclasses import dataclass

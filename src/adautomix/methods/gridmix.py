@@ -1,24 +1,40 @@
-"""GridMix: a grid decides, cell by cell, which of two images shows; labels by area.
+"""GridMix: a grid decides, cell by cell, which of two images shows; labels follow the area.
 
-Two methods go by that name; `pattern` chooses.
+Paper: Baek, Bang, Shim, "GridMix: Strong regularization through local context mapping", Pattern
+Recognition 109, 2021, which is not on arXiv. The published rows called GridMix were trained with
+another method of that name, GridMixup (I. Dobrynin, https://github.com/IlyaDobrynin/GridMixup),
+which has no paper.
+Computes: mixes `[B, C, H, W]` with one of two patterns per batch, λ₀ ~ Beta(a, a):
 
-lattice: GridMixup (I. Dobrynin, github.com/IlyaDobrynin/GridMixup, no paper), which is what the
-    published rows called GridMix trained with. λ₀ ~ Beta(a, a); a rectangle of area U(0.5, 1) and
-    aspect U(0.5, 2) somewhere in the image; in it a lattice of square cells, n ~ U{2..6} a row; the
-    partner x[π] shows in the first ⌊c√(1-λ₀)⌋ pixels of each cell of c, at least 1 and at most
-    c - 1, in both directions.
-cells: the image half of Baek, Bang & Shim, "GridMix: Strong regularization through local context
-    mapping", Pattern Recognition 109, 2021 (on no arXiv). λ₀ ~ Beta(a, a); each of q × q cells
-    is the image's with probability λ₀, else the partner's.
+    lattice  GridMixup: a rectangle of area U(0.5, 1) and aspect U(0.5, 2) somewhere in the image;
+             in it a lattice of square cells, n ~ U{2, …, 6} per row; the partner x[π] shows in the
+             first ⌊c√(1-λ₀)⌋ pixels of each cell of c pixels, at least 1 and at most c - 1, in
+             both directions
+    cells    GridMix: each of q × q cells shows the image with probability λ₀, else the partner
 
-In both λ is the share of pixels that are the image's own.
-Requires: only images and labels. Cost: 3F per step, as plain training.
-Defaults: lattice with the ranges above and a = 0.2, the published CIFAR rows. For cells the
-paper's a and q could not be read; q = 4 is a choice.
-Deviations: a lattice's rectangle never reaches over the image; in the released code it does in
-about 45 % of draws, where negative indices wrap around and change the grid. Cells of a lattice
-are at least 2 pixels. The loss of the cells paper for the label of every cell is left out: its
-weight and its head could not be verified.
+In both, ỹ = λ y + (1 - λ) y[π] `[B, K]`, where λ is the fraction of pixels that show the image.
+Requires: only images and labels.
+Cost: 3F per step, as plain training.
+Settings:
+- pattern: `lattice`, because the rows called GridMix in the openmixup benchmark were trained with
+  it.
+- alpha: 0.2 in the openmixup benchmark for CNNs on CIFAR-100; 1 there for transformers.
+- holes_min: 2, as in openmixup.
+- holes_max: 6, as in openmixup.
+- area_min: 0.5, as in openmixup.
+- area_max: 1, as in openmixup.
+- aspect_min: 0.5, as in openmixup.
+- aspect_max: 2, as in openmixup.
+- cells: 4 is a choice of this implementation, because the paper's value could not be read.
+- per_sample: off, as in openmixup.
+Deviations:
+- The rectangle of a lattice never reaches beyond the image. In the released GridMixup it does in
+  about 45 % of draws, where negative indices wrap around and change the grid.
+- The cells of a lattice have at least 2 pixels per side.
+- GridMix also trains a head on the label of every cell. That loss is left out, because its weight
+  and its head could not be verified.
+Evidence: 78.23 / 78.60 / 78.72 % top-1 accuracy with ResNet-18 on CIFAR-100 after 200 / 400 / 800
+epochs, with the lattice and a = 0.2 (openmixup benchmark; median of the last 10 epochs).
 """
 
 from dataclasses import dataclass

@@ -1,19 +1,28 @@
-"""Manifold Mixup: Mixup of what the network makes of two images, at a random depth.
+"""Manifold Mixup: Mixup of the hidden states of two images, at a random depth of the network.
 
-Paper: Verma et al., "Manifold Mixup: Better Representations by Interpolating Hidden States",
-ICML 2019, arXiv 1806.05236.
-Computes: λ ~ Beta(a, a) and a place k ~ U{0..deepest} for the batch; the network runs up to the
-output h of stage k (k = 0: the images themselves), goes on with λ h + (1 - λ) h[π], and learns
-λ y + (1 - λ) y[π]. Gradients flow through both sources.
-Requires: a network with stages. Cost: 3F per step. Where a batch is split, over processes or parts,
-a part takes the hidden states of its partners from a pass of its own: the stages below k then run
-twice.
-Defaults: a = 2 and the images or the output of stage 1 or 2 (CIFAR; of a plain transformer, of
-block 1 or 2). The paper uses a = 0.2 on ImageNet.
-Deviations: cross-entropy, where the authors' code has a binary cross-entropy of the softmax, whose
-scale and learning rates differ. Where processes share a batch, batch norm below k sees every image
-of it twice: the same mean and variance. `sample` shows the mix of the images whatever k is, as a
-hidden mix cannot be seen.
+Paper: Verma, Lamb, Beckham, Najafi, Mitliagkas, Lopez-Paz, Bengio, "Manifold Mixup: Better
+Representations by Interpolating Hidden States", ICML 2019, arXiv 1806.05236.
+Computes: λ ~ Beta(a, a) and a stage k ~ U{0, …, deepest} for the batch. The network runs up to the
+output h `[B, C, h, w]` of stage k (k = 0: the images themselves), continues with
+λ h + (1 - λ) h[π], and is trained on λ y + (1 - λ) y[π] `[B, K]`. The gradient flows through both
+sources.
+Requires: a network with stages.
+Cost: 3F per step. Where a batch is split over processes or accumulation steps, each part computes
+the hidden states of its partners in a pass of its own, so the stages below k run twice.
+Settings:
+- alpha: 2 in the authors' CIFAR commands and in the openmixup benchmark on CIFAR-100. The authors'
+  README uses 0.2 on Tiny-ImageNet; openmixup uses 0.2 on Tiny-ImageNet and ImageNet.
+- deepest: 2, as in the authors' code, which mixes the images or the output of stage 1 or 2 of a
+  pre-activation ResNet, and in openmixup. In a plain transformer a stage is a block.
+- per_sample: off, as in the authors' code.
+Deviations:
+- The loss is cross-entropy, as in openmixup. The authors' code uses the binary cross-entropy of
+  the softmax, whose scale, and so the learning rate, differs.
+- Where processes share a batch, batch norm below stage k sees every image of it twice, which
+  gives the same mean and variance.
+- `mix_batch` returns the mix of the images whatever k is, because hidden states cannot be shown.
+Evidence: 79.18 / 80.18 / 80.35 % top-1 accuracy with ResNet-18 on CIFAR-100 after 200 / 400 / 800
+epochs, with a = 2 (openmixup benchmark; median of the last 10 epochs).
 """
 
 from dataclasses import dataclass

@@ -1,23 +1,35 @@
-"""MixPro: cells of two images mixed at random, labels that trust attention as it becomes good.
+"""MixPro: random cells of two images; labels trust attention as it improves.
 
 Paper: Zhao, Huang, Hu, Zhang, Liu, "MixPro: Data Augmentation with MaskMix and Progressive
 Attention Labeling for Vision Transformer", ICLR 2023, arXiv 2304.12043.
-Computes: MaskMix: u ~ Beta(a, a) a batch; of the c×c cells of each mix ⌈u c²⌉ random ones show the
-image, the others its partner: λ_area. Progressive attention labeling, from the forward that the
-loss needs anyway: λ_attn, the share of the class token's attention (last block, mean over heads)
-that falls on the image's cells; q = cosine(label by area, predicted probabilities), 0 to 1;
-λ = q λ_attn + (1 - q) λ_area, for each mix its own.
-Requires: attention over patches (timm's ViT and DeiT); without `attention_labels` nothing, and the
-cells may be those of any network. Cost: 3F per step, as no mixing.
-Defaults: as released: MaskMix with a = 1 at half of the steps; at the others Mixup with
-Beta(0.8, 0.8) or CutMix with Beta(1, 1), by a fair coin. 4×4 cells, i.e. 56 of 224 pixels; where
-they are no whole patches the nearest number that is (7 for the 14×14 patches of DeiT/16, whose
-authors cut patches of 14 pixels instead).
-Deviations: no gradient flows through q, a weight of labels; the released code leaves it attached.
-Label smoothing, where the run asks for it, smooths the loss of these steps like any other; the
-released code drops it here. A network that is not pooled by its class token is asked for the mean
-over all patches' attention. Swin and other networks without attention to all patches train with
-MaskMix alone, as the authors train them.
+Computes: MaskMix: u ~ Beta(a, a) for the batch; ⌈u c²⌉ random ones of the c × c cells of each mix
+`[B, C, H, W]` show the image, the others its partner, which gives λ_area. Progressive attention
+labeling, from the forward pass of the loss: λ_attn is the fraction of the class token's attention
+(last block, averaged over heads) on the image's cells, and q in [0, 1] the cosine similarity of the
+label by area and the predicted probabilities. The label `[B, K]` has λ = q λ_attn + (1 - q) λ_area,
+for each mix separately.
+Requires: attention over patches (timm's ViT and DeiT); nothing without `attention_labels`, with
+which cells may be those of any network.
+Cost: 3F per step, as plain training.
+Settings:
+- switch: 0.5 in the authors' configurations (`MASKMIX_PROB`).
+- mixup_alpha: 0.8 in the authors' configurations.
+- per_sample: off, as in the authors' code.
+- alpha: 1 in the authors' configurations (`MASKMIX_ALPHA`).
+- cutmix_share: 0.5 in the authors' configurations (`MIXUP_SWITCH_PROB`).
+- cutmix_alpha: 1 in the authors' configurations.
+- cells: none: 4, which are the authors' 56 of 224 pixels, or the nearest number of whole patches,
+  which is 7 for the 14 × 14 patches of DeiT/16. The authors train DeiT with patches of 14 pixels.
+- attention_labels: on, because progressive attention labeling is half of the paper's method. It is
+  off (`PAL_ATTN: False`) in the default and in all three DeiT configurations that the authors
+  released, which therefore train MaskMix alone: set `mixpro.attention_labels: false` for that.
+Deviations:
+- No gradient flows through q, which is part of the label. The authors' code leaves it attached.
+- Label smoothing applies to these steps as to any other. The authors' code drops it here.
+- In a network that is not pooled by its class token, the attention is the mean over all patches'.
+- Swin and other networks without attention between all patches are trained with MaskMix alone, as
+  the authors do.
+Evidence: none published for ResNet-18, which has no attention.
 """
 
 import math

@@ -1,10 +1,21 @@
 """Mixup: a convex combination of two images and of their labels.
 
-Paper: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, arXiv 1710.09412.
-What it computes: λ ~ Beta(a, a); x̃ = λ x + (1 - λ) x[π]; ỹ = λ y + (1 - λ) y[π].
-Requires: only images and labels. Cost: 3F per step, as plain training.
-Defaults: a = 1 (CIFAR); the paper uses 0.1 to 0.4 on ImageNet.
-Deviations: none. Drawing λ per sample is an option.
+Paper: Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018,
+arXiv 1710.09412.
+Computes: λ ~ Beta(a, a) for the batch and a permutation π;
+
+    x̃ = λ x + (1 - λ) x[π]   [B, C, H, W]
+    ỹ = λ y + (1 - λ) y[π]   [B, K]
+
+Requires: only images and labels.
+Cost: 3F per step, as plain training.
+Settings:
+- alpha: 1 is the paper's value for CIFAR and that of the openmixup benchmark for ResNets on CIFAR.
+  The paper uses 0.1 to 0.4 on ImageNet.
+- per_sample: off, as in the authors' code.
+Deviations: none.
+Evidence: 78.52 / 79.34 / 79.12 % top-1 accuracy with ResNet-18 on CIFAR-100 after 200 / 400 / 800
+epochs, with a = 1 (openmixup benchmark; median of the last 10 epochs).
 """
 
 from dataclasses import dataclass

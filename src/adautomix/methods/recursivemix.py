@@ -1,26 +1,34 @@
-"""RecursiveMix: the last step's mix, made small, pasted into the next image.
+"""RecursiveMix: the mix of the previous step is shrunk and pasted into the next image.
 
-Paper: Yang, Li, Zhao, Song & Yang, "RecursiveMix: Mixed Learning with History", NeurIPS 2022,
+Paper: Yang, Li, Zhao, Song, Yang, "RecursiveMix: Mixed Learning with History", NeurIPS 2022,
 arXiv 2203.06844.
-Computes, with x', y', z' the mixed images, labels and logits of the step before:
+Computes: with x', y', z' the mixed images, labels and logits of the previous step,
 
-    mix    share r ~ U(0, a); a box of sides ⌊H√r⌋ and ⌊W√r⌋ around a uniform pixel, half-sides
-           floored, clipped; the whole of x'_i, by nearest neighbors, in the box of x_i;
-           λ = 1 - area / HW,  y = λ y_i + (1 - λ) y'_i
+    mix    r ~ U(0, a) for the batch; a box of sides ⌊H√r⌋ and ⌊W√r⌋ around a uniform pixel, with
+           half-sides rounded down, clipped; inside it all of x'_i, resized by nearest-neighbor
+           interpolation, outside it x_i                                          [B, C, H, W]
+    label  y = λ y_i + (1 - λ) y'_i,  λ = 1 - area / HW                           [B, K]
     loss   CE(student(x), y) + ω (1 - λ) CE(roi_head(box average of the last stage), softmax(z'))
 
 where the box average is RoIAlign with a single bin. The mixes and logits of this step are the
-history of the next. Without a history, as at the first step, λ = 1 and the second term is 0.
-Requires: the last stage's feature map; it has a linear head of its own. Cost: 3F per step, as plain
-training, and memory for the batch that is kept.
-Defaults: a = 0.5, ω = 0.1 (CIFAR; 0.5 on ImageNet), one box per batch.
-State: the kept batch is in buffers, row by row, overwritten in place; it is part of a checkpoint,
-whose size it sets. Of several processes that share a batch each holds all of it.
-Deviations: history goes on from epoch to epoch, where the authors' code starts anew at each. A
-batch smaller than the one before takes the first rows of its history and overwrites only
-them; one larger than all before it has none. The authors' code hands RoIAlign the box with rows
-and columns swapped; here it averages over the box that was pasted. For the networks whose last
-stage is followed by a norm, the map is taken before it.
+history of the next one. Without a history, as at the first step, λ = 1 and the second term is 0.
+Requires: the feature map of the last stage. The method has a linear head of its own.
+Cost: 3F per step, as plain training, and memory for the batch that is kept.
+Settings:
+- alpha: 0.5 in the authors' CIFAR and ImageNet commands.
+- omega: 0.1 in the authors' CIFAR command; 0.5 in their ImageNet command.
+- per_sample: off, as in the authors' code.
+Deviations:
+- The history continues from epoch to epoch. The authors' code starts without one in each epoch.
+- A batch smaller than the previous one uses the first rows of the history and overwrites only
+  those. A batch larger than all before it has no history. The kept batch is in buffers, so it is
+  part of a checkpoint and determines its size; processes that share a batch each hold all of it.
+- Where the last stage is followed by a norm, the map is taken before the norm.
+- The authors' code first exchanged rows and columns of the box for RoIAlign. Their current commit
+  (ed381bf) does not, and averages over the box that was pasted, as this does.
+Evidence: none published for ResNet-18 on CIFAR-100 in the openmixup benchmark, which leaves this
+method out. The authors report 97.65 % on CIFAR-10 with PyramidNet and 79.20 % on ImageNet with
+ResNet-50 after 300 epochs.
 """
 
 from dataclasses import dataclass, replace

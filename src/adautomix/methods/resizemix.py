@@ -1,16 +1,26 @@
-"""ResizeMix: the whole of one image, made small, pasted into another; labels by area.
+"""ResizeMix: the whole of one image is shrunk and pasted into another; labels follow the area.
 
-Paper: Qin, Fang, Zhang, Liu, Wang & Wang, "ResizeMix: Mixing Data with Preserved Object Information
+Paper: Qin, Fang, Zhang, Liu, Wang, Wang, "ResizeMix: Mixing Data with Preserved Object Information
 and True Labels", Computational Visual Media 2023, arXiv 2012.11101.
-Computes: τ ~ U(0.1, 0.8) for the batch; the partner x[π] resized to ⌊τH⌋ × ⌊τW⌋ by nearest
-neighbors and pasted at a place of each image's own: around a uniform pixel, pushed inwards where
-it would reach over the border; λ = 1 - area / HW.
-Requires: only images and labels. Cost: 3F per step, as plain training.
-Defaults: U(0.1, 0.8), one τ per batch, a place per mix, as in the authors' code.
-Deviations: the side is at least a pixel. The authors' call of the resampling function skips up to
-one pixel's width at the far border where τH is no whole number; here the patch always spans the
-whole image. OpenMixup clips the box at the border and squeezes the image into the rest: not
-followed. Its Beta(1, 1) for τ, redrawn inside of the range, is this uniform distribution.
+Computes: τ ~ U(0.1, 0.8) for the batch. The partner x[π] is resized to ⌊τH⌋ × ⌊τW⌋ pixels by
+nearest-neighbor interpolation and pasted around a pixel drawn for each image, moved inwards where
+it would reach beyond the border. The result is mixes `[B, C, H, W]` and labels
+ỹ = λ y + (1 - λ) y[π] `[B, K]`, λ = 1 - area / HW.
+Requires: only images and labels.
+Cost: 3F per step, as plain training.
+Settings:
+- scale_min: 0.1, as in the paper.
+- scale_max: 0.8, as in the paper.
+- per_sample: off: one τ per batch but a place per mix, as in the authors' code.
+Deviations:
+- A patch has at least one pixel per side.
+- The authors' call of the resampling function skips up to one pixel at the far border where τH is
+  not an integer. Here the patch always spans the whole image.
+- openmixup clips the box at the border and squeezes the image into what is left, which is not
+  followed. It draws τ from Beta(1, 1) and again from U(0.1, 0.8) where that is out of range, which
+  is this uniform distribution.
+Evidence: 79.56 / 79.19 / 80.01 % top-1 accuracy with ResNet-18 on CIFAR-100 after 200 / 400 / 800
+epochs (openmixup benchmark; median of the last 10 epochs).
 """
 
 from dataclasses import dataclass

@@ -1,29 +1,34 @@
-"""Saliency Grafting: random salient cells of one image on another; labels by the saliency kept.
+"""Saliency Grafting: random salient cells of one image on another; labels follow saliency.
 
 Paper: Park, Yang, Shin, Hwang, Yang, "Saliency Grafting: Innocuous Attribution-Guided Mixup with
 Calibrated Label Mixing", AAAI 2022, arXiv 2112.08796.
-
-Computes, on g × g cells, with p ~ Beta(a, a) for each pair:
+Computes: on g × g cells, with p ~ Beta(a, a) for each pair,
 
     saliency   S = |Σ_c f_c ∂CE/∂f_c| of a feature map f, averaged over the cells     [B, g, g]
     candidates cells where softmax(S / max S / T) is above its mean
-    graft      G ~ Bernoulli(p) on each cell, and a candidate of image B             [M, g, g]
-    mix        (1 - G) ⊙ x_A + G ⊙ x_B
-    label      λ_A : λ_B = I(S_A, 1 - G) : I(S_B, G),  I(S, G) = |S ⊙ G|₂ / |S|₂
+    graft      G ~ Bernoulli(p) on each cell, and the cell is a candidate of image B  [M, g, g]
+    mix        (1 - G) ⊙ x_A + G ⊙ x_B                                                [M, C, H, W]
+    label      λ_A : λ_B = I(S_A, 1 - G) : I(S_B, G),  I(S, G) = |S ⊙ G|₂ / |S|₂      [M, K]
 
-so that the label follows what is left of each image's saliency, not areas: cells of equal
-saliency count by the root of their number.
-Requires: a feature map of an inner stage and the gradient of the loss with respect to it.
-Cost: 4F per step and a little: one more forward, and a backward down to the feature map only.
-Defaults: T = 0.2 and a = 2, the third of four stages, g = 8.
-Networks: where a layer norm is all that reads f, Σ_c f_c ∂CE/∂f_c is 0 but for rounding, as that
-norm forgets how long f is: in every stage of ConvNeXt but the last, which is then the default, in
-the last of Swin, in the last two blocks of a transformer pooled by its class token. Such taps are
+so that the label follows the visible saliency of each image, not areas: cells of equal saliency
+count by the root of their number.
+Requires: the feature map of an inner stage and the gradient of the loss with respect to it. Where
+only a layer norm reads f, Σ_c f_c ∂CE/∂f_c is 0 up to rounding, because that norm ignores the
+length of f: in every stage of ConvNeXt but the last, which is then the default, in the last stage
+of Swin, and in the last two blocks of a transformer pooled by its class token. Such taps are
 refused.
-
-Verification: the authors published no code, and the text of the method was not at hand; this
-follows secondary descriptions of it. Of these, the scale of S before the softmax (its maximum is
-1 here), the stage and the number of cells are choices of this implementation.
+Cost: 4F per step and a little more: one more forward pass, and a backward pass down to the feature
+map only.
+Settings:
+- alpha: 2, as in secondary descriptions of the paper.
+- temperature: 0.2, as in secondary descriptions of the paper.
+- cells: 8 is a choice of this implementation.
+- tap: none (the third of four stages) is a choice of this implementation.
+Deviations: the authors published no code, and the text of the paper was not available. This
+follows secondary descriptions of it. The scale of S before the softmax (its maximum is 1 here), the
+stage and the number of cells are choices of this implementation.
+Evidence: none published for ResNet-18 on CIFAR-100. The openmixup benchmark has 64.84 % on
+Tiny-ImageNet with ResNet-18 and 77.74 % on ImageNet with ResNet-50 after 100 epochs.
 """
 
 from dataclasses import dataclass

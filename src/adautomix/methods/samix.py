@@ -1,12 +1,11 @@
-"""SAMix: AutoMix with a block that looks at both images for each, and masks rewarded for contrast.
+"""SAMix: AutoMix with a block that sees both images at once, and masks rewarded for contrast.
 
 Paper: Li, Liu, Wang, Wu, Liu, Li, "Boosting Discriminative Visual Representation Learning with
-Scenario-Agnostic Mixup", 2021, arXiv 2111.15454; where it leaves something open, the authors'
-released code (OpenMixup).
-
-Computes what AutoMix does (see automix.py: the mix, the student's loss, the teacher's judgement),
-with another block and another loss of the masks. With g an S-curve through (0, 0), (1/2, 1/2) and
-(1, 1), s = `lam_scale` and k = `lam_curve`:
+Scenario-Agnostic Mixup", arXiv 2021, arXiv 2111.15454; where it leaves something open, the authors'
+released code (openmixup).
+Computes: what AutoMix does (the mix `[B, C, H, W]`, its label `[B, K]`, the student's loss and the
+teacher's), with another block and another loss of the masks. With g an S-curve through (0, 0),
+(1/2, 1/2) and (1, 1), s = `lam_scale` and k = `lam_curve`,
 
     g(λ) = (4/3 λ³ - 2 λ² + (k + 1) λ) / (k + 1/3);  without a k, g(λ) = λ
     λ encoding  z'_a = (1 + s g(λ)) z_a,  z'_b = (1 + s (1 - g(λ))) z_b
@@ -15,20 +14,37 @@ with another block and another loss of the masks. With g an S-curve through (0, 
     block loss  CE(teacher(x'_mix), y'_mix)
                 + 0.1 · [max(|mean(M'_a) - λ'| - 0.1, 0) - 2 var(M'_a)]
 
-With probability `mask_adjust` a step the student's masks are scaled so that the mean of each is λ.
-
+With probability `mask_adjust` per step, the student's masks are scaled so that the mean of each is
+λ.
 Requires: the feature map of an inner stage, and a teacher (moving average of the student).
 Cost: 9F per step, as AutoMix.
-Defaults: those of the CIFAR recipes: a = 2, s = 1, k = 0.25 (none for larger images), bilinear
-upsampling, mask_adjust 0.25, no dropout of the value (0.1 for ViTs).
-
-Deviations from the released code, and why:
+Settings:
+- alpha: 2 in the authors' CIFAR recipes.
+- per_sample: off, as in the authors' code.
+- lam_margin: 0.08 in the authors' CIFAR recipes.
+- mask_adjust: 0.25 in the authors' CIFAR recipes for 800 epochs; 0 in those for 200 and 400.
+- mask_weight: 0.1 in the authors' CIFAR recipes.
+- mask_margin: 0.1 in the authors' CIFAR recipes.
+- variance_weight: 2, as in the authors' code.
+- upsampling: `bilinear` in the authors' CIFAR recipes for CNNs; `nearest` for DeiT and Swin.
+- tap: none (the third of four stages), as in the authors' recipes.
+- generator_every: 1, as in the authors' code.
+- generator_lr: none (the student's) in the authors' CIFAR recipes for CNNs.
+- generator_min_lr: none (the student's) in the authors' CIFAR recipes for CNNs.
+- lam_scale: 1 in the authors' recipes.
+- lam_curve: 0.25 in the authors' CIFAR recipes; none for ViTs, ImageNet and Tiny-ImageNet with
+  ResNet-18; 1 for fine-grained data.
+- value_dropout: 0 in the authors' CIFAR and Tiny-ImageNet recipes for CNNs; 0.1 elsewhere.
+Deviations:
 - All of AutoMix's.
-- The value is computed once an image of the whole batch, and then picked. With one λ per batch that
-  is what the code does for all pairs of the batch, and its batch norm has the same statistics
-  however the batch is split. With one λ per mix (not in the code) the value sees their mean.
-- No η-balanced loss: the code's setting weighs classes whose soft label is 0, which changes
-  nothing.
+- The value is computed once per image of the whole batch, and then selected. With one λ per batch
+  this is what the authors' code does for all pairs of the batch, and its batch norm has the same
+  statistics however the batch is split. With one λ per mix (not in the authors' code) the value
+  sees their mean.
+- There is no η-balanced loss. The setting of the authors' code weighs classes whose soft label is
+  0, which changes nothing.
+Evidence: 81.21 / 81.97 / 82.30 % top-1 accuracy with ResNet-18 on CIFAR-100 after 200 / 400 / 800
+epochs (openmixup benchmark; clean head of the teacher, median of the last 10 epochs).
 """
 
 import torch.nn.functional as F

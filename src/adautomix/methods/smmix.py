@@ -2,23 +2,32 @@
 
 Paper: Chen, Lin, Lin, Zhang, Chao, Ji, "SMMix: Self-Motivated Image Mixing for Vision
 Transformers", ICCV 2023, arXiv 2212.12977.
-Computes: a first forward of the student on the clean images, in evaluation mode and without
-gradient, gives logits z and a `[P]`, the attention of all patches to each patch in the last block,
-mean over heads. A side of k patches is drawn, uniform from a quarter to three quarters of the
-grid's. The k×k patches of the partner with the largest sum of a replace those of the image with
-the smallest; λ = 1 - k²/P. Then, with p the logits of the mix and f those of a head of the method's
-own on the mean of the patches of one source:
+Computes: a first forward pass of the student on the clean images, in evaluation mode and without
+gradient, gives logits z `[B, K]` and a `[B, P]`, the attention of all patches to each patch in the
+last block, averaged over heads. A side of k patches is drawn for the batch, uniform from a quarter
+to three quarters of the grid's. The k × k patches of the partner with the largest sum of a replace
+those of the image with the smallest; the label `[B, K]` has λ = 1 - k²/P. Then, with p the logits
+of the mix and f those of the method's own head on the mean of the patches of one source,
 
     CE(p, y_mix) + (CE(f(image's patches), y₁) + CE(f(partner's patches), y₂)) / 2
         + KL(softmax(λ z₁ + (1 - λ) z₂) ‖ softmax(p))
 
-Requires: attention over patches (timm's ViT and DeiT). Cost: 4F at the steps so mixed, 3F at those
-of Mixup.
-Defaults: as released: half of the steps so mixed, the others by Mixup with Beta(0.8, 0.8); one
-side a batch.
-Deviations: partners are a random permutation where the released code pairs a batch with itself
-reversed. The mask of the partner says where it shows, not whence the patches were taken. PVT and
-CaiT, which the paper trains too, are not supported.
+Requires: attention over patches (timm's ViT and DeiT).
+Cost: 3.5F per step on average: 4F at the steps of this method, 3F at those of Mixup.
+Settings:
+- switch: 0.5, as in the authors' code.
+- mixup_alpha: 0.8, as in the authors' code.
+- per_sample: off, one side per batch, as in the authors' code.
+- min_side: 0.25, as in the authors' code.
+- max_side: 0.75, as in the authors' code.
+- fine_weight: 1, as in the authors' code.
+- consistency_weight: 1, as in the authors' code.
+Deviations:
+- Partners are a random permutation. The authors' code pairs a batch with itself reversed.
+- The mask of the partner tells where it shows, not where in the partner the patches come from.
+- PVT and CaiT, which the paper also trains, are not supported.
+Evidence: none published for ResNet-18, which has no attention. On CIFAR-100 the openmixup benchmark
+has 74.49 % with DeiT-S and 81.55 % with Swin-T after 200 epochs.
 """
 
 from dataclasses import dataclass

@@ -1,19 +1,27 @@
 """SmoothMix: two images are blended by a mask with a soft edge; labels follow the mask's mean.
 
-Paper: Lee, Zaheer, Astrid & Lee, "SmoothMix: a Simple Yet Effective Data Augmentation to Train
+Paper: Lee, Zaheer, Astrid, Lee, "SmoothMix: a Simple Yet Effective Data Augmentation to Train
 Robust Classifiers", CVPR Workshops 2020. It is not on arXiv; another paper of that name is.
-What it computes: a mask G around a uniform pixel μ, the weight of the image at each pixel,
+Computes: a mask G `[H, W]` around a uniform pixel for the batch, the weight of the image at each
+pixel,
 
     circle  G = exp(-(Δy²/σ_y² + Δx²/σ_x²) / 2), σ = s·(H, W), s ~ U(0.25, 0.5)
     square  side s·(H, W), s ~ U(0, 1); G rises linearly from 0 at the edge to 1 within the outer
             fraction k = 0.2 of the half-side
 
-and x̃ = G x + (1 - G) x[π], ỹ = λ y + (1 - λ) y[π], where λ is the mean of G.
-Requires: only images and labels. Cost: 3F per step, as plain training.
-Defaults: circle, one mask per batch; ranges and k as reported for CIFAR.
-Deviations: no code by the authors is known. The square's ramp follows descriptions of the paper,
-and its exact place is not verified. OpenMixup's version gives λ to the image on the other side of
-the mask, so its published rows belong to another method; it is not followed.
+x̃ = G x + (1 - G) x[π] `[B, C, H, W]` and ỹ = λ y + (1 - λ) y[π] `[B, K]`, where λ is the mean
+of G.
+Requires: only images and labels.
+Cost: 3F per step, as plain training.
+Settings:
+- pattern: `circle` is the mask of the openmixup benchmark. The paper has both.
+- ramp: 0.2, as in descriptions of the paper.
+- per_sample: off, as in openmixup.
+Deviations: no code by the authors is known. The ramp of the square follows descriptions of the
+paper, and its exact place is not verified. openmixup gives λ to the image on the other side of the
+mask, so its published rows belong to a method with wrong labels, which is not followed.
+Evidence: 77.90 / 78.77 / 78.69 % top-1 accuracy with ResNet-18 on CIFAR-100 after 200 / 400 / 800
+epochs (openmixup benchmark, with the labels described above; median of the last 10 epochs).
 """
 
 from dataclasses import dataclass

@@ -1,31 +1,39 @@
-"""SUMix: the labels of another mix, corrected by what the network sees; a term for its doubts.
+"""SUMix: another method's mixes, with labels corrected by what the network predicts for them.
 
 Paper: Qin, Jin, Zhu, Zhang, Yao, Yuan, "SUMix: Mixup with Semantic and Uncertain Information",
-ECCV 2024, arXiv 2407.07805. Formulas are those of the authors' code.
-Computes: images and λ are those of another method. With p = softmax(logits) of the clean sources
-and of the mix, held fixed, u = ℓ₂(softmax(W_u f)) from a second head on the pooled features f,
-ℓ₂(v) = v / ‖v‖, and s the number of images in the batch, for source n of N:
+ECCV 2024, arXiv 2407.07805. The formulas are those of the authors' code.
+Computes: images `[B, C, H, W]` and λ are those of another method. With p = softmax(logits) of the
+clean sources and of the mix, held fixed, u = ℓ₂(softmax(W_u f)) from a second head on the pooled
+features f `[B, D]`, ℓ₂(v) = v / ‖v‖, and s the number of images in the batch, for source n of N:
 
-    α_n = s · ℓ₂(softmax(p_mix - p_n))  `[K]`, p_n set to 0 at the classes of the other sources
+    α_n = s · ℓ₂(softmax(p_mix - p_n)),  p_n set to 0 at the classes of the other sources   [K]
     λ'_n = λ_n exp(-α_n[y_n]) / Σ_m λ_m exp(-α_m[y_m])
-    β_n = u_n + u_mix
+    β_n = u_n + u_mix                                                                       [K]
     loss = CE(mix, Σ_n λ'_n y_n) + γ Σ_n λ_n CE(exp(-(α_n + β_n)), y_n)
 
-The exponentials of the second term stand where logits do. Its gradient goes through β only: to
-the second head and, through clean and mixed features, to the network.
-Requires: the pooled features, clean and mixed. Cost: 6F per step; 9F where the batch is split over
-parts or processes, which then run the partners' features too.
-Defaults: CutMix and γ = 0.5, as in the authors' settings for CIFAR-100, where CutMix's a is 0.2
-(`options: {alpha: 0.2}`).
+The exponentials of the second term are used as logits. Its gradient flows through β only: to the
+second head and, through clean and mixed features, to the network.
+Requires: the pooled features of clean and mixed images.
+Cost: 6F per step; 9F where the batch is split over processes or accumulation steps, which then also
+compute the features of the partners.
+Settings:
+- mix: `cutmix` is one of the four methods in the authors' tables, beside SaliencyMix, FMix and
+  ResizeMix.
+- options: none: the defaults of that method. The authors' CIFAR-100 configuration of CutMix has
+  `alpha: 0.2`.
+- gamma: 0.5 in the authors' CIFAR-100 configurations. The default of their code is 0.1.
+- scale: none (the batch size), as in the authors' code.
 Deviations:
-- Each mix has its own λ'; the authors' code multiplies the mean cross-entropy of the batch by the
+- Each mix has its own λ'. The authors' code multiplies the mean cross-entropy of the batch by the
   mean of λ'.
-- λ' is computed as a softmax of logarithms: exp(-α) of a batch above a hundred or so images is 0
-  in float32, and the quotient then has no value.
-- Soft labels: p_n is multiplied by 1 - y of the others, and exp(-α_n) is averaged over y_n.
-- s is all of the batch, whatever parts or processes share it; the authors' is what one GPU has.
-  Results depend on it (`scale` fixes it). With K classes α is about s / √K everywhere, so γ's term
-  has a gradient of about exp(-s / √K) only: 5e-5 for 100 images and 100 classes.
+- λ' is computed as a softmax of logarithms. In float32, exp(-α) is 0 for batches above a hundred or
+  so images, and the quotient is then undefined.
+- With soft labels, p_n is multiplied by 1 - y of the others, and exp(-α_n) is averaged over y_n.
+- s counts the whole batch, however it is split. The authors' code counts the images on one GPU.
+  Results depend on it, and `scale` fixes it. With K classes α is about s / √K everywhere, so the
+  term with γ has a gradient of about exp(-s / √K) only: 5e-5 for 100 images and 100 classes.
+Evidence: 79.78 % top-1 accuracy with ResNet-18 on CIFAR-100 after 800 epochs with CutMix, 79.91 %
+with SaliencyMix, 80.20 % with FMix and 80.38 % with ResizeMix (the authors' README).
 """
 
 from typing import Any, Self

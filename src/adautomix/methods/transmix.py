@@ -2,17 +2,26 @@
 
 Paper: Chen, Sun, He, Torr, Yuille, Bai, "TransMix: Attend to Mix for Vision Transformers",
 CVPR 2022, arXiv 2111.09833.
-Computes: a CutMix x̃ with box mask m `[H, W]`, 1 where the partner shows. From the forward that
-the loss needs anyway: a `[P]`, the last block's attention of the class token to the patches, mean
-over heads. The partner's share of it is s = Σ a ↓(m) / Σ a, with ↓ nearest-neighbor
-interpolation to the patches, and its weight in the label (1 - r) area + r s, for each mix its own.
-Requires: attention over patches (timm's ViT and DeiT). Cost: 3F per step, as no mixing: the weights
-are read off the step's own forward, for one key projection more.
-Defaults: as released: CutMix with Beta(1, 1) at 0.8 of the steps, Mixup with Beta(0.8, 0.8) at the
-others; r = 0.5. The paper's equation is r = 1.
-Deviations: partners are a random permutation where the released code pairs a batch with itself
-reversed. A network that is not pooled by its class token is asked for the mean over all patches'
-attention. PVT, CaiT and XCiT, which the paper trains too, are not supported.
+Computes: a CutMix x̃ `[B, C, H, W]` with box mask m `[H, W]`, 1 where the partner shows. The
+forward pass of the loss also gives a `[P]`, the attention of the class token to the patches in the
+last block, averaged over heads. The fraction of it on the partner is s = Σ a ↓(m) / Σ a, with ↓
+nearest-neighbor interpolation to the patches. The partner's weight in the label `[B, K]` is
+(1 - r) area + r s, for each mix separately.
+Requires: attention over patches (timm's ViT and DeiT).
+Cost: 3F per step, as plain training, and one key projection: the weights come from the forward pass
+of the loss.
+Settings:
+- switch: 0.8, as in the authors' code.
+- mixup_alpha: 0.8, as in the authors' code.
+- alpha: 1, as in the authors' code.
+- attention_weight: 0.5, as in the authors' code. The paper's equation has 1.
+- per_sample: off, as in the authors' code.
+Deviations:
+- Partners are a random permutation. The authors' code pairs a batch with itself reversed.
+- In a network that is not pooled by its class token, the attention is the mean over all patches'.
+- PVT, CaiT and XCiT, which the paper also trains, are not supported.
+Evidence: none published for ResNet-18, which has no attention. On CIFAR-100 the openmixup benchmark
+has 76.17 % with DeiT-S and 81.33 % with Swin-T after 200 epochs.
 """
 
 from dataclasses import dataclass

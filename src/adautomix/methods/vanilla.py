@@ -1,6 +1,13 @@
-"""Plain training: cross-entropy without mixing, the baseline of every comparison.
+"""Plain training: cross-entropy on the images as they are, the baseline of every comparison.
 
-Cost: 3F per step (one forward pass, and a backward pass through weights and activations).
+Paper: none.
+Computes: the images `[B, C, H, W]` and labels `[B, K]` unchanged.
+Requires: only images and labels.
+Cost: 3F per step: one forward pass (F), and a backward pass through weights and activations (2F).
+Settings: none.
+Deviations: none.
+Evidence: 76.42 / 77.73 / 78.04 % top-1 accuracy with ResNet-18 on CIFAR-100 after 200 / 400 / 800
+epochs (openmixup benchmark; median of the last 10 epochs).
 """
 
 from dataclasses import dataclass

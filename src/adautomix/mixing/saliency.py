@@ -94,32 +94,70 @@ def fine_grained(images: Tensor) -> Tensor:
     Returns:
         Float32 `[B, H, W]`.
     """
-    # Two passes with the weights (1, 2, 1) / 4, which this σ gives.
-    gray = gaussian_blur(gaussian_blur(to_gray(images), 3, 0.8493218), 3, 0.8493218)
-    sums = F.pad(gray.cumsum(dim=1).cumsum(dim=2), (1, 0, 1, 0))
+    gray = _twice_blurred(to_gray(images))
     brighter, darker = torch.zeros_like(gray), torch.zeros_like(gray)
-    for half in SURROUNDINGS:
-        contrast = gray - _surrounding_mean(gray, sums, half)
+    for contrast in _contrasts(gray, gray):
         brighter += contrast.relu()
         darker += (-contrast).relu()
     return normalize_max(brighter) + normalize_max(darker)
 
 
-def _surrounding_mean(gray: Tensor, sums: Tensor, half: int) -> Tensor:
+def fine_grained_of_bytes(images: Tensor) -> Tensor:
+    """Compute the map that OpenCV's fine-grained saliency returns for float images.
+
+    OpenCV takes images of bytes. For a float image it reads pixel x of a row from byte x of that
+    row's floats, compares it with the mean brightness of the surroundings, and rounds to bytes
+    after each scale, sum and normalization. Most of these bytes are the low bits of a float, so the
+    map is noise. Channels are weighed in the order BGR, in which OpenCV stores them.
+
+    Args:
+        images: normalized, `[B, C, H, W]`.
+
+    Returns:
+        Float32 `[B, H, W]`, integers from 0 to 255.
+    """
+    gray = _twice_blurred(to_gray(images.flip(1))).contiguous()
+    read = gray.view(torch.uint8)[:, :, : gray.shape[2]].float()
+    brighter, darker = torch.zeros_like(gray), torch.zeros_like(gray)
+    for contrast in _contrasts(read, gray):
+        brighter += contrast.relu().floor() % 256
+        darker += (-contrast).relu().floor() % 256
+    on, off = ((255 * normalize_max(part)).floor() for part in (brighter, darker))
+    return (on + off) % 256
+
+
+def _twice_blurred(gray: Tensor) -> Tensor:
+    """Blur `[B, H, W]` by two passes with the weights (1, 2, 1) / 4, which this σ gives."""
+    return gaussian_blur(gaussian_blur(gray, 3, 0.8493218), 3, 0.8493218)
+
+
+def _contrasts(pixels: Tensor, gray: Tensor) -> Iterator[Tensor]:
+    """Yield the difference between pixels and their surroundings, for each size of these.
+
+    Args:
+        pixels: values of the pixels, `[B, H, W]`.
+        gray: values that the surroundings are averaged over, `[B, H, W]`.
+    """
+    sums = F.pad(gray.cumsum(dim=1).cumsum(dim=2), (1, 0, 1, 0))
+    for half in SURROUNDINGS:
+        yield pixels - _surrounding_mean(pixels, sums, half)
+
+
+def _surrounding_mean(pixels: Tensor, sums: Tensor, half: int) -> Tensor:
     """Mean over a square of side `2 half` around each pixel, without the pixel, clipped.
 
     Args:
-        gray: `[B, H, W]`.
-        sums: integral image of `gray`, `[B, H + 1, W + 1]`.
+        pixels: values of the pixels, `[B, H, W]`.
+        sums: integral image of the values that are averaged, `[B, H + 1, W + 1]`.
         half: pixels; the square reaches one less up and left, as in OpenCV.
     """
     (top, bottom), (left, right) = (
-        _surrounding_interval(side, half, gray.device) for side in gray.shape[1:]
+        _surrounding_interval(side, half, sums.device) for side in pixels.shape[1:]
     )
     rows = sums.index_select(1, bottom) - sums.index_select(1, top)
     boxes = rows.index_select(2, right) - rows.index_select(2, left)
-    pixels = (bottom - top)[:, None] * (right - left)
-    return (boxes - gray) / (pixels - 1)
+    count = (bottom - top)[:, None] * (right - left)
+    return (boxes - pixels) / (count - 1)
 
 
 def _surrounding_interval(size: int, half: int, device: torch.device) -> tuple[Tensor, Tensor]:
