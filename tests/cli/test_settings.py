@@ -195,7 +195,7 @@ def test_the_shell_completes_commands_settings_and_choices() -> None:
         "--cutmix.per-sample",
     ]
     assert complete("compare", "--sweep", "adautomix/n") == ["adautomix/n"]
-    assert "cifar100/resnet18-cutmix" in complete("train", "--recipe", "cifar100/")
+    assert "cifar100-r18/cutmix@200" in complete("train", "--recipe", "cifar100-r18/")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

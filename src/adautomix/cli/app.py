@@ -12,8 +12,9 @@ from adautomix.cli.checking import check_mix, doctor
 from adautomix.cli.comparing import compare, report
 from adautomix.cli.completing import completion
 from adautomix.cli.evaluating import evaluate, export, predict
-from adautomix.cli.listing import datasets, methods, recipes, settings, suites, sweeps
+from adautomix.cli.listing import datasets, methods, settings, suites, sweeps
 from adautomix.cli.previewing import preview
+from adautomix.cli.reproducing import recipes
 from adautomix.cli.timing import bench, plan
 from adautomix.cli.training import resume, train
 from adautomix.errors import AdAutoMixError
