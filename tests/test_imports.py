@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "src" / "adautomix"
 # Each layer imports only from layers before it, or from its own folder.
 LAYERS = [
     {"version", "errors"},
-    {"rng", "validation", "files", "subsample"},
+    {"rng", "validation", "files", "subsample", "commit"},
     {"distributed"},
     {"device"},
     {"models", "inputs"},
@@ -28,6 +28,7 @@ LAYERS = [
     {"evaluation"},
     {"checks", "bench"},
     {"reporting"},
+    {"tables"},
     {"cli"},
     {"__init__", "__main__"},
 ]

@@ -14,7 +14,7 @@ from adautomix.cli.completing import completion
 from adautomix.cli.evaluating import evaluate, export, predict
 from adautomix.cli.listing import datasets, methods, settings, suites, sweeps
 from adautomix.cli.previewing import preview
-from adautomix.cli.reproducing import recipes
+from adautomix.cli.reproducing import ledger, recipes, table
 from adautomix.cli.timing import bench, plan
 from adautomix.cli.training import resume, train
 from adautomix.errors import AdAutoMixError
@@ -26,6 +26,7 @@ from adautomix.version import __version__
     cls=CommandGroup,
     sections={
         "Train": [train, resume, compare, plan],
+        "Reproduce published tables": [table, ledger],
         "Use and inspect runs": [evaluate, predict, report, preview, export],
         "List what is available": [methods, settings, recipes, sweeps, datasets, suites],
         "Check and measure": [check_mix, doctor, bench],

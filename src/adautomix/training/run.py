@@ -6,6 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import save
 
+from adautomix.commit import commit
 from adautomix.config import TrainConfig
 from adautomix.device import describe_device, peak_memory_mib, pick_device, versions
 from adautomix.distributed import (
@@ -92,7 +93,7 @@ def summarize(trainer: Trainer) -> RunResult:
         steps=trainer.steps,
         seconds=round(trainer.seconds(), 1),
         command=trainer.command,
-        versions=versions(),
+        versions=versions() | ({"commit": code} if (code := commit()) else {}),
         **trainer.folder.data_info(),
         final=final,
         best=trainer.best,

@@ -23,6 +23,7 @@ class Family:
         protocol: which figure of the last epochs was published.
         train_images: number of training images.
         test_images: number of test images.
+        classes: number of classes.
         settings: nested settings of all its cells.
         differs: what still differs from the source, by topic.
         start: the family whose run with the same method provides the initial weights; None if the
@@ -35,6 +36,7 @@ class Family:
     protocol: Protocol
     train_images: int
     test_images: int
+    classes: int
     settings: dict[str, Any]
     differs: dict[str, str]
     start: str | None = None
@@ -68,6 +70,7 @@ def _family(name: str, family: dict[str, Any], group: dict[str, Any]) -> Family:
         protocol=group["protocol"],
         train_images=images["train"],
         test_images=images["test"],
+        classes=images["classes"],
         settings=merge(group["common"], family["settings"]),
         differs=group["differs"] | family.get("differs", {}),
         start=family.get("start"),
