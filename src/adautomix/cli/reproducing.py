@@ -15,6 +15,8 @@ from adautomix.errors import RunError, UsageError, unknown_name
 
 if TYPE_CHECKING:
     from adautomix.config.recipes import Cell
+    from adautomix.tables.cost import Estimate
+    from adautomix.tables.ledger import LedgerRow
     from adautomix.tables.tasks import Task
 
 
@@ -169,7 +171,7 @@ def print_plan(
     from adautomix.tables.cost import estimate, measure_speed
 
     with console().status("measuring the device", spinner="dots"):
-        speed = 1e12 * tflops if tflops else measure_speed(tasks[0].values)
+        speed = 1e12 * tflops if tflops else measure_speed(tasks[0].settings())
     costs = [(task, estimate(task, speed)) for task in tasks]
     if as_json:
         print_json([plan_fields(task, cost) for task, cost in costs])
@@ -184,13 +186,13 @@ def print_plan(
     )
 
 
-def plan_cells(task: "Task", cost: Any) -> tuple[str, ...]:
+def plan_cells(task: "Task", cost: "Estimate") -> tuple[str, ...]:
     """The row of a run in the plan of a table."""
     return (
         task.name,
         str(task.seed),
-        str(task.values["epochs"]),
-        "–" if task.cell.top1 is None or "label" in task.values else f"{task.cell.top1:.2f}",
+        str(task.settings().epochs),
+        "–" if task.cell.top1 is None or task.settings().label else f"{task.cell.top1:.2f}",
         ", ".join(task.evaluate) or "–",
         f"{cost.hours:,.1f}",
         f"{cost.memory_gib:.1f}",
@@ -198,7 +200,7 @@ def plan_cells(task: "Task", cost: Any) -> tuple[str, ...]:
     )
 
 
-def plan_fields(task: "Task", cost: Any) -> dict[str, Any]:
+def plan_fields(task: "Task", cost: "Estimate") -> dict[str, Any]:
     """A run of a table for programs."""
     return {
         "run": task.name,
@@ -206,7 +208,7 @@ def plan_fields(task: "Task", cost: Any) -> dict[str, Any]:
         "seed": task.seed,
         "folder": str(task.folder),
         "start": str(task.start) if task.start else None,
-        "epochs": task.values["epochs"],
+        "epochs": task.settings().epochs,
         "published_top1": task.cell.top1,
         "evaluate": task.evaluate,
         "hours": cost.hours,
@@ -284,12 +286,13 @@ def ledger(
         print_line(f"Wrote {path}")
 
 
-def print_ledger(rows: Any) -> None:
+def print_ledger(rows: "list[LedgerRow]") -> None:
     """Print the rows with runs as a table, and how many cells have none."""
     from adautomix.tables.ledger_page import COLUMNS, cells_of, split_rows, summary_of
 
     done, _ = split_rows(rows)
     if done:
-        shown = slice(0, 8)  # what fits a terminal
-        print_listing([tuple(cells_of(row)[shown]) for row in done], COLUMNS[shown], as_json=False)
+        shown = 8  # columns that fit a terminal
+        cells = [tuple(cells_of(row)[:shown]) for row in done]
+        print_listing(cells, COLUMNS[:shown], as_json=False)
     print_line(summary_of(rows))

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from adautomix.bench.workload import Workload, real_step, time_call
-from adautomix.config import merge
+from adautomix.config import TrainConfig
 from adautomix.config.recipes import read_families
 from adautomix.device import DTYPES, pick_device
 from adautomix.methods import METHODS
-from adautomix.models import Stem, build_model, default_stem
+from adautomix.models import Stem, build_model
 from adautomix.runs.records import Run, read_run
 from adautomix.tables.tasks import Task
 
@@ -63,20 +63,18 @@ class Estimate:
 
 def estimate(task: Task, flops_per_second: float) -> Estimate:
     """Return the cost of what is left of a task, measured where epochs of it were timed."""
-    values = task.values
-    cost = network_cost_of(values)
+    config = task.settings()
+    cost = network_cost_of(config)
     family = read_families()[task.cell.family]
     train_images = family.train_images
-    if (per_class := values.get("per_class")) is not None:
-        train_images = min(train_images, int(per_class) * family.classes)
-    forwards = train_images * METHODS[values["method"]].cost + 2 * family.test_images
-    hours_per_epoch = forwards * cost.flops / flops_per_second / 3600
-    new = Estimate(
-        hours_per_epoch * values["epochs"], peak_memory_gib(values, cost), "estimated", "new"
-    )
+    if config.per_class is not None:
+        train_images = min(train_images, config.per_class * family.classes)
+    forwards = train_images * METHODS[config.method].cost + 2 * family.test_images
+    hours = config.epochs * forwards * cost.flops / flops_per_second / 3600
+    new = Estimate(hours, peak_memory_gib(config, cost), "estimated", "new")
     if not (task.folder / "config.yaml").is_file():
         return new
-    return measured(read_run(task.folder), int(values["epochs"]), new)
+    return measured(read_run(task.folder), config.epochs, new)
 
 
 def measured(run: Run, epochs: int, new: Estimate) -> Estimate:
@@ -92,15 +90,12 @@ def measured(run: Run, epochs: int, new: Estimate) -> Estimate:
     return replace(new, hours=hours, basis="measured", state=state)
 
 
-def network_cost_of(values: dict[str, Any]) -> NetworkCost:
+def network_cost_of(config: TrainConfig) -> NetworkCost:
     """Return the cost of the network that the settings of a run describe."""
-    size = values.get("image_size") or PROBE_SIZE
-    stem = values.get("stem", "auto")
-    if stem == "auto":
-        stem = default_stem(values["model"], size)
+    size = config.image_size or PROBE_SIZE
     # JSON, because the options of timm may be lists, which no cache can look up.
-    options = json.dumps(values.get("model_options", {}), sort_keys=True)
-    return network_cost(values["model"], stem, float(values.get("width", 1)), size, options)
+    options = json.dumps(config.model_options, sort_keys=True)
+    return network_cost(config.model, config.stem_for(size), config.width, size, options)
 
 
 @cache
@@ -136,32 +131,32 @@ def network_cost(
     return NetworkCost(float(counter.get_total_flops()), kept, parameters)
 
 
-def peak_memory_gib(values: dict[str, Any], cost: NetworkCost) -> float:
+def peak_memory_gib(config: TrainConfig, cost: NetworkCost) -> float:
     """Estimate the peak memory of a run.
 
     Weights of student and teacher, gradients and the optimizer's state are float32. Of each third
     of a method's cost, which is a forward and a backward pass, the activations are kept at once.
     """
-    states = 2 if values.get("optimizer") == "adamw" else 1
+    states = 2 if config.optimizer == "adamw" else 1
     weights = 4 * cost.parameters * (3 + states)
-    passes = METHODS[values["method"]].cost / 3
-    bytes_each = torch.finfo(DTYPES[values.get("precision", "fp32")]).bits / 8
-    images = values["batch_size"] / values.get("accumulate", 1)
+    passes = METHODS[config.method].cost / 3
+    bytes_each = torch.finfo(DTYPES[config.precision]).bits / 8
+    images = config.batch_size / config.accumulate
     return (weights + cost.activations * bytes_each * images * passes) / 2**30
 
 
-def measure_speed(values: dict[str, Any]) -> float:
+def measure_speed(config: TrainConfig) -> float:
     """Measure floating-point operations per second in training steps of a small network.
 
     Args:
-        values: settings of a run, of which device, precision and runtime are used.
+        config: settings of a run, of which device, precision and runtime are used.
     """
-    device = pick_device(str(values.get("device", "auto")))
+    device = pick_device(config.device)
     batch = PROBE_BATCH.get(device.type, PROBE_BATCH["cpu"])
-    used = {name: values[name] for name in ("device", "precision", "runtime") if name in values}
-    work = Workload(merge(PROBE | {"batch_size": batch}, used), ["vanilla"], size=PROBE_SIZE)
+    used = {"device": config.device, "precision": config.precision, "runtime": config.runtime}
+    work = Workload(PROBE | used | {"batch_size": batch}, ["vanilla"], size=PROBE_SIZE)
     step = real_step(work.configs()[0], work.images())
     step()  # the first step also loads libraries
-    seconds = min(time_call(step, device) for _ in range(3))
+    seconds: float = min(time_call(step, device) for _ in range(3))
     cost = network_cost("resnet18", "cifar", 1.0, PROBE_SIZE)
     return 3 * cost.flops * batch / seconds

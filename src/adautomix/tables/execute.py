@@ -62,5 +62,5 @@ def evaluate_task(task: Task) -> None:
     stored = read_evaluation(task.folder)
     missing = [name for name in task.evaluate if stored is None or name not in stored.suites]
     if missing:
-        options = EvalOptions({}, device=str(task.values.get("device", "auto")))
+        options = EvalOptions({}, device=task.settings().device)
         evaluate(load_target(str(task.folder), options), missing, task.evaluate)

@@ -35,14 +35,23 @@ class Task:
     evaluate: dict[str, dict[str, Any]] = field(default_factory=dict)
     start: Path | None = None
 
+    def settings(self) -> TrainConfig:
+        """Return the checked settings, without the weights that the run starts from.
+
+        Raises:
+            UsageError: A setting is wrong.
+        """
+        return make_config(self.values | {"out": str(self.folder)})
+
     def config(self) -> TrainConfig:
-        """Return the checked settings of the run.
+        """Return the checked settings of the run, with the weights that it starts from.
 
         Raises:
             UsageError: A setting is wrong, or the run that provides the weights is missing.
         """
-        init = {"init": str(self.start)} if self.start else {}
-        return make_config(self.values | init | {"out": str(self.folder)})
+        if self.start is None:
+            return self.settings()
+        return make_config(self.values | {"out": str(self.folder), "init": str(self.start)})
 
 
 def expand(
