@@ -17,7 +17,7 @@ NOT_IMPORTED = PACKAGE / "runs" / "templates"
 
 LAYERS = (
     ("version", "errors", "text"),
-    ("rng", "validation", "files", "subsample"),
+    ("rng", "validation", "files", "subsample", "commit"),
     ("distributed",),
     ("device",),
     ("models", "inputs"),
@@ -34,6 +34,7 @@ LAYERS = (
     ("evaluation",),
     ("checks", "bench"),
     ("reporting",),
+    ("tables",),
     ("cli",),
     ("__init__", "__main__"),
 )

@@ -3,6 +3,7 @@
     AdAutoMixError          base class; catch it to catch every error of this package
     ├── UsageError          a setting, argument, file or folder is wrong; exit status 2
     └── RunError            a run started and could not continue; exit status 1
+        └── StoppedError    a signal asked it to stop
 
 The command line prints the message of an `AdAutoMixError` as one line, without a traceback, and
 exits with its `exit_status`. Any other exception is a bug and keeps its traceback.
@@ -29,6 +30,10 @@ class RunError(AdAutoMixError):
     """A run started and could not continue; everything saved so far is intact."""
 
     exit_status = 1
+
+
+class StoppedError(RunError):
+    """A signal asked a run to stop; its checkpoint was saved, and it can be continued."""
 
 
 class AdAutoMixWarning(UserWarning):

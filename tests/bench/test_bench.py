@@ -21,6 +21,7 @@ from conftest import Command
 from records import train_fields
 from tiny import state_of
 
+from adautomix import commit as source
 from adautomix.bench import phases, plan, rows, steps, work, workload
 from adautomix.bench.phases import PHASES, REST, PhaseClock, phase_seconds, time_phases
 from adautomix.bench.steps import Timing, step_rows, time_steps
@@ -278,13 +279,13 @@ def test_a_row_comes_back_and_names_no_machine(
 
 
 def test_a_commit_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "git", lambda folder, *words: None)
-    assert rows.commit() is None
+    monkeypatch.setattr(source, "git", lambda folder, *words: None)
+    assert source.commit() is None
     said = {"ls-files": "rows.py", "rev-parse": "0123456789ab", "diff": ""}
-    monkeypatch.setattr(rows, "git", lambda folder, *words: said.get(words[0]))
-    assert rows.commit() == "0123456789ab"
+    monkeypatch.setattr(source, "git", lambda folder, *words: said.get(words[0]))
+    assert source.commit() == "0123456789ab"
     del said["diff"]
-    assert rows.commit() == "0123456789ab+changes"
+    assert source.commit() == "0123456789ab+changes"
 
 
 def test_a_script_is_named_from_the_root_of_the_checkout() -> None:

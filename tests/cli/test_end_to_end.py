@@ -349,7 +349,6 @@ def test_a_comparison_continues_where_it_stopped(
 @pytest.mark.parametrize(
     ("args", "columns", "entry"),
     [
-        ("recipes", {"recipe", "what it is"}, "cifar100/resnet18-adautomix"),
         ("datasets", {"data", "what it is"}, "digits"),
         ("settings", {"setting", "default", "meaning"}, "adautomix.beta"),
     ],
@@ -368,9 +367,7 @@ def test_methods_are_listed_with_their_facts(command: Command) -> None:
     assert "adautomix" in command("methods").out
 
 
-def test_every_recipe_and_every_default_is_valid(command: Command) -> None:
-    for row in command("recipes", "--json").json:
-        load_config(recipe=row["recipe"])
+def test_every_default_is_valid(command: Command) -> None:
     for row in command("settings", "--json").json:
         load_config(flags={row["setting"]: row["default"]})
 

@@ -84,9 +84,9 @@ def own_photos(tmp_path: Path) -> Path:
         (("--device", "cuda:99"), "no device 'cuda:99' here: use cpu, or auto"),
         (("--batch-size", 7, "--accumulate", 2), "accumulate = 2 does not divide batch_size = 7"),
         (
-            ("--recipe", "cifar100/resnet18-adautomx"),
-            "unknown recipe 'cifar100/resnet18-adautomx': "
-            "did you mean 'cifar100/resnet18-adautomix'?",
+            ("--recipe", "cifar100-r18/adautomx@200"),
+            "unknown recipe 'cifar100-r18/adautomx@200': "
+            "did you mean 'cifar100-r18/adautomix@200'?",
         ),
         (("--config", "nowhere.yaml"), "cannot read nowhere.yaml: No such file or directory"),
     ],

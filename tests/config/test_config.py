@@ -9,7 +9,6 @@ from pydantic import ValidationError
 
 from adautomix.config import (
     TrainConfig,
-    list_recipes,
     list_settings,
     load_config,
     make_config,
@@ -20,7 +19,7 @@ from adautomix.config import (
 from adautomix.errors import UsageError
 from adautomix.methods import METHODS
 
-RECIPE = "cifar100/resnet18-cutmix"
+RECIPE = "cifar100-r18/cutmix@200"
 
 
 def write_settings(path: Path, text: str) -> Path:
@@ -215,26 +214,6 @@ def test_files_that_hold_no_settings(tmp_path: Path, text: str, reason: str) -> 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read .*absent\.yaml"):
         load_config(file=tmp_path / "absent.yaml")
-
-
-# ---------------------------------------------------------------------- recipes
-
-
-def test_there_are_recipes() -> None:
-    assert RECIPE in list_recipes()
-    with pytest.raises(UsageError, match=f"unknown recipe .*did you mean '{RECIPE}'"):
-        read_recipe("cifar100/resnet18-cutmx")
-
-
-@pytest.mark.parametrize("name", list_recipes())
-def test_every_recipe_loads_and_has_a_summary(name: str) -> None:
-    config = load_config(recipe=name)
-    recipe = read_recipe(name)
-    assert config.method_settings
-    assert config.data == recipe["data"]
-    foreign = recipe.keys() & (METHODS.keys() - {config.method})
-    assert not foreign, f"settings of {foreign} in a recipe of {config.method}"
-    assert len(list_recipes()[name]) > 20
 
 
 # ---------------------------------------------------------------------- to a file and back

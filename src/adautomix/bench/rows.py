@@ -7,8 +7,6 @@ name, no user, no folder.
 import json
 import platform
 import shlex
-import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,6 +17,7 @@ from typing import Any
 import torch
 
 from adautomix.bench.workload import Row
+from adautomix.commit import commit
 from adautomix.device import versions
 from adautomix.errors import UsageError
 
@@ -92,21 +91,6 @@ def processor() -> str:
         if name.strip() == "model name":
             return value.strip()
     return platform.processor() or platform.machine()
-
-
-def commit() -> str | None:
-    """The commit that runs, marked where its code was changed; None outside of a checkout."""
-    package = Path(__file__).parents[1]
-    if shutil.which("git") is None or git(package, "ls-files", "--error-unmatch", ".") is None:
-        return None
-    changed = git(package, "diff", "--quiet", "HEAD", "--", ".") is None
-    return f"{git(package, 'rev-parse', '--short=12', 'HEAD')}{'+changes' if changed else ''}"
-
-
-def git(folder: Path, *words: str) -> str | None:
-    """What git says in a folder; None where it fails."""
-    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def command_line(words: Sequence[str]) -> str:

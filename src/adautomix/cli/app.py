@@ -15,8 +15,9 @@ from adautomix.cli.checking import check_mix, doctor
 from adautomix.cli.comparing import compare, report
 from adautomix.cli.completing import completion
 from adautomix.cli.evaluating import evaluate, export, predict
-from adautomix.cli.listing import datasets, methods, recipes, settings, suites, sweeps
+from adautomix.cli.listing import datasets, methods, settings, suites, sweeps
 from adautomix.cli.previewing import preview
+from adautomix.cli.reproducing import ledger, recipes, table
 from adautomix.cli.timing import bench, plan
 from adautomix.cli.training import resume, train
 from adautomix.errors import AdAutoMixError, AdAutoMixWarning
@@ -29,6 +30,7 @@ from adautomix.version import __version__
     cls=CommandGroup,
     sections={
         "Train": [train, resume, compare, plan],
+        "Reproduce published tables": [table, ledger],
         "Use and inspect runs": [evaluate, predict, report, preview, export],
         "List what is available": [methods, settings, recipes, sweeps, datasets, suites],
         "Check and measure": [check_mix, doctor, bench],

@@ -1,4 +1,4 @@
-"""Commands that list what is available: methods, settings, recipes, sweeps, datasets and suites."""
+"""Commands that list what is available: methods, settings, sweeps, datasets and suites."""
 
 import click
 
@@ -60,15 +60,6 @@ def settings(as_json: bool) -> None:
     from adautomix.config import list_settings
 
     print_listing(list_settings(), ("setting", "default", "meaning"), as_json)
-
-
-@click.command(cls=Command)
-@json_option
-def recipes(as_json: bool) -> None:
-    """List the packaged recipes, for --recipe."""
-    from adautomix.config import list_recipes
-
-    print_listing(list(list_recipes().items()), ("recipe", "what it is"), as_json)
 
 
 @click.command(cls=Command)

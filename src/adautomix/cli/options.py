@@ -41,9 +41,10 @@ def complete_packaged(
     """Return a callback that offers shell completion the packaged "recipes" or "sweeps"."""
 
     def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-        from adautomix.config import list_packaged
+        from adautomix.config import list_packaged, list_recipes
 
-        return [name for name in list_packaged(kind) if name.startswith(incomplete)]
+        names = list_recipes() if kind == "recipes" else list_packaged(kind)
+        return [name for name in names if name.startswith(incomplete)]
 
     return complete
 

@@ -127,7 +127,11 @@ class BoundedLoader(yaml.SafeLoader):
 
 
 def list_packaged(kind: str) -> dict[str, str]:
-    """Return the packaged "recipes" or "sweeps" as name -> first comment line of the file."""
+    """Return the packaged YAML files of a kind as name -> first comment line of the file.
+
+    Args:
+        kind: A folder of this package, such as "sweeps"; files are in folders below it.
+    """
     folder = resources.files("adautomix.config") / kind
     summaries = {}
     for group in sorted(folder.iterdir(), key=lambda entry: entry.name):
@@ -140,7 +144,7 @@ def list_packaged(kind: str) -> dict[str, str]:
 
 
 def read_packaged(kind: str, name: str) -> dict[str, Any]:
-    """Return the content of one of the packaged "recipes" or "sweeps".
+    """Return the content of a packaged YAML file of a kind, such as "sweeps".
 
     Raises:
         UsageError: There is none of that name; the message suggests the nearest.

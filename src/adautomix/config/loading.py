@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adautomix.config.files import list_packaged, merge, read_packaged, read_yaml, unflatten
+from adautomix.config.files import merge, read_yaml, unflatten
+from adautomix.config.recipes import read_recipe
 from adautomix.config.schema import TrainConfig, make_config
 from adautomix.config.settings import method_settings, run_settings
 
@@ -17,20 +18,6 @@ def list_settings() -> list[tuple[str, str, str]]:
     for name in METHODS:
         settings += method_settings(name)
     return [(setting.name, setting.default, setting.description) for setting in settings]
-
-
-def list_recipes() -> dict[str, str]:
-    """Return the packaged recipes as name -> first comment line of the file."""
-    return list_packaged("recipes")
-
-
-def read_recipe(name: str) -> dict[str, Any]:
-    """Return the nested settings of a packaged recipe.
-
-    Raises:
-        UsageError: There is no recipe of that name; the message suggests the nearest.
-    """
-    return read_packaged("recipes", name)
 
 
 def merge_sources(

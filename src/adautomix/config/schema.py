@@ -276,6 +276,9 @@ class LoggingSettings(SettingsGroup, title="Logging and checkpoints"):
     label: str | None = Field(
         None, description="Name of the run in tables and reports; none: the method's name."
     )
+    recipe: str | None = Field(
+        None, description="Recipe that the settings started from, which the ledger compares with."
+    )
     log_every: int = Field(50, ge=1, description="Optimizer steps between lines of metrics.jsonl.")
     checkpoint_every: int = Field(
         1, ge=1, description="Epochs between checkpoints; raising it risks losing more work."

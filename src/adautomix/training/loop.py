@@ -17,7 +17,7 @@ from adautomix.distributed import (
     world_size,
 )
 from adautomix.ema import momentum_schedule
-from adautomix.errors import RunError, UsageError
+from adautomix.errors import RunError, StoppedError, UsageError
 from adautomix.runs.build import (
     build_networks,
     check_smallest_part,
@@ -222,10 +222,10 @@ class Trainer:
         """Save a checkpoint and end the run because a signal asked for it.
 
         Raises:
-            RunError: always; the message says how to continue.
+            StoppedError: always; the message says how to continue.
         """
         self.save()
-        raise RunError(
+        raise StoppedError(
             f"stopped by {self.stop.signal_name} at step {self.step} of {self.steps}; "
             f"continue with `adautomix resume {self.folder.path}`"
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from adautomix.commit import commit
 from adautomix.config import TrainConfig
 from adautomix.device import describe_device, peak_memory_mib, pick_device, versions
 from adautomix.distributed import (
@@ -124,7 +125,7 @@ def summarize(trainer: Trainer, predictions: str) -> RunResult:
         steps=trainer.steps,
         seconds=round(trainer.seconds(), 1),
         command=trainer.command,
-        versions=versions(),
+        versions=versions() | ({"commit": code} if (code := commit()) else {}),
         **{name: value for name, value in facts.items() if name in Summary.model_fields},
         final=final,
         best=trainer.best,
