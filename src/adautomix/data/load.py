@@ -16,8 +16,7 @@ from adautomix.data.image_folder import ImageFolder
 from adautomix.data.partition import partition
 from adautomix.data.sources.content import with_hashes
 from adautomix.data.sources.listing import Arrays, Found, Listing
-from adautomix.data.sources.objects import PREFIX as OBJECTS
-from adautomix.data.sources.objects import data_set_name
+from adautomix.data.sources.objects import object_source
 from adautomix.data.sources.open import DATASETS, SourceOptions, open_source
 from adautomix.data.split_record import SplitRecord, record_of, recorded_source
 from adautomix.errors import UsageError
@@ -74,8 +73,9 @@ def load_data(
             mean and deviation are measured on a sample of 2048 training images.
         progress: show a bar on standard error while decoding.
         record: the splits of an earlier run, which are used as they are.
-        evaluate_classes: load for evaluation by a network of these classes. Every image of a
-            source without splits is a test image, and training images are not needed.
+        evaluate_classes: load for evaluation by a network of these classes, which are unknown if
+            empty. Every file of a source without splits is a test image, and training images are
+            not needed.
 
     Raises:
         UsageError: a setting, folder or file is not as it should be.
@@ -104,7 +104,7 @@ def load_data(
         )
     if evaluate_classes is None:
         _check_trained(collection, rows["train"])
-    name = source if isinstance(source, str) else f"{OBJECTS}{data_set_name(source)}"
+    name = source if isinstance(source, str) else object_source(source)
     return _image_data(name, found, collection, rows, record)
 
 
@@ -121,16 +121,14 @@ def _for_evaluation(found: Found, classes: Sequence[str]) -> Found:
 
     Classes are matched by name; numbered ones are taken for the network's if they are as many.
     """
-    if set(found.given) == {"all"}:
-        images = len(found.given["all"])
-        given: Any = {"test": found.given["all"]}
-        found = replace(found, given=given).noting(
-            f"it has no test split, so all of its {images:,} images are evaluated"
+    if isinstance(found, Listing) and set(found.given) == {"all"}:
+        found = replace(found, given={"test": found.given["all"]}).noting(
+            f"it has no test split, so all of its {len(found.files):,} images are evaluated"
         )
     numbers = tuple(str(number) for number in range(len(classes)))
-    if found.classes == numbers:
+    if classes and found.classes == numbers:
         return replace(found, classes=tuple(classes))
-    if found.classes == tuple(classes) or not set(found.classes) <= set(classes):
+    if not classes or found.classes == tuple(classes) or not set(found.classes) <= set(classes):
         return found
     label_of = [list(classes).index(name) for name in found.classes]
     if isinstance(found, Listing):

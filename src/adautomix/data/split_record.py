@@ -115,8 +115,12 @@ def _lines(record: SplitRecord) -> Iterator[Any]:
         yield [path, label, split, file.size, file.modified, content]
 
 
-def read_record(folder: Path) -> SplitRecord | None:
+def read_record(folder: Path, root: Path | None = None) -> SplitRecord | None:
     """Return the record in a run folder, checked against the files; None in a run of old.
+
+    Args:
+        folder: the run folder.
+        root: where the images are now, if their folder was moved or copied.
 
     Raises:
         UsageError: the record is damaged, or images have vanished or changed since it was written.
@@ -130,13 +134,14 @@ def read_record(folder: Path) -> SplitRecord | None:
         if "content" in facts:
             rows = {split: torch.tensor(rows) for split, rows in facts["rows"].items()}
             return SplitRecord(facts["source"], rows, content=facts["content"])
-        return _record_of_files(facts, lines)
+        return _record_of_files(facts, lines, root or Path(facts["root"]))
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error}): train the run again") from None
 
 
-def _record_of_files(facts: Mapping[str, Any], lines: Sequence[list[Any]]) -> SplitRecord:
-    root = Path(facts["root"])
+def _record_of_files(
+    facts: Mapping[str, Any], lines: Sequence[list[Any]], root: Path
+) -> SplitRecord:
     files: list[ImageFile] = []
     labels: list[int] = []
     hashes: list[str] = []

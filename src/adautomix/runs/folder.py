@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from adautomix.config import TrainConfig, make_config
+from adautomix.data.split_record import SplitRecord, read_record, write_record
 from adautomix.errors import UsageError
 from adautomix.files import atomic_write
 from adautomix.runs.records import (
@@ -71,6 +72,21 @@ class RunFolder:
         info: dict[str, Any] = json.loads((self.path / "data.json").read_text())
         return info | {name: tuple(info[name]) for name in ("mean", "std")}
 
+    def write_splits(self, record: SplitRecord) -> None:
+        """Write which images are in which split."""
+        write_record(record, self.path)
+
+    def splits(self, root: Path | None = None) -> SplitRecord | None:
+        """The splits that the run uses; None for a run that did not record them.
+
+        Args:
+            root: where the images are now, if their folder was moved or copied.
+
+        Raises:
+            UsageError: images have vanished or changed since the run started.
+        """
+        return read_record(self.path, root)
+
     def log(self, row: Row) -> None:
         """Append a row to `metrics.jsonl`."""
         append_row(self.metrics_path, row)
@@ -94,7 +110,8 @@ class RunFolder:
 
 def unused_folder(config: TrainConfig) -> Path:
     """The first of `runs/<data>-<method>-s<seed>`, the same with `-2`, … that does not exist."""
-    base = Path("runs") / f"{Path(config.data).name}-{config.method}-s{config.seed}"
+    name = Path(config.data.rpartition(":")[2]).name  # without "hf:" or "python:"
+    base = Path("runs") / f"{name}-{config.method}-s{config.seed}"
     path, number = base, 2
     while path.exists():
         path, number = base.with_name(f"{base.name}-{number}"), number + 1

@@ -3,10 +3,12 @@
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save
 
 from adautomix.config import TrainConfig
+from adautomix.data.sources.objects import object_source
 from adautomix.device import describe_device, peak_memory_mib, pick_device, versions
 from adautomix.distributed import (
     barrier,
@@ -19,6 +21,7 @@ from adautomix.errors import AdAutoMixError
 from adautomix.files import atomic_write
 from adautomix.runs.build import data_info, load_images
 from adautomix.runs.checkpoint import load_checkpoint, move_damaged_last
+from adautomix.runs.data_summary import summarize_data, write_data_summary
 from adautomix.runs.folder import RunFolder
 from adautomix.runs.schema import EpochRow, NetworkScores, Summary
 from adautomix.training.loop import Trainer
@@ -39,11 +42,17 @@ class RunResult:
     summary: Summary
 
 
-def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> RunResult:
+def train(
+    config: TrainConfig, *, data: Any = None, quiet: bool = False, command: str = ""
+) -> RunResult:
     """Train one classifier and write a run folder.
 
     Args:
         config: the settings.
+        data: PyTorch data sets to train on instead of `config.data`: one, which is split, or
+            (train, test) or (train, val, test). Items are (image, label) pairs without random
+            augmentation; images are PIL images, or pixels as uint8 or as floats in [0, 1]. They
+            are read once and kept in the image cache, where `resume` and `evaluate` find them.
         quiet: show no progress.
         command: the command line, for the summary.
 
@@ -52,17 +61,25 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> Run
         RunError: the run could not continue; its checkpoints are kept.
     """
     init_distributed(pick_device(config.device))
-    data = load_images(config, progress=not quiet)
+    if data is not None:
+        config = config.model_copy(update={"data": object_source(data)})
+    images = load_images(config, progress=not quiet, data=data)
     folder = broadcast_from_main(lambda: RunFolder.create(config))
     try:
-        trainer = Trainer(config, data, folder, quiet=quiet, command=command)
+        trainer = Trainer(config, images, folder, quiet=quiet, command=command)
     except AdAutoMixError:
         (folder.path / "config.yaml").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             folder.path.rmdir()
         raise
     if is_main():
-        folder.write_data_info(data_info(data))
+        folder.write_data_info(data_info(images))
+        assert images.record is not None
+        folder.write_splits(images.record)
+        summary = summarize_data(images, config, trainer.device)
+        write_data_summary(summary, folder.path)
+        for line in summary.lines():
+            trainer.display.say(line)
     return run_to_end(trainer)
 
 
@@ -126,7 +143,7 @@ def open_run(path: Path, *, quiet: bool = False, command: str = "") -> Trainer:
     checkpoint, problem = broadcast_from_main(lambda: load_checkpoint(path))
     trainer = Trainer(
         config,
-        load_images(config, progress=not quiet),
+        load_images(config, progress=not quiet, record=folder.splits()),
         folder,
         quiet=quiet,
         command=command,

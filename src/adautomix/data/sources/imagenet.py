@@ -159,4 +159,5 @@ def _words(folder: Path) -> dict[str, str]:
         return dict(line.split(" ", 1) for line in lines if " " in line)
     from timm.data.imagenet_info import ImageNetInfo
 
-    return dict(ImageNetInfo("imagenet-1k").label_descriptions(as_dict=True))
+    info = ImageNetInfo("imagenet-1k")
+    return {wnid: info.label_name_to_description(wnid) for wnid in info.label_names()}

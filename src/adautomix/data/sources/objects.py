@@ -51,6 +51,11 @@ def data_set_name(given: Any) -> str:
     return type(first).__name__
 
 
+def object_source(given: Any) -> str:
+    """Return what the settings of a run call data sets that were given as objects."""
+    return f"{PREFIX}{data_set_name(given)}"
+
+
 def _by_split(given: Any) -> dict[str, Any]:
     parts = list(given) if isinstance(given, tuple | list) else [given]
     names: dict[int, Sequence[str]] = {

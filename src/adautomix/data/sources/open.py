@@ -17,6 +17,7 @@ from adautomix.data.sources.list_files import (
     split_of_list,
 )
 from adautomix.data.sources.listing import Found, Listing
+from adautomix.data.sources.objects import PREFIX as OBJECTS
 from adautomix.data.sources.objects import read_objects
 from adautomix.errors import UsageError, nearest_name, unknown_name
 
@@ -69,6 +70,10 @@ def open_source(source: Any, options: SourceOptions) -> Found:
     """
     if not isinstance(source, str):
         return read_objects(source, options.cache_dir)
+    if source.startswith(OBJECTS):
+        raise UsageError(
+            f"{source} was given as an object, which no command can name: pass it as `data` again"
+        )
     if source.startswith(PREFIX):
         return read_hugging_face(source.removeprefix(PREFIX), options.cache_dir)
     if _NAMES.get(source) == "digits":
