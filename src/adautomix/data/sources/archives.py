@@ -149,7 +149,7 @@ ARCHIVES = {
             images={"test": 750_000},
             classes=10,
             where="zenodo.org/records/2535967",
-            aliases=("cifar10c",),
+            aliases=("cifar10c", "cifar-10-c"),
         ),
         Archive(
             name="cifar100-c",
@@ -160,7 +160,7 @@ ARCHIVES = {
             images={"test": 750_000},
             classes=100,
             where="zenodo.org/records/3555552",
-            aliases=("cifar100c",),
+            aliases=("cifar100c", "cifar-100-c"),
         ),
     )
 }

@@ -1,7 +1,6 @@
 """A folder of images: `train/<class>/*` with `test/` or `val/`, or one tree `<class>/*`."""
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,9 +162,9 @@ def _rename_classes(found: dict[str, _Found], level: ClassLevel) -> None:
     """Name leaf folders by their own name alone where no two of a split have the same."""
     if level != "leaf":
         return
-    every = {key for tree in found.values() for key in tree.images}
-    if max(Counter(key.rpartition("/")[2] for key in every).values(), default=0) > 1:
-        return
+    for tree in found.values():
+        if len({key.rpartition("/")[2] for key in tree.images}) < len(tree.images):
+            return
     for tree in found.values():
         tree.images = {key.rpartition("/")[2]: images for key, images in tree.images.items()}
 

@@ -1,21 +1,16 @@
 """Lists of images in CSV, TSV or text files: `path,label[,split]`, or one list per split."""
 
-import csv
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adautomix.data.sources.class_names import class_files, read_class_names
 from adautomix.data.sources.listing import IMAGE_TYPES, Listing, count, from_splits
 from adautomix.data.sources.splits import official, one_per_split, split_called
+from adautomix.data.sources.tables import number_of_columns, read_cells
 from adautomix.errors import UsageError
 
 LIST_TYPES = (".csv", ".tsv", ".txt")
-CLASS_FILES = tuple(
-    f"{stem}{suffix}"
-    for stem in ("classes", "class_names", "labels", "label_names", "names", "categories")
-    for suffix in (".csv", ".tsv", ".txt")
-)
 _PATH_TITLES = (
     "path",
     "file",
@@ -85,7 +80,7 @@ def lists_of(folder: Path) -> dict[str, Path]:
         for path in sorted(folder.iterdir())
         if is_list_file(path) and path.is_file() and (split := split_of_list(path.stem))
     }
-    labeled = [path for path in called if _first_columns(path) >= 2]
+    labeled = [path for path in called if number_of_columns(path) >= 2]
     splits = one_per_split(labeled, called)
     return splits if "train" in splits else {}
 
@@ -139,39 +134,13 @@ def split_of_list(stem: str) -> str | None:
     return split_called(name)
 
 
-def _first_columns(path: Path) -> int:
-    return len(next(_cells(path), ()))
-
-
-def _cells(path: Path) -> Iterator[list[str]]:
-    """The cells of each line that is not empty, without surrounding spaces."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = (line for line in file if line.strip())
-            delimiter = None
-            for line in lines:
-                delimiter = delimiter or _delimiter(path, line)
-                if delimiter == " ":  # "path label": the path may hold spaces, the label not
-                    yield [cell.strip() for cell in line.rsplit(maxsplit=1)]
-                else:
-                    yield [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter))]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"cannot read the list {path}: {error}") from None
-
-
-def _delimiter(path: Path, line: str) -> str:
-    if path.suffix.lower() == ".tsv" or "\t" in line:
-        return "\t"
-    return "," if "," in line else ";" if ";" in line else " "
-
-
 def _read_list(path: Path) -> _List:
     """Return the rows of a list, with or without a line of titles.
 
     Raises:
         UsageError: the list is empty, or a line has no label.
     """
-    lines = list(_cells(path))
+    lines = list(read_cells(path))
     titles = [cell.lower() for cell in lines[0]] if lines else []
     has_titles = bool(titles) and _are_titles(lines[0])
     columns = _title_columns(path, titles) if has_titles else _bare_columns(lines)
@@ -267,51 +236,11 @@ def _classes(
         if lacking:
             raise UsageError(f"{class_names} has no name for class {lacking[0]}: add it")
         return [names[int(number)] for number in ordered], label_of, class_names.name
-    for beside in (folder / name for name in CLASS_FILES):
-        if beside.is_file():
-            names = read_class_names(beside)
-            if all(int(number) in names for number in ordered):
-                return [names[int(number)] for number in ordered], label_of, beside.name
+    for beside in class_files(folder):
+        names = read_class_names(beside)
+        if all(int(number) in names for number in ordered):
+            return [names[int(number)] for number in ordered], label_of, beside.name
     return ordered, label_of, ""
-
-
-def read_class_names(path: Path) -> dict[int, str]:
-    """Return class names by number: of a column of numbers and one of names, or line by line.
-
-    Lines without numbers are counted from 0.
-
-    Raises:
-        UsageError: the file cannot be read, or two classes have the same name.
-    """
-    lines = [_class_cells(path, cells) for cells in _cells(path)]
-    if len(lines) > 1 and not any(_number_column([line]) is not None for line in lines[:1]):
-        lines = lines[1:] if _number_column(lines[1:]) is not None else lines
-    column = _number_column(lines)
-    if column is None:
-        names = {number: " ".join(cells[:1]) for number, cells in enumerate(lines)}
-    else:
-        names = {int(cells[column]): cells[1 - column] for cells in lines}
-    twice = [name for name, times in Counter(names.values()).items() if times > 1]
-    if twice:
-        raise UsageError(f"{path} gives the name {twice[0]!r} to two classes: rename one")
-    return names
-
-
-def _class_cells(path: Path, cells: list[str]) -> list[str]:
-    """The first two columns; in a text file "1 red fox" has a number before a name."""
-    if len(cells) == 1 or path.suffix.lower() != ".txt" or "," in " ".join(cells):
-        return cells[:2]
-    text = " ".join(cells)
-    number, _, name = text.partition(" ")
-    return [number, name] if number.isdecimal() else [text]
-
-
-def _number_column(lines: Sequence[Sequence[str]]) -> int | None:
-    """Which of the first two columns holds a number in every line."""
-    for column in (0, 1):
-        if lines and all(len(cells) > 1 and cells[column].isdecimal() for cells in lines):
-            return column
-    return None
 
 
 class _Places:
