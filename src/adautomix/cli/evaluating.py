@@ -117,6 +117,11 @@ def evaluate(
     records = {}
     for name in targets:
         target = load_target(name, options)
+        if not as_json:
+            images = len(target.data.test)
+            print_line(f"{name}: {images:,} test images of {target.data.name}")
+            for note in target.data.notes:
+                print_line(f"note: {note}")
         with suite_progress(name, quiet=as_json) as progress:
             records[name] = run_suites(target, names_in(suites), suite_settings, progress)
         update_page(target)
@@ -130,7 +135,8 @@ def evaluate(
 
 @click.command(cls=Command)
 @run_argument
-@click.argument("images", nargs=-1, required=True, type=FILE, metavar="IMAGE...")
+@click.argument("images", nargs=-1, type=FILE, metavar="[IMAGE...]")
+@click.option("--split", help="Predict the recorded images of a split: train, val or test.")
 @network_option
 @click.option(
     "--top",
@@ -145,16 +151,21 @@ def evaluate(
 def predict(
     run: Path,
     images: tuple[Path, ...],
+    split: str | None,
     network: Literal["student", "teacher"],
     top: int,
     which: str,
     device: str,
     as_json: bool,
 ) -> None:
-    """Print the most probable classes of image files."""
+    """Print the most probable classes of image files, or of a split that the run recorded."""
     from adautomix.runs.api import load
 
+    if bool(images) == (split is not None):
+        raise click.UsageError("name image files, or a split with --split")
     trained = load(run, checkpoint=which, device=device)
+    if split is not None:
+        images = tuple(Path(file) for file in trained.split_files(split))
     probabilities = trained.predict(images, network)
     values, indices = probabilities.topk(min(top, len(trained.classes)), dim=1)
     best = [

@@ -47,13 +47,27 @@ class DataSettings(SettingsGroup, title="Data"):
 
     data: Annotated[str, BeforeValidator(str)] = Field(
         "digits",
-        description="Data set: digits, cifar10, cifar100, or the path of a folder of images.",
+        description="Data set: a name that `adautomix datasets` lists, or the path of a folder of "
+        "images or of a list file.",
     )
     data_root: Path | None = Field(
-        None, description="Folder that holds CIFAR, or that it is downloaded to; none: ./data."
+        None,
+        description="Folder that holds published data sets, or that one is downloaded to; none: "
+        "./data. The paths of a list file start from it.",
     )
     download: bool = Field(
-        False, description="Download CIFAR if it is missing, instead of stopping."
+        False,
+        description="Download a missing data set that has a public address, instead of stopping.",
+    )
+    class_level: Literal["auto", "top", "leaf"] = Field(
+        "auto",
+        description="Folders that are classes: the first level, or every folder with images "
+        "(leaf). auto: the list files of the folder if there are some, else top.",
+    )
+    class_names: Path | None = Field(
+        None,
+        description="File with the names of the numbered classes of a list file; none: such a "
+        "file beside the list, else the numbers.",
     )
     image_size: int | None = Field(
         None,

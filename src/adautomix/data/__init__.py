@@ -1,4 +1,4 @@
-"""Data sets by name, or a folder of images, to normalized batches on the device.
+"""Data sets by name, by path or as objects, to normalized batches on the device.
 
 `load_data` gives an `ImageData` of decoded splits; `TrainBatches` and `eval_batches` read them.
 """

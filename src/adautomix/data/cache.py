@@ -71,7 +71,7 @@ def store_entry(
             bad.update(unreadable)
             yield pixels
 
-    with closing(chunks), _writing(folder) as beside:
+    with closing(chunks), writing(folder) as beside:
         _write_array(beside / "pixels.npy", shape, measured())
         np.save(beside / "moments.npy", np.concatenate(moments))
         (beside / "meta.json").write_text(json.dumps({"bad": bad}))
@@ -95,7 +95,7 @@ def store_pixels(folder: Path, shape: tuple[int, ...], chunks: Iterable[Pixels])
 
     Raises RunError, naming the folder, where the disk is full or not writable.
     """
-    with _writing(folder) as beside:
+    with writing(folder) as beside:
         _write_array(beside / "pixels.npy", shape, chunks)
     pixels = load_pixels(folder, shape)
     if pixels is None:
@@ -117,13 +117,13 @@ def remembered(folder: Path, compute: Callable[[], Any]) -> Any:
         return json.loads((folder / "meta.json").read_text())
     except (OSError, ValueError):
         value = compute()
-    with _writing(folder) as beside:
+    with writing(folder) as beside:
         (beside / "meta.json").write_text(json.dumps(value))
     return value
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[Path]:
+def writing(folder: Path) -> Iterator[Path]:
     """A new folder to write to, which replaces `folder` once it is complete."""
     try:
         with atomic_folder(folder, concurrent=True) as temporary:

@@ -11,6 +11,7 @@ from torch import Tensor
 from adautomix.data.color import Color as Color
 from adautomix.data.decoding.decoders import BadRows, DecoderPool
 from adautomix.data.decoding.worker_pool import ahead
+from adautomix.data.split_record import SplitRecord
 from adautomix.errors import RunError
 
 _CHUNK = 16  # images of a batch that one decoding process takes
@@ -69,6 +70,12 @@ class ImageData:
     """Whether mirrored images belong to the same class."""
     bad_files: tuple[str, ...]
     """Unreadable files that were left out."""
+    record: SplitRecord | None = None
+    """Which images are in which split, to be written into the run folder."""
+    notes: tuple[str, ...] = ()
+    """What was decided and passed over, for the data summary."""
+    warnings: tuple[str, ...] = ()
+    """What looks wrong with the data set, for the data summary."""
 
     def to(self, device: torch.device) -> Self:
         """The same set with its splits on `device`."""

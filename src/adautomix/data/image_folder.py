@@ -1,4 +1,4 @@
-"""A folder of images: decoded once into the cache, or at every reading if it is too big."""
+"""Listed image files: decoded once into the cache, or at every reading if it is too big."""
 
 import hashlib
 from collections.abc import Callable, Generator, Sequence
@@ -14,7 +14,7 @@ from adautomix.data.color import Color, Pixels, image_moments, mean_and_std
 from adautomix.data.dataset import SMALL, Collection, InMemory, OnDisk, Split, default_crop
 from adautomix.data.decoding.decoders import BadRows, DecoderPool, decode_all
 from adautomix.data.decoding.worker import is_readable
-from adautomix.data.listing import list_folder
+from adautomix.data.sources.listing import Listing
 from adautomix.errors import UsageError
 
 _LARGE = 224  # what the network sees of images that are larger or of several sizes
@@ -27,22 +27,22 @@ def stored_side(image_size: int) -> int:
 
 
 class ImageFolder:
-    """A folder of images and how it is read.
+    """Listed image files and how they are read.
 
     `image_size` None takes the images' own size where all are squares of one small size, else
-    224. Raises UsageError for what `list_folder` finds wrong.
+    224.
     """
 
     def __init__(
         self,
-        root: Path,
+        listing: Listing,
         *,
         image_size: int | None,
         workers: int | None,
         cache_dir: Path | None,
         progress: bool,
     ) -> None:
-        self.listing = list_folder(root)
+        self.listing = listing
         self.paths = [file.path for file in self.listing.files]
         self.workers = workers
         self.progress = progress

@@ -17,16 +17,20 @@ def partition(
     test_fraction: float,
     val_fraction: float,
     seed: int,
+    need_train: bool = True,
 ) -> dict[str, Tensor]:
     """Rows (int64, ascending, disjoint) of "train", "test" and perhaps "val".
 
     `given` holds the rows of the splits that the source has itself ("train", "test" and perhaps
     "val"), or "all". Only of "all" is a test set made: `test_fraction` of each class, and what
     `per_class` leaves out of training. `val_fraction` is held out of the training images that
-    are left. Every class keeps a training image. Images with several labels (`[n, K]`) are split
-    as if they were all of one class.
+    are left. Every class keeps a training image. Without `need_train`, a source that has only
+    "test" gets an empty "train". Images with several labels (`[n, K]`) are split as if they were
+    all of one class.
     """
     _check(given, per_class, test_fraction, val_fraction)
+    if need_train and not given.keys() & {"train", "all"}:
+        raise UsageError("the data set has test images only: evaluate on it, or add a train split")
     if labels.ndim == 2:
         if per_class is not None:
             raise UsageError(
@@ -34,7 +38,7 @@ def partition(
                 "it out"
             )
         labels = torch.zeros(len(labels), dtype=torch.int64)
-    splits = dict(given)
+    splits = {"train": torch.zeros(0, dtype=torch.int64)} | dict(given)
     if "all" in splits:
         everything = splits.pop("all")
         keep = _all_but(test_fraction)
@@ -48,7 +52,7 @@ def partition(
         keep = _all_but(val_fraction)
         splits["train"], splits["val"] = _take(splits["train"], labels, keep, seed, "val split")
     for name, rows in splits.items():
-        if not len(rows):
+        if not len(rows) and (need_train or name != "train"):
             raise UsageError(f"no image is left for the {name} split: every class has too few")
     return splits
 

@@ -11,13 +11,18 @@ from torch import nn
 from adautomix.config import TrainConfig, architecture_of, make_config
 from adautomix.data import ImageData
 from adautomix.data.color import Color
+from adautomix.data.split_record import SplitRecord
 from adautomix.device import pick_device
 from adautomix.errors import UsageError
 from adautomix.evaluation.target import EvalTarget, PixelNetwork, take_sample
 from adautomix.rng import generator_at
 from adautomix.runs.build import load_images
 from adautomix.runs.export import load_exported
-from adautomix.runs.trained import load_trained
+from adautomix.runs.folder import RunFolder
+from adautomix.runs.trained import TrainedRun, load_trained
+
+SPLIT_SETTINGS = ("per_class", "test_fraction", "val_fraction", "class_level", "class_names")
+"""Settings that decide which image is in which split and class."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,7 @@ def load_target(name: str, options: EvalOptions) -> EvalTarget:
 def target_from_run(path: Path, options: EvalOptions) -> EvalTarget:
     """Return student and teacher of a run, with the run's own data set or another one."""
     trained = load_trained(path, checkpoint=options.checkpoint, device=options.device)
-    values = trained.config.resolved() | dict(options.data)
-    data = load_images(make_config(values))
+    data = load_run_images(trained, options)
     check_classes(trained.classes, data, path.name)
     mean, std = trained.data_info["mean"], trained.data_info["std"]
     return make_target(
@@ -100,10 +104,55 @@ def target_from_run(path: Path, options: EvalOptions) -> EvalTarget:
     )
 
 
+def load_run_images(trained: TrainedRun, options: EvalOptions) -> ImageData:
+    """Return the images that a run trained on, with its own splits, or those of another data set.
+
+    The run's record of its splits is used wherever it applies, also for a copy of its images at
+    another place, so that training images are never taken for test images.
+
+    Raises:
+        UsageError: images have vanished or changed since the run started, or settings would draw
+            other splits.
+    """
+    own = trained.config.data
+    config = make_config(trained.config.resolved() | dict(options.data))
+    folder = RunFolder(trained.folder)
+    if not same_source(config.data, own):
+        record = moved_splits(folder, Path(config.data))
+        if record is None:
+            return load_images(config, evaluate_classes=trained.classes)
+        return load_images(config, record=record)
+    record = folder.splits()
+    redrawing = [name for name in SPLIT_SETTINGS if name in options.data]
+    if record is not None and redrawing:
+        raise UsageError(
+            f"{redrawing[0]} would draw other splits than {folder.path.name} trained on: leave it "
+            "out, or name other images with --data"
+        )
+    return load_images(config, record=record)
+
+
+def same_source(one: str, other: str) -> bool:
+    """Whether two values of the setting `data` are the same name or path."""
+    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+
+
+def moved_splits(folder: RunFolder, place: Path) -> SplitRecord | None:
+    """Return a run's splits of the same images at another place; None if they are not there."""
+    if not place.is_dir():
+        return None
+    try:
+        record = folder.splits(place.absolute())
+    except UsageError:
+        return None
+    return record if record is not None and record.listing is not None else None
+
+
 def target_from_export(folder: Path, options: EvalOptions) -> EvalTarget:
     """Return a model written by `adautomix export`."""
     model, config = load_exported(folder)
-    data = load_images(data_settings(options, {"image_size": config["image_size"]}))
+    settings = data_settings(options, {"image_size": config["image_size"]})
+    data = load_images(settings, evaluate_classes=config["classes"])
     check_classes(config["classes"], data, folder.name)
     network = PixelNetwork(model, tuple(config["mean"]), tuple(config["std"]))
     return make_target(
@@ -120,7 +169,8 @@ def target_from_timm(name: str, options: EvalOptions) -> EvalTarget:
     """Return a timm model with one output per class of the data set."""
     settings = data_settings(options, {})
     image_size = settings.image_size or timm_image_size(name)
-    data = load_images(settings.model_copy(update={"image_size": image_size}))
+    sized = settings.model_copy(update={"image_size": image_size})
+    data = load_images(sized, evaluate_classes=())
     model = build_timm(name, len(data.classes), data.image_size, options)
     trained = options.weights is not None or options.pretrained
     mean, std = timm_normalization(model) if trained else (data.mean, data.std)

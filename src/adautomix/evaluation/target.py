@@ -145,6 +145,8 @@ class EvalTarget:
                 digest.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())
         data = self.data
         digest.update(f"{data.name}/{data.image_size}/{self.seed}".encode())
+        if data.record is not None:
+            digest.update(data.record.digest().encode())
         for name, split in data.splits().items():
             digest.update(name.encode())
             digest.update(split.labels.cpu().numpy().tobytes())

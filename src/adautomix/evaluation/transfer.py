@@ -181,6 +181,11 @@ def load_transfer_data(target: EvalTarget, settings: TransferSettings) -> ImageD
     if settings.data is not None:
         config = make_run_config(target, settings, image_size=target.data.image_size)
         data = load_images(config, progress=False)
+    if not len(data.train):
+        raise UsageError(
+            f"{data.name} has test images only and transfer trains on a part: name a data set "
+            "with --transfer.data"
+        )
     train = take_sample(data.train, settings.images, target.generator("transfer/images"))
     if len(train.labels.unique()) < 2:
         raise UsageError(

@@ -1,5 +1,6 @@
 """Build the parts of a run from its settings: images, networks and batches."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from adautomix.config import TrainConfig
 from adautomix.data import ImageData, TrainBatches, load_data
 from adautomix.data.balance import class_weights
+from adautomix.data.split_record import SplitRecord
 from adautomix.distributed import main_process_first, rank, world_size
 from adautomix.ema import Teacher
 from adautomix.errors import UsageError
@@ -17,13 +19,30 @@ from adautomix.rng import seed_at
 from adautomix.runs.weights import load_backbone
 
 
-def load_images(config: TrainConfig, *, progress: bool = True) -> ImageData:
-    """Load the data set that the settings name; the main process fills the cache first."""
+def load_images(
+    config: TrainConfig,
+    *,
+    progress: bool = True,
+    data: Any = None,
+    record: SplitRecord | None = None,
+    evaluate_classes: Sequence[str] | None = None,
+) -> ImageData:
+    """Load the data set that the settings name; the main process fills the cache first.
+
+    Args:
+        config: the settings.
+        progress: show a bar while images are decoded.
+        data: PyTorch data sets to use instead of the one that the settings name.
+        record: the splits of an earlier run, which are used as they are.
+        evaluate_classes: see `load_data`.
+    """
     with main_process_first():
         return load_data(
-            config.data,
+            config.data if data is None else data,
             root=config.data_root,
             download=config.download,
+            class_level=config.class_level,
+            class_names=config.class_names,
             image_size=config.image_size,
             per_class=config.per_class,
             test_fraction=config.test_fraction,
@@ -32,6 +51,8 @@ def load_images(config: TrainConfig, *, progress: bool = True) -> ImageData:
             skip_bad=config.skip_bad,
             workers=config.workers,
             progress=progress,
+            record=record,
+            evaluate_classes=evaluate_classes,
         )
 
 

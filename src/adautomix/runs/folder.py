@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from adautomix.config import TrainConfig, make_config, read_yaml
 from adautomix.config.schema import DataSettings
+from adautomix.data.split_record import SplitRecord, read_record, write_record
 from adautomix.errors import UsageError, command_text
 from adautomix.files import TEMPORARY_SUFFIX, atomic_write, flush_to_disk, read_json
 from adautomix.runs.checkpoint import Checkpoint, newest_manifest, resumable_checkpoints
@@ -25,7 +26,16 @@ from adautomix.runs.records import (
 )
 from adautomix.runs.schema import DataInfo, Row, Summary
 
-UNSAVED = {"config.yaml", "data.json", "metrics.jsonl", "samples", "tensorboard", LOCK}
+UNSAVED = {
+    "config.yaml",
+    "data.json",
+    "data_summary.json",
+    "splits.jsonl.gz",
+    "metrics.jsonl",
+    "samples",
+    "tensorboard",
+    LOCK,
+}
 """What a run folder can hold before its first checkpoint."""
 
 
@@ -178,6 +188,21 @@ class RunFolder:
                 "train another run with another --out"
             )
 
+    def write_splits(self, record: SplitRecord) -> None:
+        """Write which images are in which split."""
+        write_record(record, self.path)
+
+    def splits(self, root: Path | None = None) -> SplitRecord | None:
+        """The splits that the run uses; None for a run that did not record them.
+
+        Args:
+            root: where the images are now, if their folder was moved or copied.
+
+        Raises:
+            UsageError: images have vanished or changed since the run started.
+        """
+        return read_record(self.path, root)
+
     def log(self, row: Row) -> None:
         """Append a row to `metrics.jsonl`."""
         append_row(self.metrics_path, row)
@@ -302,7 +327,8 @@ def delete_unsaved(path: Path) -> None:
 
 def unused_folder(config: TrainConfig) -> Path:
     """The first of `runs/<data>-<method>-s<seed>`, the same with `-2`, … that does not exist."""
-    base = Path("runs") / f"{Path(config.data).name}-{config.method}-s{config.seed}"
+    name = Path(config.data.rpartition(":")[2]).name  # without "hf:" or "python:"
+    base = Path("runs") / f"{name}-{config.method}-s{config.seed}"
     path, number = base, 2
     while path.exists():
         path, number = base.with_name(f"{base.name}-{number}"), number + 1

@@ -68,6 +68,18 @@ class TrainedRun:
         """The moving average of the trained network."""
         return self.networks["teacher"]
 
+    def split_files(self, split: str) -> list[str]:
+        """Return the image files of a split, "train", "val" or "test", as the run recorded them.
+
+        Raises:
+            UsageError: the run recorded no files, images have vanished or changed, or there is no
+                such split.
+        """
+        record = RunFolder(self.folder).splits()
+        if record is None:
+            raise UsageError(f"{self.folder} recorded no splits: name image files")
+        return record.files(split)
+
     def predict(
         self,
         images: Tensor | Sequence[Path | str] | Path | str,

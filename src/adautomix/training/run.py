@@ -5,12 +5,15 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
 
 from adautomix.commit import commit
 from adautomix.config import TrainConfig
+from adautomix.data import ImageData
+from adautomix.data.sources.objects import object_source
 from adautomix.device import describe_device, peak_memory_mib, pick_device, versions
 from adautomix.distributed import (
     barrier,
@@ -23,6 +26,7 @@ from adautomix.errors import AdAutoMixError, UsageError, command_text
 from adautomix.files import atomic_write, explain_full_disk
 from adautomix.runs.build import data_info, load_images
 from adautomix.runs.checkpoint import load_checkpoint, move_damaged_last, resumable_checkpoints
+from adautomix.runs.data_summary import summarize_data, write_data_summary
 from adautomix.runs.folder import RunFolder, delete_unsaved, pick_folder
 from adautomix.runs.lock import run_lock
 from adautomix.runs.schema import EpochRow, NetworkScores, Summary
@@ -44,13 +48,19 @@ class RunResult:
     summary: Summary
 
 
-def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> RunResult:
+def train(
+    config: TrainConfig, *, data: Any = None, quiet: bool = False, command: str = ""
+) -> RunResult:
     """Train one classifier and write a run folder.
 
     A run that was stopped before its first checkpoint is started again in the same folder.
 
     Args:
         config: the settings.
+        data: PyTorch data sets to train on instead of `config.data`: one, which is split, or
+            (train, test) or (train, val, test). Items are (image, label) pairs without random
+            augmentation; images are PIL images, or pixels as uint8 or as floats in [0, 1]. They
+            are read once and kept in the image cache, where `resume` and `evaluate` find them.
         quiet: show no progress.
         command: the command line, for the summary.
 
@@ -59,19 +69,33 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> Run
         RunError: the run could not continue; its checkpoints are kept.
     """
     init_distributed(pick_device(config.device))
+    if data is not None:
+        config = config.model_copy(update={"data": object_source(data)})
     path = broadcast_from_main(lambda: pick_folder(config))
-    data = load_images(config, progress=not quiet)
+    images = load_images(config, progress=not quiet, data=data)
     with explain_stop(path), only_writer(path):
         folder = broadcast_from_main(lambda: RunFolder.create(config, path))
         try:
-            trainer = Trainer(config, data, folder, quiet=quiet, command=command)
+            trainer = Trainer(config, images, folder, quiet=quiet, command=command)
         except AdAutoMixError:
             if is_main():
                 delete_unsaved(path)
             raise
         if is_main():
-            folder.write_data_info(data_info(data))
+            record_data(trainer, images)
         return run_to_end(trainer)
+
+
+def record_data(trainer: Trainer, images: ImageData) -> None:
+    """Write what the run knows of its images: facts, splits and a summary, which is shown."""
+    folder = trainer.folder
+    folder.write_data_info(data_info(images))
+    assert images.record is not None
+    folder.write_splits(images.record)
+    summary = summarize_data(images, trainer.config, trainer.device)
+    write_data_summary(summary, folder.path)
+    for line in summary.lines():
+        trainer.display.say(line)
 
 
 def only_writer(path: Path) -> AbstractContextManager[None]:
@@ -178,7 +202,7 @@ def open_run(path: Path, *, quiet: bool = False, command: str = "") -> Trainer:
     restored = broadcast_from_main(folder.restore_damaged)
     folder.check_unchanged(checkpoint)
     config = folder.config()
-    data = load_images(config, progress=not quiet)
+    data = load_images(config, progress=not quiet, record=folder.splits())
     folder.check_same_data(data_info(data))
     trainer = Trainer(config, data, folder, quiet=quiet, command=command, from_checkpoint=True)
     if is_main():

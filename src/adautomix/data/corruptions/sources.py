@@ -24,7 +24,7 @@ from adautomix.data.corruptions.corrupted import (
 )
 from adautomix.data.dataset import InMemory, OnDisk, Split
 from adautomix.data.decoding.decoders import DecoderPool
-from adautomix.data.listing import list_folder
+from adautomix.data.sources.folders import list_folder
 from adautomix.errors import UsageError
 
 _SMALLEST = 32  # pixels per side that the library takes

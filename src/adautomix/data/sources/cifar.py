@@ -7,42 +7,36 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from adautomix.errors import RunError, UsageError
+from adautomix.data.sources.listing import Arrays
+from adautomix.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Cifar:
-    """How one of the sets is laid out, and the field's constants for it."""
+    """File names and keys of one of the sets."""
 
-    folder: str
     train: tuple[str, ...]
     test: str
     meta: str
     labels: str
     names: str
-    torchvision: str
 
 
 CIFAR = {
     "cifar10": Cifar(
-        folder="cifar-10-batches-py",
         train=tuple(f"data_batch_{number}" for number in range(1, 6)),
         test="test_batch",
         meta="batches.meta",
         labels="labels",
         names="label_names",
-        torchvision="CIFAR10",
     ),
     "cifar100": Cifar(
-        folder="cifar-100-python",
         train=("train",),
         test="test",
         meta="meta",
         labels="fine_labels",
         names="fine_label_names",
-        torchvision="CIFAR100",
     ),
 }
 # What published figures were made with, for both sets. The deviations are means over images of
@@ -51,22 +45,17 @@ MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2023, 0.1994, 0.2010)
 
 
-def read_cifar(
-    name: str, root: Path, download: bool
-) -> tuple[tuple[str, ...], Tensor, Tensor, dict[str, Tensor]]:
-    """Class names, images uint8 `[n, 32, 32, 3]`, labels int64 `[n]`, rows of train and test.
+def read_cifar(name: str, folder: Path) -> Arrays:
+    """Return the images and the official split of CIFAR-10 or CIFAR-100.
 
-    Raises UsageError where the files are missing or damaged, RunError where a download fails.
+    Args:
+        name: "cifar10" or "cifar100".
+        folder: the unpacked archive.
+
+    Raises:
+        UsageError: a file is missing or damaged.
     """
     layout = CIFAR[name]
-    folder = root / layout.folder
-    if not folder.is_dir():
-        if not download:
-            raise UsageError(
-                f"{name} is not at {folder}: name the folder that holds {layout.folder} with "
-                "--data-root, or fetch it with --download"
-            )
-        _download(layout, root)
     names = _unpickle(folder / layout.meta)[layout.names]
     batches = [_unpickle(folder / part) for part in (*layout.train, layout.test)]
     flat = np.concatenate([batch["data"] for batch in batches])
@@ -74,19 +63,15 @@ def read_cifar(
     labels = torch.tensor([label for batch in batches for label in batch[layout.labels]])
     test = len(batches[-1]["data"])
     rows = torch.arange(len(labels))
-    return tuple(names), images, labels, {"train": rows[:-test], "test": rows[-test:]}
-
-
-def _download(layout: Cifar, root: Path) -> None:
-    import torchvision  # late: it takes most of a second
-
-    try:
-        getattr(torchvision.datasets, layout.torchvision)(str(root), download=True)
-    except (OSError, RuntimeError) as error:
-        raise RunError(
-            f"could not download {layout.torchvision} into {root}: {error}; put "
-            f"{layout.folder} there by hand, or try again"
-        ) from error
+    return Arrays(
+        name,
+        tuple(names),
+        images,
+        labels,
+        {"train": rows[:-test], "test": rows[-test:]},
+        mean=MEAN,
+        std=STD,
+    )
 
 
 class _DataUnpickler(pickle.Unpickler):

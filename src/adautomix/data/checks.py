@@ -1,0 +1,71 @@
+"""What is probably wrong with the splits of a data set, as sentences for the data summary."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from adautomix.data.sources.listing import Listing, count
+
+FEW = 10
+"""Test images per class below which an accuracy per class says little."""
+
+
+def split_warnings(
+    classes: tuple[str, ...], labels: Tensor, rows: Mapping[str, Tensor], listing: Listing | None
+) -> tuple[str, ...]:
+    """Return warnings about identical files and about classes with few test images."""
+    tested = labels[rows["test"]].bincount(minlength=len(classes)).tolist()
+    found = [] if listing is None else _identical_files(listing, rows)
+    untested = [name for name, images in zip(classes, tested, strict=True) if not images]
+    if untested:
+        number = count(len(untested), "class has", "classes have")
+        found.append(f"{number} no test image: {_some(untested)}")
+    few = [(images, name) for images, name in zip(tested, classes, strict=True) if 0 < images < FEW]
+    if few:
+        number = count(len(few), "class has", "classes have")
+        fewest, name = min(few)
+        found.append(f"{number} fewer than {FEW} test images; {name!r} has {fewest}")
+    return tuple(found)
+
+
+def _identical_files(listing: Listing, rows: Mapping[str, Tensor]) -> list[str]:
+    """Warnings about files with the same content in train and test, or in two classes."""
+    if not listing.hashes:
+        return []
+    split_of = {row: split for split, some in rows.items() for row in some.tolist()}
+    same: dict[str, list[int]] = defaultdict(list)
+    for row in split_of:
+        same[listing.hashes[row]].append(row)
+    leaks: list[tuple[int, int]] = []
+    clashes: list[tuple[int, int]] = []
+    for group in same.values():
+        if len(group) > 1:
+            leaks += _differing(group, split_of, {"train", "test"})
+            clashes += _differing(group, listing.labels, None)
+    found = []
+    if leaks:
+        images = count(len(leaks), "image is", "images are")
+        found.append(f"{images} in train and in test: {_pair(listing, leaks[0])}")
+    if clashes:
+        images = count(len(clashes), "image is", "images are")
+        found.append(f"{images} in two classes: {_pair(listing, clashes[0])}")
+    return found
+
+
+def _differing(
+    group: list[int], kind_of: Mapping[int, str] | Sequence[int], among: set[str] | None
+) -> list[tuple[int, int]]:
+    """The first two rows of a group that are of different kinds, in a list; else an empty one."""
+    rows = [row for row in group if among is None or kind_of[row] in among]
+    other = next((row for row in rows if kind_of[row] != kind_of[rows[0]]), None)
+    return [] if other is None else [(rows[0], other)]
+
+
+def _pair(listing: Listing, rows: tuple[int, int]) -> str:
+    first, second = (listing.files[row].path for row in rows)
+    return f"{first} equals {second}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")

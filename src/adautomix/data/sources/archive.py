@@ -1,0 +1,121 @@
+"""A published data set: its names, its folder, how it is recognized, checked and obtained."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from adautomix.data.sources.listing import Found, Listing, count
+from adautomix.data.sources.torchvision_sets import download_with_torchvision
+from adautomix.errors import UsageError
+
+
+def has(*names: str) -> Callable[[Path], bool]:
+    """Return a test for a folder: whether it holds all of these files, or folders ("images/")."""
+    return lambda folder: all(
+        (folder / name).is_dir() if name.endswith("/") else (folder / name).is_file()
+        for name in names
+    )
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A published data set, unpacked as its archive is.
+
+    Attributes:
+        name: what `--data` calls it.
+        title: what it is called in papers.
+        read: reads the unpacked folder.
+        folders: names of the unpacked folder below `--data-root`, the published one first.
+        recognizes: whether a folder is this archive's, by the files it holds.
+        images: published number of images per split.
+        classes: published number of classes.
+        where: where to get it.
+        torchvision: class of torchvision that downloads it; "" if there is no public address.
+        aliases: other names for `--data`.
+    """
+
+    name: str
+    title: str
+    read: Callable[[Path], Found]
+    folders: tuple[str, ...]
+    recognizes: Callable[[Path], bool]
+    images: Mapping[str, int]
+    classes: int
+    where: str
+    torchvision: str = ""
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """One line for the table of data sets."""
+        counts = ", ".join(f"{number:,} {split}" for split, number in self.images.items())
+        how = "--download fetches it" if self.torchvision else f"from {self.where}"
+        return f"{self.title}: {self.classes:,} classes, {counts}; {self.folders[0]}/, {how}"
+
+    def find(self, root: Path) -> Path | None:
+        """Return the unpacked folder below a root, or the root if it is that folder itself."""
+        places = [root / folder for folder in self.folders if (root / folder).is_dir()]
+        whole = [place for place in (*places, root) if self.recognizes(place)]
+        return next(iter((*whole, *places)), None)
+
+    def download(self, root: Path) -> Path:
+        """Download the archive below a root and return its folder.
+
+        Raises:
+            UsageError: it has no public address.
+            RunError: the download failed.
+        """
+        if not self.torchvision:
+            raise UsageError(f"{self.name} has no public download: get it from {self.where}")
+        download_with_torchvision(self.torchvision, root)
+        folder = self.find(root)
+        if folder is None:
+            raise UsageError(f"the download of {self.title} left nothing in {root}: try again")
+        return folder
+
+    def missing(self, root: Path) -> str:
+        """Return the error message for an archive that is not below a root."""
+        fetch = "fetch it with --download" if self.torchvision else f"get it from {self.where}"
+        return (
+            f"{self.name} is not at {root / self.folders[0]}: name the folder that holds "
+            f"{self.folders[0]} with --data-root, or {fetch}"
+        )
+
+    def open(self, folder: Path) -> Found:
+        """Read the archive and compare its counts with the published ones.
+
+        Raises:
+            UsageError: files are missing or damaged.
+        """
+        found = self.read(folder)
+        differing = tuple(self._differences(found))
+        if isinstance(found, Listing):
+            return replace(found, name=self.name, warnings=(*found.warnings, *differing))
+        return replace(found, warnings=(*found.warnings, *differing))
+
+    def _differences(self, found: Found) -> list[str]:
+        """One sentence per count that is not the published one."""
+        here = {split: len(rows) for split, rows in found.given.items()}
+        differing = [
+            f"{count(here.get(split, 0), f'{split} image')} of {self.title} here, "
+            f"{published:,} as published: is the copy complete?"
+            for split, published in self.images.items()
+            if here.get(split, 0) != published
+        ]
+        if len(found.classes) != self.classes:
+            classes = count(len(found.classes), "class", "classes")
+            differing.append(f"{classes} of {self.title} here, {self.classes:,} as published")
+        return differing
+
+
+def enclosing(archives: Mapping[str, Archive], path: Path) -> tuple[Archive, Path] | None:
+    """Return the archive that a folder is, holds or is a part of, and the archive's folder."""
+    for folder in (path, *path.parents[:3]):
+        for archive in archives.values():
+            if archive.recognizes(folder):
+                return archive, folder
+    for archive in archives.values():
+        for name in archive.folders:
+            if archive.recognizes(path / name):
+                return archive, path / name
+    return None

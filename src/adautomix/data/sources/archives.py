@@ -1,0 +1,166 @@
+"""The table of published data sets: a new archive is one reader and one entry here."""
+
+from functools import partial
+
+from adautomix.data.sources.aircraft import read_aircraft
+from adautomix.data.sources.archive import Archive, has
+from adautomix.data.sources.cars import is_cars, read_cars
+from adautomix.data.sources.cifar import read_cifar
+from adautomix.data.sources.cifar_c import is_cifar_c, read_cifar_c
+from adautomix.data.sources.cub import read_cub
+from adautomix.data.sources.imagenet import is_imagenet, read_imagenet
+from adautomix.data.sources.tiny_imagenet import read_tiny_imagenet
+from adautomix.data.sources.torchvision_sets import read_dtd, read_flowers, read_food, read_pets
+
+ARCHIVES = {
+    archive.name: archive
+    for archive in (
+        Archive(
+            name="cifar10",
+            title="CIFAR-10",
+            read=partial(read_cifar, "cifar10"),
+            folders=("cifar-10-batches-py",),
+            recognizes=has("data_batch_1", "batches.meta"),
+            images={"train": 50_000, "test": 10_000},
+            classes=10,
+            where="www.cs.toronto.edu/~kriz/cifar.html",
+            torchvision="CIFAR10",
+        ),
+        Archive(
+            name="cifar100",
+            title="CIFAR-100",
+            read=partial(read_cifar, "cifar100"),
+            folders=("cifar-100-python",),
+            recognizes=has("train", "test", "meta"),
+            images={"train": 50_000, "test": 10_000},
+            classes=100,
+            where="www.cs.toronto.edu/~kriz/cifar.html",
+            torchvision="CIFAR100",
+        ),
+        Archive(
+            name="tiny-imagenet-200",
+            title="Tiny-ImageNet",
+            read=read_tiny_imagenet,
+            folders=("tiny-imagenet-200",),
+            recognizes=has("wnids.txt", "val/val_annotations.txt"),
+            images={"train": 100_000, "test": 10_000},
+            classes=200,
+            where="cs231n.stanford.edu/tiny-imagenet-200.zip",
+            aliases=("tiny-imagenet", "tinyimagenet"),
+        ),
+        Archive(
+            name="imagenet",
+            title="ImageNet-1K",
+            read=read_imagenet,
+            folders=("imagenet", "ILSVRC2012", "imagenet-1k", "ILSVRC"),
+            recognizes=is_imagenet,
+            images={"train": 1_281_167, "test": 50_000},
+            classes=1_000,
+            where="image-net.org (ILSVRC 2012, after signing in)",
+            aliases=("imagenet-1k", "imagenet1k"),
+        ),
+        Archive(
+            name="cub200",
+            title="CUB-200-2011",
+            read=read_cub,
+            folders=("CUB_200_2011",),
+            recognizes=has("images.txt", "image_class_labels.txt", "train_test_split.txt"),
+            images={"train": 5_994, "test": 5_794},
+            classes=200,
+            where="data.caltech.edu/records/65de6-vp158",
+            aliases=("cub", "cub-200-2011"),
+        ),
+        Archive(
+            name="aircraft",
+            title="FGVC-Aircraft",
+            read=read_aircraft,
+            folders=("fgvc-aircraft-2013b",),
+            recognizes=has("data/variants.txt", "data/images/"),
+            images={"train": 6_667, "test": 3_333},
+            classes=100,
+            where="www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft",
+            torchvision="FGVCAircraft",
+            aliases=("fgvc-aircraft",),
+        ),
+        Archive(
+            name="cars",
+            title="Stanford Cars",
+            read=read_cars,
+            folders=("stanford_cars", "stanford-cars-dataset"),
+            recognizes=is_cars,
+            images={"train": 8_144, "test": 8_041},
+            classes=196,
+            where="kaggle.com/datasets/jessicali9530/stanford-cars-dataset",
+            aliases=("stanford-cars",),
+        ),
+        Archive(
+            name="dtd",
+            title="Describable Textures",
+            read=read_dtd,
+            folders=("dtd/dtd", "dtd"),
+            recognizes=has("images/", "labels/train1.txt"),
+            images={"train": 1_880, "val": 1_880, "test": 1_880},
+            classes=47,
+            where="www.robots.ox.ac.uk/~vgg/data/dtd",
+            torchvision="DTD",
+        ),
+        Archive(
+            name="flowers102",
+            title="Oxford Flowers-102",
+            read=read_flowers,
+            folders=("flowers-102",),
+            recognizes=has("jpg/", "setid.mat"),
+            images={"train": 1_020, "val": 1_020, "test": 6_149},
+            classes=102,
+            where="www.robots.ox.ac.uk/~vgg/data/flowers/102",
+            torchvision="Flowers102",
+            aliases=("flowers", "flowers-102"),
+        ),
+        Archive(
+            name="pets",
+            title="Oxford-IIIT Pets",
+            read=read_pets,
+            folders=("oxford-iiit-pet",),
+            recognizes=has("images/", "annotations/trainval.txt"),
+            images={"train": 3_680, "test": 3_669},
+            classes=37,
+            where="www.robots.ox.ac.uk/~vgg/data/pets",
+            torchvision="OxfordIIITPet",
+            aliases=("oxford-pets", "oxford-iiit-pet"),
+        ),
+        Archive(
+            name="food101",
+            title="Food-101",
+            read=read_food,
+            folders=("food-101",),
+            recognizes=has("images/", "meta/train.json"),
+            images={"train": 75_750, "test": 25_250},
+            classes=101,
+            where="data.vision.ee.ethz.ch/cvl/datasets_extra/food-101",
+            torchvision="Food101",
+            aliases=("food-101",),
+        ),
+        Archive(
+            name="cifar10-c",
+            title="CIFAR-10-C",
+            read=partial(read_cifar_c, "cifar10-c"),
+            folders=("CIFAR-10-C",),
+            recognizes=is_cifar_c("CIFAR-10-C"),
+            images={"test": 750_000},
+            classes=10,
+            where="zenodo.org/records/2535967",
+            aliases=("cifar10c", "cifar-10-c"),
+        ),
+        Archive(
+            name="cifar100-c",
+            title="CIFAR-100-C",
+            read=partial(read_cifar_c, "cifar100-c"),
+            folders=("CIFAR-100-C",),
+            recognizes=is_cifar_c("CIFAR-100-C"),
+            images={"test": 750_000},
+            classes=100,
+            where="zenodo.org/records/3555552",
+            aliases=("cifar100c", "cifar-100-c"),
+        ),
+    )
+}

@@ -1,0 +1,330 @@
+"""What a source finds: image files with their labels, or arrays that are in memory already."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from torch import Tensor
+
+from adautomix.errors import UsageError
+
+IMAGE_TYPES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".gif",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".avif",
+)
+"""Suffixes of files that are taken for images."""
+
+TRIED_TYPES = ("", ".jfif", ".jpe", ".jp2", ".j2k")
+"""Suffixes of files that are images if their first bytes say so."""
+
+SYSTEM_FOLDERS = ("@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information")
+"""Folders that file managers and network drives leave among the images."""
+
+_ADVICE = {
+    ".heic": "install pillow-heif and convert them to JPEG",
+    ".heif": "install pillow-heif and convert them to JPEG",
+    ".dng": "develop them to JPEG or TIFF",
+    ".svg": "render them to PNG",
+    ".pdf": "render them to PNG",
+    ".mp4": "extract frames as JPEG",
+    ".mov": "extract frames as JPEG",
+    ".zip": "unpack it",
+    ".tar": "unpack it",
+    ".gz": "unpack it",
+    ".tgz": "unpack it",
+}
+_SIGNATURES = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n",
+    b"GIF8",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"\0\0\0\x0cjP  ",
+    b"\xff\x4f\xff\x51",
+)
+
+
+class ImageFile(NamedTuple):
+    """An image file as its folder lists it."""
+
+    path: str
+    size: int
+    modified: int
+    """Nanoseconds."""
+    changed: int = 0
+    """Nanoseconds; set by the system at every change of content, name or time."""
+    inode: int = 0
+
+
+@dataclass
+class PassedOver:
+    """What a reader left out, counted."""
+
+    hidden: int = 0
+    system: Counter[str] = field(default_factory=Counter)
+    """Folders of the system, by name."""
+    types: Counter[str] = field(default_factory=Counter)
+    """Files that are not taken for images, by suffix."""
+    tried: int = 0
+    """Files without a usual suffix that are images by their content."""
+    links: int = 0
+    """Links to folders that were listed already."""
+
+    def sentences(self) -> tuple[str, ...]:
+        """One sentence per kind of thing that was left out."""
+        found = []
+        if self.hidden:
+            hidden = count(self.hidden, "hidden file or folder", "hidden files or folders")
+            found.append(f"passed over {hidden}")
+        for name, number in sorted(self.system.items()):
+            found.append(f"passed over {count(number, 'folder')} named {name}")
+        for suffix, number in sorted(self.types.items()):
+            advice = f": {_ADVICE[suffix]}" if suffix in _ADVICE else ""
+            kind = f"{suffix} file" if suffix else "suffixless file"
+            found.append(f"passed over {count(number, kind)}{advice}")
+        if self.tried:
+            unusual = count(self.tried, "file")
+            found.append(f"took {unusual} without a usual suffix for images by their content")
+        if self.links:
+            found.append(f"passed over {count(self.links, 'link')} to folders that count already")
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The image files of a data set with their labels.
+
+    Attributes:
+        root: folder that the paths are shown relative to.
+        classes: names of the classes; a label is the index of one.
+        files: every image file.
+        labels: the label of each file.
+        given: rows of "train", "test" and "val", of those that the source has; or of "all" where
+            the source has no splits of its own.
+        name: name of the data set; "" stands for that of the folder.
+        crop_bottom: pixels that are cut off the bottom of every image before anything else.
+        notes: what was passed over and decided, one sentence each, for the data summary.
+        warnings: what looks wrong, one sentence each.
+        hashes: hash of the content of each file; empty if it was not computed.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    files: list[ImageFile]
+    labels: list[int]
+    given: dict[str, Sequence[int]]
+    name: str = ""
+    crop_bottom: int = 0
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    hashes: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """Hash that changes with the content, the order and the preparation of the images.
+
+        Without `hashes` of the content, it depends on what the system records of each file: two
+        folders never have the same, but a copy of a folder has another one as well.
+        """
+        digest = hashlib.blake2b(f"crop_bottom={self.crop_bottom}".encode(), digest_size=16)
+        if self.hashes:
+            digest.update("".join(self.hashes).encode())
+        else:
+            digest.update(self.identity().encode())
+        return digest.hexdigest()
+
+    def identity(self) -> str:
+        """Hash that changes when any file is added, removed, moved, replaced or written to."""
+        digest = hashlib.blake2b(digest_size=16)
+        start = len(str(self.root))
+        for path, *facts in self.files:
+            digest.update(os.fsencode(f"{path[start:]}\0{facts}\0"))
+        return digest.hexdigest()
+
+    def noting(self, *notes: str) -> Self:
+        """The same listing with further notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """The images of a data set that are read into memory as a whole.
+
+    Attributes:
+        name: name of the data set.
+        classes: names of the classes; a label is the index of one.
+        images: uint8 `[n, S, S, 3]`.
+        labels: int64 `[n]`.
+        given: int64 rows of "train", "test" and "val", of those that the source has, or of "all".
+        padding: the padding of random crops that suits the images, as a fraction of their side.
+        flip: whether mirrored images belong to the same class.
+        mean: mean of each channel that published figures were made with, of pixels in [0, 1];
+            None measures it.
+        std: likewise the standard deviation.
+        notes: see `Listing`.
+        warnings: see `Listing`.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    images: Tensor
+    labels: Tensor
+    given: dict[str, Tensor]
+    padding: float = 1 / 8
+    flip: bool = True
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def noting(self, *notes: str) -> Self:
+        """The same arrays with further notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
+
+Found = Listing | Arrays
+"""What a source gives."""
+
+
+def image_file(path: str | os.PathLike[str]) -> ImageFile:
+    """Return what the system records of a file.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    return recorded(os.fspath(path), Path(path).stat())
+
+
+def recorded(path: str, status: os.stat_result) -> ImageFile:
+    """Return what a status says about a file."""
+    return ImageFile(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+def from_splits(
+    root: Path,
+    classes: Sequence[str],
+    splits: Mapping[str, Iterable[tuple[str | os.PathLike[str], int]]],
+    name: str = "",
+) -> Listing:
+    """Return a listing of (path, label) pairs by split, in their order.
+
+    Raises:
+        UsageError: files are missing; the message names the first one and counts them.
+    """
+    files: list[ImageFile] = []
+    labels: list[int] = []
+    given: dict[str, Sequence[int]] = {}
+    missing: list[str] = []
+    for split, pairs in splits.items():
+        begin = len(files)
+        for path, label in pairs:
+            try:
+                files.append(image_file(path))
+                labels.append(label)
+            except OSError:
+                missing.append(os.fspath(path))
+        given[split] = range(begin, len(files))
+    if missing:
+        raise UsageError(
+            f"{missing[0]} is missing (one of {len(missing)} missing images of "
+            f"{name or root.name}): unpack the data set again"
+        )
+    return Listing(root, tuple(classes), files, labels, given, name)
+
+
+def walk_images(
+    folder: Path, passed: PassedOver, seen: set[tuple[int, int]]
+) -> Iterator[tuple[Path, ImageFile]]:
+    """Yield (folder, image) for the images in a folder and below.
+
+    Links to folders are followed; a folder whose (device, inode) is in `seen` is not listed
+    again, so that links can neither loop nor count images twice.
+    """
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if is_left_out(entry.name, passed):
+                    continue
+                if entry.is_dir():
+                    if first_visit(entry.path, passed, seen):
+                        waiting.append(Path(entry.path))
+                elif is_image(entry.path, passed):
+                    yield here, _listed(entry)
+
+
+def is_left_out(name: str, passed: PassedOver) -> bool:
+    """Whether a file or folder is hidden or belongs to the system; it is counted if so."""
+    if name in SYSTEM_FOLDERS:
+        passed.system[name] += 1
+        return True
+    if name.startswith("."):
+        passed.hidden += 1
+        return True
+    return False
+
+
+def first_visit(folder: str | Path, passed: PassedOver, seen: set[tuple[int, int]]) -> bool:
+    """Whether a folder was not visited before; from now on it was."""
+    key = folder_key(folder)
+    if key in seen:
+        passed.links += 1
+        return False
+    seen.add(key)
+    return True
+
+
+def folder_key(folder: str | Path) -> tuple[int, int]:
+    """Device and inode of a folder, which all links to it share."""
+    status = Path(folder).stat()
+    return status.st_dev, status.st_ino
+
+
+def is_image(path: str, passed: PassedOver) -> bool:
+    """Whether a file is taken for an image; what decides or excludes it is counted."""
+    name = path.rpartition(os.sep)[2]
+    suffix = "." + name.rpartition(".")[2].lower() if "." in name else ""
+    if suffix in IMAGE_TYPES:
+        return True
+    if suffix in TRIED_TYPES and _starts_like_an_image(path):
+        passed.tried += 1
+        return True
+    passed.types[suffix] += 1
+    return False
+
+
+def _starts_like_an_image(path: str) -> bool:
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(16)
+    except OSError:
+        return False
+    webp = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
+    portable = start[:1] == b"P" and start[1:2] in b"123456" and start[2:3].isspace()
+    return webp or portable or start[4:12] == b"ftypavif" or start.startswith(_SIGNATURES)
+
+
+def _listed(entry: os.DirEntry[str]) -> ImageFile:
+    try:
+        return recorded(entry.path, entry.stat())
+    except OSError:  # a link to nowhere: it will be named as unreadable when it is decoded
+        return ImageFile(entry.path, 0, 0)
+
+
+def count(number: int, one: str, several: str | None = None) -> str:
+    """Return a number with its noun, such as "1 image" or "1,200 images"."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"

@@ -1,0 +1,210 @@
+"""Which images of a source are in which split: written into a run folder, and read from there.
+
+`splits.jsonl.gz` holds a first line of facts and then a line per image file: path, label, split
+(null for an image in none), size, time of modification and hash. Images that come as arrays are
+recorded by their row numbers and one hash of all pixels.
+"""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adautomix.data.sources.content import content_hash
+from adautomix.data.sources.listing import Arrays, Found, ImageFile, Listing, image_file
+from adautomix.errors import UsageError
+from adautomix.files import atomic_write
+
+FILE = "splits.jsonl.gz"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """The exact images and labels of each split.
+
+    Attributes:
+        source: what `--data` named.
+        rows: int64 rows of the images of each split, "train", "test" and perhaps "val".
+        listing: the image files that the rows count; None for arrays.
+        content: hash of all pixels of arrays; "" for files.
+    """
+
+    source: str
+    rows: Mapping[str, Tensor]
+    listing: Listing | None = None
+    content: str = ""
+
+    def digest(self) -> str:
+        """Return a hash of the content and labels of the images of every split."""
+        digest = hashlib.blake2b(self.content.encode(), digest_size=8)
+        for split, rows in self.rows.items():
+            digest.update(split.encode())
+            digest.update(rows.numpy().tobytes())
+        if self.listing is not None:
+            digest.update(self.listing.fingerprint().encode())
+        return digest.hexdigest()
+
+    def files(self, split: str) -> list[str]:
+        """Return the paths of the image files of a split, in its order.
+
+        Raises:
+            UsageError: the images are not files, or there is no such split.
+        """
+        if self.listing is None:
+            raise UsageError(f"the images of {self.source} are not files: name image files")
+        if split not in self.rows:
+            raise UsageError(f"there is no split {split!r}: use {', '.join(self.rows)}")
+        return [self.listing.files[row].path for row in self.rows[split].tolist()]
+
+
+def record_of(source: str, found: Found, rows: Mapping[str, Tensor]) -> SplitRecord:
+    """Return the record of the splits of what a source gave."""
+    if isinstance(found, Listing):
+        return SplitRecord(source, rows, found)
+    return SplitRecord(source, rows, content=array_hash(found))
+
+
+def array_hash(arrays: Arrays) -> str:
+    """Return a hash of all pixels and labels of arrays."""
+    digest = hashlib.blake2b(arrays.images.numpy().data, digest_size=16)
+    digest.update(arrays.labels.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_record(record: SplitRecord, folder: Path) -> None:
+    """Write a record into a run folder."""
+    with (
+        atomic_write(folder / FILE) as temporary,
+        temporary.open("wb") as raw,
+        # A fixed time in the header makes equal records equal files.
+        gzip.GzipFile("", "wb", compresslevel=3, fileobj=raw, mtime=0) as packed,
+        io.TextIOWrapper(packed, encoding="utf-8", errors="surrogateescape") as text,
+    ):
+        for line in _lines(record):
+            text.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _lines(record: SplitRecord) -> Iterator[Any]:
+    facts: dict[str, Any] = {"version": VERSION, "source": record.source}
+    listing = record.listing
+    if listing is None:
+        rows = {split: rows.tolist() for split, rows in record.rows.items()}
+        yield facts | {"content": record.content, "rows": rows}
+        return
+    yield facts | {
+        "root": str(listing.root),
+        "name": listing.name,
+        "classes": listing.classes,
+        "crop_bottom": listing.crop_bottom,
+        "splits": list(record.rows),
+    }
+    split_of = {row: split for split, rows in record.rows.items() for row in rows.tolist()}
+    root = f"{listing.root}{os.sep}"
+    for row, (file, label) in enumerate(zip(listing.files, listing.labels, strict=True)):
+        content = listing.hashes[row] if listing.hashes else None
+        path, split = file.path.removeprefix(root), split_of.get(row)
+        yield [path, label, split, file.size, file.modified, content]
+
+
+def read_record(folder: Path, root: Path | None = None) -> SplitRecord | None:
+    """Return the record in a run folder, checked against the files; None in a run of old.
+
+    Args:
+        folder: the run folder.
+        root: where the images are now, if their folder was moved or copied.
+
+    Raises:
+        UsageError: the record is damaged, or images have vanished or changed since it was written.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", errors="surrogateescape") as file:
+            facts, *lines = (json.loads(line) for line in file)
+        if "content" in facts:
+            rows = {split: torch.tensor(rows) for split, rows in facts["rows"].items()}
+            return SplitRecord(facts["source"], rows, content=facts["content"])
+        return _record_of_files(facts, lines, root or Path(facts["root"]))
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is damaged ({error}): train the run again") from None
+
+
+def _record_of_files(
+    facts: Mapping[str, Any], lines: Sequence[list[Any]], root: Path
+) -> SplitRecord:
+    files: list[ImageFile] = []
+    labels: list[int] = []
+    hashes: list[str] = []
+    rows: dict[str, list[int]] = {split: [] for split in facts["splits"]}
+    problems: list[str] = []
+    for path, label, split, size, modified, content in lines:
+        recorded = ImageFile(str(root / path), size, modified)
+        file = _unchanged(recorded, content, problems if split else [])
+        if file is None:
+            continue
+        if split:
+            rows[split].append(len(files))
+        files.append(file)
+        labels.append(label)
+        if content is not None:
+            hashes.append(content)
+    if problems:
+        raise UsageError(
+            f"{problems[0]} since the run started (one of {len(problems)} such images): restore "
+            "it, or train a new run"
+        )
+    listing = Listing(
+        root,
+        tuple(facts["classes"]),
+        files,
+        labels,
+        dict(rows),
+        facts["name"],
+        facts["crop_bottom"],
+        hashes=tuple(hashes),
+    )
+    tensors = {split: torch.tensor(some, dtype=torch.int64) for split, some in rows.items()}
+    return SplitRecord(facts["source"], tensors, listing)
+
+
+def _unchanged(recorded: ImageFile, content: str | None, problems: list[str]) -> ImageFile | None:
+    """The file as it is now; None and a problem if it has vanished or changed."""
+    try:
+        now = image_file(recorded.path)
+    except OSError:
+        problems.append(f"{recorded.path} has vanished")
+        return None
+    same = now.size == recorded.size and now.modified == recorded.modified
+    if not same and content is not None:  # a copied or touched file has another time
+        same = content_hash(now) == content
+    if not same:
+        problems.append(f"{recorded.path} has changed")
+        return None
+    return now
+
+
+def recorded_source(record: SplitRecord, found: Found | None) -> Found:
+    """Return what a record lists; for arrays, what its source gives now, if it is the same.
+
+    Raises:
+        UsageError: the pixels or labels of arrays have changed.
+    """
+    if record.listing is not None:
+        return record.listing
+    assert isinstance(found, Arrays)
+    if array_hash(found) != record.content:
+        raise UsageError(
+            f"the images of {record.source} have changed since the run started: restore them, or "
+            "train a new run"
+        )
+    return replace(found, given=dict(record.rows))
