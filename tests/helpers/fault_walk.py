@@ -29,10 +29,12 @@ from adautomix.config import TrainConfig, load_config
 from adautomix.data import load_data
 from adautomix.errors import AdAutoMixError, RunError, UsageError
 from adautomix.evaluation.api import evaluate
+from adautomix.reporting.comparison import compare_runs
 from adautomix.reporting.page import write_page
 from adautomix.runs.api import export
 from adautomix.runs.checkpoint import read_manifest
 from adautomix.runs.folder import RunFolder
+from adautomix.runs.records import read_runs
 from adautomix.training.api import compare
 from adautomix.training.run import resume, train
 
@@ -116,7 +118,7 @@ def scenarios(images: Path) -> dict[str, Scenario]:
         export(root / "run", root / "exported")
 
     def report_run(root: Path) -> None:
-        write_page([root / "run"], root / "report.html")
+        write_page(compare_runs(read_runs([root / "run"])), root / "report.html")
 
     return {
         "train": Scenario(
