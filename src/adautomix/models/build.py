@@ -86,7 +86,8 @@ def check_forward(model: Classifier) -> None:
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         meta = {name: torch.empty_like(value, device="meta") for name, value in tensors.items()}
         with evaluating(model):
-            logits = functional_call(model, meta, (torch.empty(shape, device="meta"),))
+            image = torch.empty(shape, device="meta")
+            logits = functional_call(model, meta, (image, next(iter(model.heads))))
     except Exception:  # a network that holds tensors outside of its buffers cannot run like that
         logits = run_on_blank_image(model, shape)
     if not isinstance(logits, Tensor) or logits.shape != (1, model.num_classes):
@@ -104,7 +105,7 @@ def run_on_blank_image(model: Classifier, shape: tuple[int, ...]) -> Tensor:
     """
     try:
         with evaluating(model):
-            logits: Tensor = model(torch.zeros(shape))
+            logits: Tensor = model(torch.zeros(shape), next(iter(model.heads)))
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise UsageError(
