@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.transforms.v2 import functional as tvf
 
 from adautomix.errors import UsageError
 from adautomix.models import frozen_running_stats
@@ -186,6 +185,9 @@ def normalize_max(maps: Tensor) -> Tensor:
 
 def gaussian_blur(maps: Tensor, kernel_size: int, sigma: float) -> Tensor:
     """Blur maps `[B, H, W]` with a Gaussian kernel, mirrored at the borders."""
+    # Imported here because it takes seconds, which help texts and most methods need not wait for.
+    from torchvision.transforms.v2 import functional as tvf
+
     with torch.autocast(maps.device.type, enabled=False):
         smooth: Tensor = tvf.gaussian_blur_image(maps[:, None], [kernel_size] * 2, [sigma] * 2)
         return smooth[:, 0]
