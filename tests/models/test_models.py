@@ -462,6 +462,37 @@ def test_default_stem_depends_on_size_and_family(name: str, size: int, stem: str
     assert default_stem(name, size) == stem
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "reason"),
+    [
+        ("resnet18", {"options": {"in_chans": 1}}, "to have 1 channels, but got 3"),
+        ("resnet18", {"options": {"global_pool": ""}}, "shapes cannot be multiplied"),
+        ("test_vit", {"image_size": 8}, "Kernel size can't be greater"),
+        ("convnext_atto", {"image_size": 2}, "Kernel size can't be greater"),
+    ],
+)
+def test_a_network_that_cannot_run_is_one_line(
+    name: str, arguments: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(UsageError) as error:
+        build_model(name, 5, **arguments)
+    message = str(error.value)
+    assert message.startswith(f"model {name} with options ")
+    assert reason in message
+    assert message.endswith("change image_size or options")
+    assert "\n" not in message
+
+
+def test_the_check_of_a_network_draws_and_changes_nothing() -> None:
+    model = tiny()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    build.check_forward(model)
+    assert torch.equal(random_state, torch.get_rng_state())
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+
+
 def test_examples_in_docstrings() -> None:
     outcome = doctest.testmod(build, extraglobs={"torch": torch})
     assert outcome.attempted > 0

@@ -183,6 +183,7 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
     )
     requires = frozenset({Requirement.STAGE_FEATURES, Requirement.TEACHER})
     cost = 12.0
+    needs_float32 = True
     label_rule = LabelRule.LAMBDA
     label_note = "λ is drawn, masks are learned"
     heads = ("clean", "mixed")

@@ -178,6 +178,7 @@ class MixBlockMethod(Method[B, MixBlockParams]):
     label_rule = LabelRule.LAMBDA
     label_note = "λ is drawn, masks are learned"
     heads = ("clean", "mixed")
+    needs_float32 = True
     supports_own_teacher_buffers = True
 
     def build(self, model: nn.Module | None) -> None:

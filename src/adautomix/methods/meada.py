@@ -133,6 +133,7 @@ class MEADA(Method[MEADASettings, MEADAParams]):
     )
     requires = frozenset({Requirement.POOLED_FEATURES, Requirement.INPUT_GRADIENT})
     cost = 14.3
+    needs_float32 = True
     label_rule = LabelRule.SYNTHETIC
     label_note = "an image is perturbed, none is mixed in"
     Settings = MEADASettings
