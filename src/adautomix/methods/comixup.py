@@ -57,8 +57,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from adautomix.errors import UsageError
 from adautomix.device import run_eagerly
+from adautomix.errors import UsageError
 from adautomix.methods.base import FeatureDict, Method, MethodSettings, MixInputs
 from adautomix.methods.base_learned import View, view_logits
 from adautomix.methods.facts import Paper, Requirement

@@ -39,8 +39,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from adautomix.distributed import gather_rows
 from adautomix.device import run_eagerly
+from adautomix.distributed import gather_rows
 from adautomix.methods.base import Method, MethodSettings, MixInputs
 from adautomix.methods.facts import LabelRule, Paper, Requirement
 from adautomix.methods.resizemix import resize_into
