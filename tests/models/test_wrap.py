@@ -127,7 +127,7 @@ def test_the_users_network_is_not_changed() -> None:
         ({"tap": "body", "head": "top"}, "head 'top' of Plain is Sequential: name the nn.Linear"),
     ],
 )
-def test_what_cannot_be_wrapped_is_named(options: dict[str, str], line: str) -> None:
+def test_what_cannot_be_wrapped_is_named(options: dict[str, Any], line: str) -> None:
     with pytest.raises(UsageError) as error:
         wrap_model(Plain(), image_size=16, **options)
     assert str(error.value).startswith(line)
@@ -235,7 +235,7 @@ FAMILIES: dict[str, str | None] = {
 def test_families_of_timm_are_wrapped_or_refused_with_one_line(name: str) -> None:
     refusal = FAMILIES[name]
     with torch.device("meta"):
-        model = timm.create_model(name, num_classes=5)
+        model: Any = timm.create_model(name, num_classes=5)
         if refusal is not None:
             with pytest.raises(UsageError) as error:
                 wrap_model(model).tap_shape(wrap_model(model).default_tap())
