@@ -110,8 +110,10 @@ def test_changed_images_are_refused(tmp_path: Path, command: Command) -> None:
     out = tmp_path / "own"
     assert command("train", "--data", images, *TRAINING, "--out", out).status == 0
     next(images.glob("train/*/0.png")).unlink()
-    line = error_of(command, "resume", out)
-    assert line.startswith(f"the data set of {out} has changed, it now has train_images = 23")
+    outcome = command("resume", out)
+    assert outcome.status == 2
+    line = outcome.err.splitlines()[-1]  # below the bar of the decoding
+    assert line.startswith(f"adautomix: the data set of {out} has changed, it now has train_images = 23")
 
 
 # --- damaged ---------------------------------------------------------------------------------
