@@ -113,7 +113,9 @@ def test_changed_images_are_refused(tmp_path: Path, command: Command) -> None:
     outcome = command("resume", out)
     assert outcome.status == 2
     line = outcome.err.splitlines()[-1]  # below the bar of the decoding
-    assert line.startswith(f"adautomix: the data set of {out} has changed, it now has train_images = 23")
+    assert line.startswith(
+        f"adautomix: the data set of {out} has changed, it now has train_images = 23"
+    )
 
 
 # --- damaged ---------------------------------------------------------------------------------
