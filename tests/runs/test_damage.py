@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import SMALL_NET, Command, assert_same_run, write_photos
+from conftest import SMALL_NET, Command, assert_same_run
 from PIL import Image
 
 from adautomix.cli import main
@@ -105,16 +105,16 @@ def test_edited_facts_about_the_data_are_refused(
     assert line.endswith(f"delete the file, and `adautomix resume {run}` restores it")
 
 
-def test_changed_images_are_refused(tmp_path: Path, command: Command) -> None:
-    images = write_photos(tmp_path / "images")
-    out = tmp_path / "own"
-    assert command("train", "--data", images, *TRAINING, "--out", out).status == 0
-    next(images.glob("train/*/0.png")).unlink()
-    outcome = command("resume", out)
-    assert outcome.status == 2
-    line = outcome.err.splitlines()[-1]  # below the bar of the decoding
-    assert line.startswith(
-        f"adautomix: the data set of {out} has changed, it now has train_images = 23"
+def test_a_changed_data_set_is_refused(run: Path) -> None:
+    folder = RunFolder(run)
+    info = folder.data_info()
+    folder.check_same_data(info)
+    folder.check_same_data({**info, "mean": [value * (1 + 1e-9) for value in info["mean"]]})
+    with pytest.raises(UsageError) as error:
+        folder.check_same_data({**info, "train_images": 23, "mean": [0.1, 0.2, 0.3]})
+    assert str(error.value) == (
+        f"the data set of {run} has changed, it now has train_images = 23, but the run was trained "
+        "with 24: restore it, or train another run with another --out"
     )
 
 
@@ -234,8 +234,9 @@ def test_a_run_that_diverges_at_once_can_be_started_again(
     photos: Path, tmp_path: Path, finished: Path, command: Command
 ) -> None:
     words = ("train", "--data", photos, *TRAINING, "--out", tmp_path / "run")
-    line = error_of(command, *words, "--lr", "1e30")
-    assert line.endswith("nothing was saved, so that the same --out can be used")
+    outcome = command(*words, "--lr", "1e30")
+    assert outcome.status == 1
+    assert outcome.err.rstrip().endswith("nothing was saved, so that the same --out can be used")
     assert command(*words).status == 0
     assert_same_run(tmp_path / "run", finished)
 
