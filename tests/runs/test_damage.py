@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import SMALL_NET, Command, assert_same_run, write_photos
+from conftest import SMALL_NET, Command, assert_same_run
 from PIL import Image
 
 from adautomix.cli import main
@@ -114,6 +114,19 @@ def test_changed_images_are_refused(tmp_path: Path, command: Command) -> None:
     assert outcome.status == 2
     line = outcome.err.splitlines()[-1]  # below the bar of the decoding
     assert "0.png has vanished since the run started (one of 1 such images)" in line
+
+
+def test_a_changed_data_set_is_refused(run: Path) -> None:
+    folder = RunFolder(run)
+    info = folder.data_info()
+    folder.check_same_data(info)
+    folder.check_same_data({**info, "mean": [value * (1 + 1e-9) for value in info["mean"]]})
+    with pytest.raises(UsageError) as error:
+        folder.check_same_data({**info, "train_images": 23, "mean": [0.1, 0.2, 0.3]})
+    assert str(error.value) == (
+        f"the data set of {run} has changed, it now has train_images = 23, but the run was trained "
+        "with 24: restore it, or train another run with another --out"
+    )
 
 
 # --- damaged ---------------------------------------------------------------------------------
@@ -234,8 +247,7 @@ def test_a_run_that_diverges_at_once_can_be_started_again(
     words = ("train", "--data", photos, *TRAINING, "--out", tmp_path / "run")
     outcome = command(*words, "--lr", "1e30")
     assert outcome.status == 1
-    line = outcome.err.splitlines()[-1]  # below the summary of the data
-    assert line.endswith("nothing was saved, so that the same --out can be used")
+    assert outcome.err.rstrip().endswith("nothing was saved, so that the same --out can be used")
     assert command(*words).status == 0
     assert_same_run(tmp_path / "run", finished)
 

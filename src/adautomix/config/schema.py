@@ -279,6 +279,12 @@ class EvaluationSettings(SettingsGroup, title="Evaluation"):
         ge=1,
         description="Images per forward pass in evaluation; raising it needs more memory.",
     )
+    max_memory: float = Field(
+        1.0,
+        gt=0,
+        description="Bound on the memory of a forward pass in evaluation and prediction, in GiB; "
+        "if eval_batch_size would need more, fewer images are taken at a time.",
+    )
 
 
 class LoggingSettings(SettingsGroup, title="Logging and checkpoints"):
