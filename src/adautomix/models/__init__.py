@@ -7,6 +7,7 @@ from adautomix.models.modes import (
     evaluating,
     frozen_running_stats,
     has_batch_norm,
+    repeated_updates,
     updates_running_stats,
 )
 from adautomix.models.narrow import SkippingConv2d
@@ -29,6 +30,7 @@ __all__ = [
     "evaluating",
     "frozen_running_stats",
     "has_batch_norm",
+    "repeated_updates",
     "timm_plan",
     "updates_running_stats",
     "wrap_model",
