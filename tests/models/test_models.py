@@ -22,6 +22,7 @@ from adautomix.models import (
     build_model,
     default_stem,
     frozen_running_stats,
+    repeated_updates,
 )
 from adautomix.models.strided_conv import replace_narrow_strided_convs
 from adautomix.rng import generator_at
@@ -424,6 +425,19 @@ def test_frozen_running_stats_use_batch_statistics() -> None:
     assert_same(before, buffers(model))
     assert torch.equal(frozen, model(batch))
     assert [name for name, value in model.named_buffers() if torch.equal(value, before[name])] == []
+
+
+def test_one_forward_can_count_as_several_updates_of_the_statistics() -> None:
+    once, often, batch = tiny(), tiny(), images(4, 32)
+    often.load_state_dict(once.state_dict())
+    with repeated_updates(once, 4):
+        logits = once(batch)
+    for _ in range(4):
+        assert torch.equal(often(batch), logits)
+    for name, value in buffers(often).items():
+        if value.is_floating_point():
+            torch.testing.assert_close(buffers(once)[name], value)
+    assert once.backbone.bn1.momentum == often.backbone.bn1.momentum == 0.1
 
 
 def test_frozen_running_stats_do_not_change_evaluation() -> None:

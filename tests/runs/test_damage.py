@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import SMALL_NET, Command, assert_same_run
+from conftest import SMALL_NET, Command, assert_same_run, write_photos
 from PIL import Image
 
 from adautomix.cli import main

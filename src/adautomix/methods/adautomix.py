@@ -50,7 +50,8 @@ Settings:
 Deviations:
 - The teacher's logits of the sources are rows of its one clean pass. Batch statistics do not depend
   on the order of the batch, so the values are the same. If the teacher keeps batch norm statistics
-  of its own, clean images update them once per step instead of four times.
+  of its own, clean images update them once per step instead of 1 + N times; `clean_updates: 4`
+  gives this one update the weight of four.
 - N = 2 follows the formulas for N images. The released code omits the Mixup term at N = 2 and gives
   the clean term weight 1; `alpha: 0` does the same.
 - At N = 2 both permutations are drawn. The released code keeps the first image in place.
@@ -83,7 +84,12 @@ from adautomix.metrics import mixture_accuracy
 from adautomix.mixing.generator import MixGenerator, Upsampling
 from adautomix.mixing.ops import Mixed, mix_by_lam, mix_by_masks
 from adautomix.mixing.params import Shape, draw_permutations, draw_simplex
-from adautomix.models import Classifier, frozen_running_stats, updates_running_stats
+from adautomix.models import (
+    Classifier,
+    frozen_running_stats,
+    repeated_updates,
+    updates_running_stats,
+)
 
 
 class AdAutoMixSettings(MethodSettings):
@@ -95,6 +101,9 @@ class AdAutoMixSettings(MethodSettings):
         1.0, gt=0, description="a in u ~ Beta(a, a), where λ_n = u_n / Σu"
     )
     per_sample: bool = Field(False, description="draw one λ per mix instead of one per batch")
+    derange: bool = Field(
+        False, description="draw permutations again that leave an image in its place"
+    )
     alpha: float = Field(
         0.5, ge=0, le=1, description="α, weight of the Mixup term; the clean term has weight 1 - α"
     )
@@ -105,6 +114,7 @@ class AdAutoMixSettings(MethodSettings):
         0.03, ge=0, lt=0.5, description="use plain Mixup where λ_1 is this close to 0 or 1"
     )
     lam_embedding: bool = Field(False, description="feed λ to the generator")
+    attention_norm: bool = Field(False, description="batch norm after query and key")
     upsampling: Upsampling = Field(
         "bilinear", description="upsampling of the masks: bilinear or nearest"
     )
@@ -128,12 +138,21 @@ class AdAutoMixSettings(MethodSettings):
         True, description="generator: include the student's loss (paper variant)"
     )
     cosine_term: bool = Field(True, description="generator: include the cosine to the sources")
+    clean_updates: int = Field(
+        1,
+        ge=1,
+        description="updates of the teacher's batch-norm statistics that its clean pass counts as "
+        "with teacher.buffers=own; the released code runs it 1 + n times",
+    )
     generator_every: int = Field(1, ge=1, description="train the generator once in this many steps")
     generator_lr: float | None = Field(
         None, gt=0, description="learning rate of the generator; none: the student's"
     )
     generator_min_lr: float | None = Field(
         None, ge=0, description="last learning rate of the generator; none: the student's"
+    )
+    generator_warmup: bool = Field(
+        True, description="warm up the learning rate of the generator like the student's"
     )
 
     @property
@@ -196,7 +215,10 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
         self.tap = s.tap or network.default_tap()
         channels, _, _ = network.tap_shape(self.tap)
         self.generator = MixGenerator(
-            channels, lam_embedding=s.lam_embedding, upsampling=s.upsampling
+            channels,
+            lam_embedding=s.lam_embedding,
+            upsampling=s.upsampling,
+            attention_norm=s.attention_norm,
         )
 
     @property
@@ -209,6 +231,11 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
         """The clean head, unless an ablation leaves it untrained."""
         trained = self.settings.clean_term and self.settings.alpha < 1
         return "clean" if trained else "mixed"
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether the learning rate of the generator warms up like the student's."""
+        return self.settings.generator_warmup
 
     def learning_rates(self, lr: float, min_lr: float) -> tuple[float, float]:
         """Return the generator's own learning rates where they are set."""
@@ -242,7 +269,8 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
         keeps its own batch norm statistics, which every clean batch must update.
         """
         if "cosine" in self.generator_weights(params) or updates_running_stats(teacher):
-            clean = teacher.features(images, self.tap)
+            with repeated_updates(teacher, self.settings.clean_updates):
+                clean = teacher.features(images, self.tap)
             assert clean.tap is not None
             return {"features": clean.tap, "logits": teacher.logits(clean.pooled, "mixed")}
         return {"features": teacher.feature_map(images, self.tap)}
@@ -362,7 +390,8 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
     def _draw_mix(self, batch: int, n: int, generator: torch.Generator) -> Combination:
         s = self.settings
         lam = draw_simplex(batch, n, s.beta_parameter, generator, per_sample=s.per_sample)
-        return Combination(draw_permutations(batch, n, generator), lam)
+        perm = draw_permutations(batch, n, generator, derange=s.derange)
+        return Combination(perm, lam)
 
 
 def generator_weights(settings: AdAutoMixSettings, *, adversarial: bool) -> dict[str, float]:

@@ -370,6 +370,11 @@ class Method(nn.Module, ABC, Generic[S, P]):
     def after_step(self, step: int) -> None:
         """Called after each optimizer step; most methods have nothing to do."""
 
+    @property
+    def warms_up(self) -> bool:
+        """Whether the learning rate of what the method learns warms up like the student's."""
+        return True
+
     def learning_rates(self, lr: float, min_lr: float) -> tuple[float, float]:
         """Return the first and last learning rate of what the method learns.
 

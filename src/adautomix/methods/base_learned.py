@@ -115,6 +115,9 @@ class MixBlockSettings(MethodSettings):
     lam_margin: float = Field(
         0.08, ge=0, lt=0.5, description="use plain Mixup where λ is this close to 0 or 1"
     )
+    derange: bool = Field(
+        False, description="draw permutations again that leave an image in its place"
+    )
     mask_adjust: float = Field(
         0.0,
         ge=0,
@@ -142,6 +145,9 @@ class MixBlockSettings(MethodSettings):
     )
     generator_min_lr: float | None = Field(
         None, ge=0, description="last learning rate of the block; none: the student's"
+    )
+    generator_warmup: bool = Field(
+        True, description="warm up the learning rate of the block like the student's"
     )
 
     @property
@@ -191,6 +197,11 @@ class MixBlockMethod(Method[B, MixBlockParams]):
     @abstractmethod
     def make_block(self, channels: int) -> MixBlock:
         """Create a block for feature maps with that many channels."""
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether the learning rate of the block warms up like the student's."""
+        return self.settings.generator_warmup
 
     def learning_rates(self, lr: float, min_lr: float) -> tuple[float, float]:
         """Return the block's own learning rates where they are set."""
@@ -305,4 +316,4 @@ class MixBlockMethod(Method[B, MixBlockParams]):
     def _draw_mix(self, batch: int, generator: torch.Generator) -> Combination:
         s = self.settings
         lam = draw_lam(batch, s.alpha, generator, per_sample=s.per_sample)
-        return Combination(draw_partners(batch, generator), lam)
+        return Combination(draw_partners(batch, generator, derange=s.derange), lam)

@@ -23,10 +23,17 @@ class MixGenerator(nn.Module):
         lam_embedding: append a constant plane of value λ_n to the feature map of image n.
         upsampling: how h×w attention maps become H×W masks; the authors' recipes use bilinear for
             convolutional networks and nearest for transformers.
+        attention_norm: batch norm after the query and key convolutions, before their ReLU. Its
+            statistics are those of the batch for each source n, always.
     """
 
     def __init__(
-        self, channels: int, *, lam_embedding: bool = False, upsampling: Upsampling = "bilinear"
+        self,
+        channels: int,
+        *,
+        lam_embedding: bool = False,
+        upsampling: Upsampling = "bilinear",
+        attention_norm: bool = False,
     ) -> None:
         super().__init__()
         self.lam_embedding = lam_embedding
@@ -38,6 +45,10 @@ class MixGenerator(nn.Module):
         for conv in (self.query, self.key, self.value):
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        self.query_norm, self.key_norm = (
+            nn.BatchNorm1d(inputs // 2, track_running_stats=False) if attention_norm else None
+            for _ in range(2)
+        )
 
     def forward(self, features: Tensor, perm: Tensor, lam: Tensor, size: Sequence[int]) -> Tensor:
         """Predict masks that sum to 1 over the N images at every pixel.
@@ -51,8 +62,9 @@ class MixGenerator(nn.Module):
         Returns:
             Float32 `[M, N, H, W]`.
         """
-        query = self._project(self.query, features, perm, lam).relu()
-        key = self._project(self.key, features, perm, lam).relu()
+        query = self._project(self.query, features, perm, lam)
+        key = self._project(self.key, features, perm, lam)
+        query, key = normalize(query, self.query_norm).relu(), normalize(key, self.key_norm).relu()
         value = self._project(self.value, features, perm, lam)
         # Attention and softmax in float32, whatever autocast chose for the convolutions.
         with torch.autocast(features.device.type, enabled=False):
@@ -82,6 +94,13 @@ class MixGenerator(nn.Module):
             maps, list(size), mode=self.upsampling, align_corners=align_corners
         )
         return large
+
+
+def normalize(projected: Tensor, norm: nn.BatchNorm1d | None) -> Tensor:
+    """Apply batch norm to each source's maps `[M, C', hw]` of `[M, N, C', hw]`, if there is one."""
+    if norm is None:
+        return projected
+    return torch.stack([norm(maps) for maps in projected.unbind(dim=1)], dim=1)
 
 
 def cross_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
