@@ -32,7 +32,7 @@ from adautomix.models import check_build_arguments, check_replacements
 from adautomix.runs.checkpoint import FILES, read_manifest, write_manifest
 from adautomix.runs.folder import RunFolder
 from adautomix.runs.records import read_run, write_metrics, write_summary
-from adautomix.runs.schema import EpochRow, Summary, TrainRow
+from adautomix.runs.schema import EpochRow, Row, Summary, TrainRow
 from adautomix.text import printable
 
 TRIED: Counter[str] = Counter()
@@ -135,7 +135,7 @@ def make_run(folder: Path) -> Path:
     facts = {"classes": ["a", "b"], "image_size": 8, "mean": [0.5] * 3, "std": [0.5] * 3}
     info = {**facts, "train_images": 4, "test_images": 2, "bad_files": []}
     run.write_data_info(info)
-    rows = [TrainRow(**train_fields(1)), EpochRow(**epoch_fields(2))]
+    rows: list[Row] = [TrainRow(**train_fields(1)), EpochRow(**epoch_fields(2))]
     write_metrics(run.metrics_path, rows)
     write_summary(run.summary_path, Summary(**summary_fields()))
     last = run.path / "checkpoints" / "last"

@@ -64,7 +64,8 @@ def test_fmix_with_the_released_spectrum(monkeypatch: pytest.MonkeyPatch, k: int
     noise, mask = found[f"noise{k}"], found[f"mask{k}"]
     pairs = noise.permute(1, 2, 0).reshape(1, -1, 2).contiguous()
     monkeypatch.setattr(fmix, "gaussian_noise", lambda seed, count: pairs)
-    waves = fmix.random_waves(torch.zeros(1).long(), *mask.shape, 3.0, "reference")[0]
+    height, width = mask.shape
+    waves = fmix.random_waves(torch.zeros(1).long(), height, width, 3.0, "reference")[0]
     scaled = (waves - waves.min()) / (waves.max() - waves.min())
     torch.testing.assert_close(scaled, found[f"waves{k}"], atol=1e-5, rtol=0)
     ours = fmix.highest_pixels(waves[None], mask.sum()[None])[0]
