@@ -188,6 +188,17 @@ def test_a_damaged_line_of_metrics_is_repaired_with_a_warning(run: Path, command
     assert command("report", run, "--out", run / "page.html").err == ""
 
 
+@pytest.mark.parametrize("content", [b"", b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_a_damaged_picture_is_named(content: bytes, run: Path, command: Command) -> None:
+    path = run / "samples" / "epoch-0001.png"
+    path.write_bytes(content)
+    line = error_of(command, "report", run)
+    assert line.startswith(f"cannot show {path}, which is damaged (")
+    assert line.endswith("delete it, and the page does without")
+    path.unlink()
+    assert command("report", run).status == 0
+
+
 def test_damaged_predictions_are_named(run: Path, command: Command) -> None:
     path = run / "predictions.safetensors"
     content = bytearray(path.read_bytes())
