@@ -164,7 +164,9 @@ def test_methods_that_only_mix_take_networks_of_any_dtype(dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("name", ["puzzlemix", "comixup", "meada"])
 def test_methods_that_need_gradients_take_a_plain_module(name: str) -> None:
-    net = Net()
+    with pytest.raises(UsageError, match=r"Net: cannot tell which layer .* head='fc'"):
+        am.create_method(name, model=Net(), num_classes=4, steps=4)
+    net = torchvision.models.resnet18(num_classes=4)
     method = am.create_method(name, model=net, num_classes=4, steps=4)
     loss = method(torch.randn(6, 3, 16, 16), torch.arange(6) % 4)
     loss.backward()
