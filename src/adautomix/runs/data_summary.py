@@ -68,7 +68,7 @@ class DataSummary(BaseModel):
             lines.append(f"note: skipped {count(self.unreadable, 'unreadable image')}")
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"warning: {warning}" for warning in self.warnings]
-        return [printable(line) for line in lines]
+        return [printable(line, None) for line in lines]
 
 
 def summarize_data(data: ImageData, config: TrainConfig, device: torch.device) -> DataSummary:
