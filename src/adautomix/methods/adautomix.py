@@ -76,6 +76,8 @@ from adautomix.methods.base_learned import (
     Combination,
     TwoMixParams,
     View,
+    merge_if,
+    tapped_channels,
     use_lam_near_edge,
     view_logits,
 )
@@ -122,6 +124,10 @@ class AdAutoMixSettings(MethodSettings):
         None,
         ge=1,
         description="stage that feeds the generator; none: the third of four, or the middle block",
+    )
+    merged_tap: bool = Field(
+        False,
+        description="feed the generator the tapped map after patch merging and a layer norm (Swin)",
     )
     variant: Literal["alternating", "paper"] = Field(
         "alternating",
@@ -213,7 +219,7 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
         """Create the generator for the feature map of the tapped stage."""
         network, s = self.network_with(model, "tap_shape"), self.settings
         self.tap = s.tap or network.default_tap()
-        channels, _, _ = network.tap_shape(self.tap)
+        channels = tapped_channels(network, self.tap, merged=s.merged_tap)
         self.generator = MixGenerator(
             channels,
             lam_embedding=s.lam_embedding,
@@ -272,8 +278,10 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
             with repeated_updates(teacher, self.settings.clean_updates):
                 clean = teacher.features(images, self.tap)
             assert clean.tap is not None
-            return {"features": clean.tap, "logits": teacher.logits(clean.pooled, "mixed")}
-        return {"features": teacher.feature_map(images, self.tap)}
+            features = merge_if(self.settings.merged_tap, teacher, clean.tap, self.tap)
+            return {"features": features, "logits": teacher.logits(clean.pooled, "mixed")}
+        tapped = teacher.feature_map(images, self.tap)
+        return {"features": merge_if(self.settings.merged_tap, teacher, tapped, self.tap)}
 
     def mix(
         self, images: Tensor, targets: Tensor, params: AdAutoMixParams, **features: Tensor

@@ -107,6 +107,26 @@ def view_logits(student: Classifier, views: Sequence[View]) -> list[Tensor]:
     return [student.logits(part, view.head) for part, view in zip(parts, views, strict=True)]
 
 
+def merge_if(merged: bool, network: Classifier, feature_map: Tensor, tap: int) -> Tensor:
+    """Return a tapped map, after the patch merging behind its stage if the settings ask for it."""
+    return network.merge_patches(feature_map, tap) if merged else feature_map
+
+
+def tapped_channels(network: Classifier, tap: int, *, merged: bool) -> int:
+    """Return the number of channels of the map that feeds a generator.
+
+    Raises:
+        UsageError: nothing merges patches behind that stage.
+    """
+    channels, height, width = network.tap_shape(tap)
+    if not merged:
+        return channels
+    weight = next(network.parameters())
+    with torch.no_grad():
+        blank = weight.new_zeros(1, channels, height, width)
+        return network.merge_patches(blank, tap).shape[1]
+
+
 class MixBlockSettings(MethodSettings):
     """Settings that AutoMix and SAMix have in common."""
 
@@ -138,6 +158,10 @@ class MixBlockSettings(MethodSettings):
         None,
         ge=1,
         description="stage that feeds the block; none: the third of four, or the middle block",
+    )
+    merged_tap: bool = Field(
+        False,
+        description="feed the block the tapped map after patch merging and a layer norm (Swin)",
     )
     generator_every: int = Field(1, ge=1, description="train the block once in this many steps")
     generator_lr: float | None = Field(
@@ -191,7 +215,7 @@ class MixBlockMethod(Method[B, MixBlockParams]):
         """Create the block for the feature map of the tapped stage."""
         network = self.network_with(model, "tap_shape")
         self.tap = self.settings.tap or network.default_tap()
-        channels, _, _ = network.tap_shape(self.tap)
+        channels = tapped_channels(network, self.tap, merged=self.settings.merged_tap)
         self.generator = self.make_block(channels)
 
     @abstractmethod
@@ -237,8 +261,9 @@ class MixBlockMethod(Method[B, MixBlockParams]):
         if updates_running_stats(teacher):
             feature_map = teacher.features(images, self.tap).tap
             assert feature_map is not None
-            return {"features": feature_map}
-        return {"features": teacher.feature_map(images, self.tap)}
+        else:
+            feature_map = teacher.feature_map(images, self.tap)
+        return {"features": merge_if(self.settings.merged_tap, teacher, feature_map, self.tap)}
 
     def mix(
         self, images: Tensor, targets: Tensor, params: MixBlockParams, **features: Tensor
