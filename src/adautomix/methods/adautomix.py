@@ -17,7 +17,8 @@ Computes: with N images per mix, B images per batch, λ on the simplex and permu
 generator's gradient flows only through its masks; the networks behind them are frozen.
 Requires: the feature map of an inner stage, and a teacher (moving average of the classifier).
 Cost: 12F per step for N = 3, against 3F of plain training: 1F for the teacher's clean pass, 2F for
-its pass on mixes and the backward pass to the images, 9F for the student's three batches. The
+its pass on mixes and the backward pass to the images, 9F for the student's three batches. With
+`views: split` or `alternate` the student sees one view of each image and a step costs 6F. The
 `paper` variant costs 14F. A step without a cosine term omits the teacher's last stage. A step at
 which the generator rests (`generator_every`) omits the teacher's pass on mixes and costs 10F. The
 released code costs 15F: it runs the teacher again on three permutations of the same batch.
@@ -61,32 +62,31 @@ Evidence: 81.55 / 81.97 / 82.32 % top-1 accuracy with ResNet-18 on CIFAR-100 aft
 epochs (the authors' tables; clean head of the teacher, median of the last 10 epochs).
 """
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from adautomix.methods.base import FeatureDict, Method, MethodSettings, MixInputs
+from adautomix.methods.base import FeatureDict, MixInputs
 from adautomix.methods.base_learned import (
     Combination,
+    LearnedMaskMethod,
+    LearnedMaskSettings,
     TwoMixParams,
-    View,
     use_lam_near_edge,
-    view_logits,
 )
-from adautomix.methods.facts import LabelRule, Paper, Requirement
-from adautomix.metrics import mixture_accuracy
+from adautomix.methods.facts import Paper
 from adautomix.mixing.generator import MixGenerator, Upsampling
-from adautomix.mixing.ops import Mixed, mix_by_lam, mix_by_masks
+from adautomix.mixing.ops import Mixed, mix_by_masks
 from adautomix.mixing.params import Shape, draw_permutations, draw_simplex
 from adautomix.models import Classifier, frozen_running_stats, updates_running_stats
 
 
-class AdAutoMixSettings(MethodSettings):
+class AdAutoMixSettings(LearnedMaskSettings):
     """Settings of AdAutoMix; the defaults are those of the CIFAR-100 ResNet recipes."""
 
     n: int = Field(3, ge=2, le=16, description="N, number of images per mix")
@@ -108,11 +108,6 @@ class AdAutoMixSettings(MethodSettings):
     upsampling: Upsampling = Field(
         "bilinear", description="upsampling of the masks: bilinear or nearest"
     )
-    tap: int | None = Field(
-        None,
-        ge=1,
-        description="stage that feeds the generator; none: the third of four, or the middle block",
-    )
     variant: Literal["alternating", "paper"] = Field(
         "alternating",
         description="objective of the generator: that of the released code or of the paper",
@@ -128,18 +123,21 @@ class AdAutoMixSettings(MethodSettings):
         True, description="generator: include the student's loss (paper variant)"
     )
     cosine_term: bool = Field(True, description="generator: include the cosine to the sources")
-    generator_every: int = Field(1, ge=1, description="train the generator once in this many steps")
-    generator_lr: float | None = Field(
-        None, gt=0, description="learning rate of the generator; none: the student's"
-    )
-    generator_min_lr: float | None = Field(
-        None, ge=0, description="last learning rate of the generator; none: the student's"
-    )
+
+    @property
+    def view_weights(self) -> dict[str, float]:
+        """Weights 1 - α, α and 1 of the classifier's terms that are switched on."""
+        terms = {
+            "clean": self.clean_term * (1 - self.alpha),
+            "mixup": self.mixup_term * self.alpha,
+            "mixed": self.mixed_term * 1.0,
+        }
+        return {name: weight for name, weight in terms.items() if weight}
 
     @property
     def step_cycle(self) -> int:
-        """Steps from one adversarial generator step to the next."""
-        return 2 * self.generator_every
+        """The generator's steps are adversarial and cooperative in turn."""
+        return math.lcm(2 * self.generator_every, super().step_cycle)
 
 
 @dataclass(frozen=True)
@@ -169,7 +167,7 @@ def cosine_to_sources(logits: Tensor, source_logits: Tensor, perm: Tensor, lam: 
     return (lam * cosine).sum(dim=1).mean()
 
 
-class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
+class AdAutoMix(LearnedMaskMethod[AdAutoMixSettings, AdAutoMixParams]):
     """AdAutoMix (Qin et al., ICLR 2024)."""
 
     name = "adautomix"
@@ -181,38 +179,24 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
         year=2024,
         arxiv="2312.11954",
     )
-    requires = frozenset({Requirement.STAGE_FEATURES, Requirement.TEACHER})
     cost = 12.0
-    label_rule = LabelRule.LAMBDA
-    label_note = "λ is drawn, masks are learned"
-    heads = ("clean", "mixed")
-    supports_own_teacher_buffers = True
     Settings = AdAutoMixSettings
 
-    def build(self, model: nn.Module | None) -> None:
-        """Create the generator for the feature map of the tapped stage."""
-        network, s = self.network_with(model, "tap_shape"), self.settings
-        self.tap = s.tap or network.default_tap()
-        channels, _, _ = network.tap_shape(self.tap)
-        self.generator = MixGenerator(
-            channels, lam_embedding=s.lam_embedding, upsampling=s.upsampling
-        )
+    def make_generator(self, channels: int) -> MixGenerator:
+        """Attention between the maps of N images."""
+        s = self.settings
+        return MixGenerator(channels, lam_embedding=s.lam_embedding, upsampling=s.upsampling)
 
     @property
     def min_batch(self) -> int:
         """A mix takes N different images."""
-        return self.settings.n
+        return max(self.settings.n, self.view_parts)
 
     @property
     def eval_head(self) -> str:
         """The clean head, unless an ablation leaves it untrained."""
         trained = self.settings.clean_term and self.settings.alpha < 1
         return "clean" if trained else "mixed"
-
-    def learning_rates(self, lr: float, min_lr: float) -> tuple[float, float]:
-        """Return the generator's own learning rates where they are set."""
-        s = self.settings
-        return s.generator_lr or lr, min_lr if s.generator_min_lr is None else s.generator_min_lr
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> AdAutoMixParams:
         """Draw two independent sets of mixes, and look up what the generator does at this step."""
@@ -224,6 +208,7 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
             *for_generator,
             adversarial=turn % 2 == 0,
             trains_generator=offset == 0,
+            **self.draw_views(shape[0], generator, step),
         )
 
     @torch.no_grad()
@@ -238,13 +223,17 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
         """Return the teacher's feature map `[B, C, h, w]`, and its logits if the loss needs them.
 
         The stages above the tap are skipped at steps without a cosine term, unless the teacher
-        keeps its own batch norm statistics, which every clean batch must update.
+        keeps its own batch norm statistics, which every clean batch must update. Nothing is
+        computed at steps without masks.
         """
-        if "cosine" in self.generator_weights(params) or updates_running_stats(teacher):
+        weights = self.generator_weights(params)
+        if "cosine" in weights or updates_running_stats(teacher):
             clean = teacher.features(images, self.tap)
             assert clean.tap is not None
             return {"features": clean.tap, "logits": teacher.logits(clean.pooled, "mixed")}
-        return {"features": teacher.feature_map(images, self.tap)}
+        if weights or self.shows_masks(params):
+            return {"features": teacher.feature_map(images, self.tap)}
+        return {}
 
     def mix(
         self, images: Tensor, targets: Tensor, params: AdAutoMixParams, **features: Tensor
@@ -275,44 +264,10 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
         One backward pass of the sum therefore trains each player on its own objective.
         """
         # Minimized by the student; the masks are constants.
-        classifier_loss, classifier_parts = self.classifier_loss(sources, student, params)
+        student_loss, student_parts = self.student_loss(sources, student, params)
         # Minimized by the generator; student and teacher are held fixed.
         generator_loss, generator_parts = self.generator_loss(sources, student, teacher, params)
-        return {"loss": classifier_loss + generator_loss, **classifier_parts, **generator_parts}
-
-    def classifier_loss(
-        self, sources: MixInputs, student: Classifier, params: AdAutoMixParams
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute L_C, the loss of the student.
-
-        Returns:
-            The loss, and its parts and the mixture accuracy, detached.
-        """
-        views = list(self.classifier_views(sources, params))
-        loss = sources.images.new_zeros((), dtype=torch.float32)
-        parts: dict[str, Tensor] = {}
-        # Up to three forward passes with gradient, one per view: clean, plain Mixup, mixed.
-        outputs = view_logits(student, views)
-        for view, logits in zip(views, outputs, strict=True):
-            part = self.cross_entropy(logits, view.targets)
-            loss = loss + view.weight * part
-            parts[view.name] = part.detach()
-        # The last view is the generated mixes, unless an ablation leaves them out.
-        if views:
-            parts["mixture_accuracy"] = mixture_accuracy(outputs[-1], views[-1].targets)
-        return loss, parts
-
-    def classifier_views(self, sources: MixInputs, params: AdAutoMixParams) -> Iterator[View]:
-        """Yield the batches that the student is trained on, in the order its batch norm sees."""
-        s, images, targets = self.settings, sources.images, sources.targets
-        if s.clean_term and s.alpha < 1:
-            yield View("clean", 1 - s.alpha, "clean", images[sources.own], targets[sources.own])
-        if s.mixup_term and s.alpha > 0:
-            linear = mix_by_lam(images, targets, *params.classifier)
-            yield View("mixup", s.alpha, "mixed", linear.images, linear.targets)
-        if s.mixed_term:
-            mixed = self.mix(images, targets, params, **sources.features)
-            yield View("mixed", 1.0, "mixed", mixed.images, mixed.targets)
+        return {"loss": student_loss + generator_loss, **student_parts, **generator_parts}
 
     def generator_loss(
         self, sources: MixInputs, student: Classifier, teacher: Classifier, params: AdAutoMixParams

@@ -118,7 +118,7 @@ class AutoMix(MixBlockMethod[AutoMixSettings]):
     )
     Settings = AutoMixSettings
 
-    def make_block(self, channels: int) -> AutoMixBlock:
+    def make_generator(self, channels: int) -> AutoMixBlock:
         """Create the block that the settings describe."""
         s = self.settings
         return AutoMixBlock(channels, lam_embedding=s.lam_embedding, upsampling=s.upsampling)

@@ -216,6 +216,11 @@ class Method(nn.Module, ABC, Generic[S, P]):
         return 1
 
     @property
+    def min_part(self) -> int:
+        """The fewest images that each process, or part of an accumulated batch, can train on."""
+        return 2
+
+    @property
     def eval_head(self) -> str:
         """The head whose predictions are evaluated."""
         return "clean"

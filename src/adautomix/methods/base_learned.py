@@ -1,13 +1,18 @@
 """Shared code of methods that learn their masks, and the training of AutoMix and SAMix.
 
+Such a method trains the student on several views of a batch: the clean images, mixes with learned
+masks and, for AdAutoMix, plain Mixup. Each view has a weight and a head. `views` decides which
+images are shown in which view; the expected loss is the same in every case.
+
 AutoMix and SAMix train a mix block (see `adautomix.mixing.mix_block`) so that the teacher
 recognizes both images of a mix. They differ in how the block computes its query, key and value.
 """
 
+import math
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -19,9 +24,11 @@ from adautomix.methods.facts import LabelRule, Requirement
 from adautomix.metrics import mixture_accuracy
 from adautomix.mixing.generator import Upsampling
 from adautomix.mixing.mix_block import MixBlock, mask_loss, scale_to_lam
-from adautomix.mixing.ops import Mixed, mix_by_masks
+from adautomix.mixing.ops import Mixed, mix_by_lam, mix_by_masks
 from adautomix.mixing.params import MixParams, Shape, draw_lam, draw_partners
 from adautomix.models import Classifier, has_batch_norm, updates_running_stats
+
+Views = Literal["full", "split", "alternate"]
 
 
 class Combination(NamedTuple):
@@ -63,12 +70,17 @@ class TwoMixParams(MixParams):
         classifier_lam: float32 `[B, N]`.
         generator_perm: int64 `[B, N]`.
         generator_lam: float32 `[B, N]`.
+        view_order: random numbers, float32 `[B]`: the student sees the images in one view each, and
+            their order says which; None: in every view.
+        view: number of the only view that the student is trained on at this step; None: all.
     """
 
     classifier_perm: Tensor
     classifier_lam: Tensor
     generator_perm: Tensor
     generator_lam: Tensor
+    view_order: Tensor | None = field(default=None, kw_only=True)
+    view: int | None = field(default=None, kw_only=True)
 
     @property
     def classifier(self) -> Combination:
@@ -107,7 +119,40 @@ def view_logits(student: Classifier, views: Sequence[View]) -> list[Tensor]:
     return [student.logits(part, view.head) for part, view in zip(parts, views, strict=True)]
 
 
-class MixBlockSettings(MethodSettings):
+class LearnedMaskSettings(MethodSettings):
+    """Settings that all methods with learned masks have in common."""
+
+    views: Views = Field(
+        "full",
+        description="images the student sees per view: full: all, split: a disjoint part each, at "
+        "the cost of one view, alternate: all of one view per step, in turn",
+    )
+    tap: int | None = Field(
+        None,
+        ge=1,
+        description="stage that feeds the generator; none: the third of four, or the middle block",
+    )
+    generator_every: int = Field(1, ge=1, description="train the generator once in this many steps")
+    generator_lr: float | None = Field(
+        None, gt=0, description="learning rate of the generator; none: the student's"
+    )
+    generator_min_lr: float | None = Field(
+        None, ge=0, description="last learning rate of the generator; none: the student's"
+    )
+
+    @property
+    def view_weights(self) -> dict[str, float]:
+        """Weight of each view in the student's loss, in the order in which they are shown."""
+        return {"clean": 1.0, "mixed": 1.0}
+
+    @property
+    def step_cycle(self) -> int:
+        """Steps after which the generator and the views are where they were."""
+        count = len(self.view_weights) if self.views == "alternate" else 1
+        return math.lcm(self.generator_every, count * count)
+
+
+class MixBlockSettings(LearnedMaskSettings):
     """Settings that AutoMix and SAMix have in common."""
 
     alpha: float = Field(2.0, gt=0, description="λ ~ Beta(alpha, alpha)")
@@ -131,23 +176,6 @@ class MixBlockSettings(MethodSettings):
     upsampling: Upsampling = Field(
         "nearest", description="upsampling of the masks: bilinear or nearest"
     )
-    tap: int | None = Field(
-        None,
-        ge=1,
-        description="stage that feeds the block; none: the third of four, or the middle block",
-    )
-    generator_every: int = Field(1, ge=1, description="train the block once in this many steps")
-    generator_lr: float | None = Field(
-        None, gt=0, description="learning rate of the block; none: the student's"
-    )
-    generator_min_lr: float | None = Field(
-        None, ge=0, description="last learning rate of the block; none: the student's"
-    )
-
-    @property
-    def step_cycle(self) -> int:
-        """Steps from one that trains the block to the next."""
-        return self.generator_every
 
 
 @dataclass(frozen=True)
@@ -163,38 +191,133 @@ class MixBlockParams(TwoMixParams):
     trains_generator: bool = True
 
 
+L = TypeVar("L", bound=LearnedMaskSettings, default=Any)
+T = TypeVar("T", bound=TwoMixParams, default=Any)
 B = TypeVar("B", bound=MixBlockSettings, default=Any)
 
 
-class MixBlockMethod(Method[B, MixBlockParams]):
-    """A method that trains a mix block so that the teacher recognizes both images.
+class LearnedMaskMethod(Method[L, T]):
+    """A method whose generator learns masks from the teacher's feature map.
 
-    The student minimizes `CE(clean(x), y) + CE(mixed(x_mix), y_mix)` with constant masks. The block
-    minimizes `CE(teacher(x'_mix), y'_mix) + mask_weight · mask_loss` through its own masks.
+    Its loss is the sum of the student's, with constant masks, and the generator's.
     """
 
     requires = frozenset({Requirement.STAGE_FEATURES, Requirement.TEACHER})
-    cost = 9.0
     label_rule = LabelRule.LAMBDA
     label_note = "λ is drawn, masks are learned"
     heads = ("clean", "mixed")
     supports_own_teacher_buffers = True
 
     def build(self, model: nn.Module | None) -> None:
-        """Create the block for the feature map of the tapped stage."""
+        """Create the generator for the feature map of the tapped stage."""
         network = self.network_with(model, "tap_shape")
         self.tap = self.settings.tap or network.default_tap()
         channels, _, _ = network.tap_shape(self.tap)
-        self.generator = self.make_block(channels)
+        self.generator = self.make_generator(channels)
 
     @abstractmethod
-    def make_block(self, channels: int) -> MixBlock:
-        """Create a block for feature maps with that many channels."""
+    def make_generator(self, channels: int) -> nn.Module:
+        """Create a generator for feature maps with that many channels."""
+
+    @property
+    def min_batch(self) -> int:
+        """One image for each view where each image is shown in one."""
+        return self.view_parts
+
+    @property
+    def min_part(self) -> int:
+        """Batch norm needs two images in each view."""
+        return 2 * self.view_parts
+
+    @property
+    def view_parts(self) -> int:
+        """Number of parts that the views divide a batch into."""
+        s = self.settings
+        return len(s.view_weights) if s.views == "split" else 1
 
     def learning_rates(self, lr: float, min_lr: float) -> tuple[float, float]:
-        """Return the block's own learning rates where they are set."""
+        """Return the generator's own learning rates where they are set."""
         s = self.settings
         return s.generator_lr or lr, min_lr if s.generator_min_lr is None else s.generator_min_lr
+
+    def draw_views(self, batch: int, generator: torch.Generator, step: int) -> dict[str, Any]:
+        """Draw which images are shown in which view: fields of `TwoMixParams`."""
+        s, count = self.settings, len(self.settings.view_weights)
+        if s.views == "split":
+            return {"view_order": torch.rand(batch, generator=generator)}
+        if s.views == "alternate" and count:
+            # The turns begin one later in every cycle, so that views do not keep step with a
+            # generator that takes turns too.
+            return {"view": (step + step // count) % count}
+        return {}
+
+    def shown_views(self, params: T) -> list[tuple[str, float, Tensor | None]]:
+        """Return the views of this step: name, weight, and rows of the mixes (None: all)."""
+        weights = self.settings.view_weights
+        if params.view is not None:
+            name = list(weights)[params.view]
+            return [(name, len(weights) * weights[name], None)]
+        if params.view_order is None:
+            return [(name, weight, None) for name, weight in weights.items()]
+        parts = params.view_order.argsort().tensor_split(len(weights))
+        return [(*view, rows) for view, rows in zip(weights.items(), parts, strict=True)]
+
+    def shows_masks(self, params: T) -> bool:
+        """Whether the student is trained on generated mixes at this step."""
+        return any(name == "mixed" for name, _, _ in self.shown_views(params))
+
+    def student_views(self, sources: MixInputs, params: T) -> Iterator[View]:
+        """Yield the batches that the student is trained on, in the order its batch norm sees."""
+        for name, weight, rows in self.shown_views(params):
+            some = params if rows is None else params.select(rows)
+            if name == "clean":
+                images, targets = sources.images[sources.own], sources.targets[sources.own]
+                if rows is not None:
+                    images, targets = images[rows], targets[rows]
+                yield View(name, weight, "clean", images, targets)
+                continue
+            # The masks are constants here, so this loss trains the student alone.
+            mixed = (
+                mix_by_lam(sources.images, sources.targets, *some.classifier)
+                if name == "mixup"
+                else self.mix(sources.images, sources.targets, some, **sources.features)
+            )
+            yield View(name, weight, "mixed", mixed.images, mixed.targets)
+
+    def student_loss(
+        self, sources: MixInputs, student: Classifier, params: T
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the weighted cross-entropy of the views, each with its own head.
+
+        Returns:
+            The loss, and its parts and the mixture accuracy of the last view, detached.
+        """
+        views = list(self.student_views(sources, params))
+        loss = sources.images.new_zeros((), dtype=torch.float32)
+        parts: dict[str, Tensor] = {}
+        # One forward pass with gradient per view.
+        outputs = view_logits(student, views)
+        for view, logits in zip(views, outputs, strict=True):
+            part = self.cross_entropy(logits, view.targets)
+            loss = loss + view.weight * part
+            parts[view.name] = part.detach()
+        if views:
+            parts["mixture_accuracy"] = mixture_accuracy(outputs[-1], views[-1].targets)
+        return loss, parts
+
+
+class MixBlockMethod(LearnedMaskMethod[B, MixBlockParams]):
+    """A method that trains a mix block so that the teacher recognizes both images.
+
+    The student minimizes `CE(clean(x), y) + CE(mixed(x_mix), y_mix)` with constant masks. The block
+    minimizes `CE(teacher(x'_mix), y'_mix) + mask_weight · mask_loss` through its own masks.
+    """
+
+    cost = 9.0
+
+    @abstractmethod
+    def make_generator(self, channels: int) -> MixBlock:
+        """Create a block for feature maps with that many channels."""
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> MixBlockParams:
         """Draw two independent sets of mixes, and whether masks are scaled to λ."""
@@ -206,6 +329,7 @@ class MixBlockMethod(Method[B, MixBlockParams]):
             *for_generator,
             adjusted,
             trains_generator=step % s.generator_every == 0,
+            **self.draw_views(batch, generator, step),
         )
 
     @torch.no_grad()
@@ -220,13 +344,15 @@ class MixBlockMethod(Method[B, MixBlockParams]):
         """Return the teacher's feature map of the tapped stage, `[B, C, h, w]`.
 
         The stages above the tap are skipped, unless the teacher keeps its own batch norm
-        statistics, which every clean batch must update.
+        statistics, which every clean batch must update. Nothing is computed at steps without masks.
         """
         if updates_running_stats(teacher):
             feature_map = teacher.features(images, self.tap).tap
             assert feature_map is not None
             return {"features": feature_map}
-        return {"features": teacher.feature_map(images, self.tap)}
+        if params.trains_generator or self.shows_masks(params):
+            return {"features": teacher.feature_map(images, self.tap)}
+        return {}
 
     def mix(
         self, images: Tensor, targets: Tensor, params: MixBlockParams, **features: Tensor
@@ -251,32 +377,6 @@ class MixBlockMethod(Method[B, MixBlockParams]):
         student_loss, student_parts = self.student_loss(sources, student, params)
         block_loss, block_parts = self.block_loss(sources, teacher, params)
         return {"loss": student_loss + block_loss, **student_parts, **block_parts}
-
-    def student_loss(
-        self, sources: MixInputs, student: Classifier, params: MixBlockParams
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of the clean images and of the mixes, each with its own head.
-
-        Returns:
-            The loss, and its parts, detached.
-        """
-        images, targets, own = sources.images, sources.targets, sources.own
-        # The masks are constants here, so this loss trains the student alone.
-        mixed = self.mix(images, targets, params, **sources.features)
-        views = [
-            View("clean", 1.0, "clean", images[own], targets[own]),
-            View("mixed", 1.0, "mixed", mixed.images, mixed.targets),
-        ]
-        logits = view_logits(student, views)
-        clean_loss, mixed_loss = (
-            self.cross_entropy(view_logit, view.targets)
-            for view_logit, view in zip(logits, views, strict=True)
-        )
-        return clean_loss + mixed_loss, {
-            "clean": clean_loss.detach(),
-            "mixed": mixed_loss.detach(),
-            "mixture_accuracy": mixture_accuracy(logits[1], mixed.targets),
-        }
 
     def block_loss(
         self, sources: MixInputs, teacher: Classifier, params: MixBlockParams

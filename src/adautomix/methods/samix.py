@@ -163,7 +163,7 @@ class SAMix(MixBlockMethod[SAMixSettings]):
     )
     Settings = SAMixSettings
 
-    def make_block(self, channels: int) -> SAMixBlock:
+    def make_generator(self, channels: int) -> SAMixBlock:
         """Create the block that the settings describe."""
         s = self.settings
         return SAMixBlock(
