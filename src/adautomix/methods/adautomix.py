@@ -12,6 +12,7 @@ Computes: with N images per mix, B images per batch, λ on the simplex and permu
                paper:        -(L_S - β L_T + (1-β) cos) at every step (equations 11, 15, 16)
                alternating:  -β L_T + (1-β) cos on even steps, L_T on odd ones (released code)
                no adversary: L_T at every step, a cooperative generator
+               with `mask_weight`, plus AutoMix's loss of masks whose mean is far from λ
 
 `mixed` and `clean` are two linear heads. For the classifier the masks are constants. The
 generator's gradient flows only through its masks; the networks behind them are frozen.
@@ -77,10 +78,10 @@ from adautomix.methods.base_learned import (
     LearnedMaskMethod,
     LearnedMaskSettings,
     TwoMixParams,
-    use_lam_near_edge,
 )
 from adautomix.methods.facts import Paper
 from adautomix.mixing.generator import MixGenerator, Upsampling
+from adautomix.mixing.mix_block import mask_loss
 from adautomix.mixing.ops import Mixed, mix_by_masks
 from adautomix.mixing.params import Shape, draw_permutations, draw_simplex
 from adautomix.models import Classifier, frozen_running_stats, updates_running_stats
@@ -100,9 +101,6 @@ class AdAutoMixSettings(LearnedMaskSettings):
     )
     beta: float = Field(
         0.3, ge=0, le=1, description="β, weight of the teacher's loss against the cosine"
-    )
-    lam_margin: float = Field(
-        0.03, ge=0, lt=0.5, description="use plain Mixup where λ_1 is this close to 0 or 1"
     )
     lam_embedding: bool = Field(False, description="feed λ to the generator")
     upsampling: Upsampling = Field(
@@ -235,19 +233,6 @@ class AdAutoMix(LearnedMaskMethod[AdAutoMixSettings, AdAutoMixParams]):
             return {"features": teacher.feature_map(images, self.tap)}
         return {}
 
-    def mix(
-        self, images: Tensor, targets: Tensor, params: AdAutoMixParams, **features: Tensor
-    ) -> Mixed:
-        """Return the mixes that the student is trained on; no gradient reaches the generator.
-
-        Mixes with λ near 0 or 1 are plain Mixup.
-        """
-        perm, lam = params.classifier
-        with torch.no_grad():
-            masks = self.generator(features["features"], perm, lam, images.shape[2:])
-            masks = use_lam_near_edge(masks, lam, self.settings.lam_margin)
-            return mix_by_masks(images, targets, perm, lam, masks)
-
     def generator_mix(
         self, images: Tensor, targets: Tensor, params: AdAutoMixParams, features: Tensor
     ) -> Mixed:
@@ -272,7 +257,7 @@ class AdAutoMix(LearnedMaskMethod[AdAutoMixSettings, AdAutoMixParams]):
     def generator_loss(
         self, sources: MixInputs, student: Classifier, teacher: Classifier, params: AdAutoMixParams
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of the generator, a weighted sum of up to three terms.
+        """Compute the loss of the generator, a weighted sum of up to four terms.
 
         Returns:
             The loss, and its terms, detached; 0 and no terms at steps that do not train it.
@@ -296,6 +281,9 @@ class AdAutoMix(LearnedMaskMethod[AdAutoMixSettings, AdAutoMixParams]):
         if "student" in weights:
             logits = fixed_forward(student, mixed.images, head="mixed")
             parts["student"] = self.cross_entropy(logits, mixed.targets)
+        if "mask" in weights:
+            split = len(mixed.lam) < len(sources.images)
+            parts["mask"] = self.mask_loss(mixed, split=split)
         # Negative weights are the adversarial terms.
         for name, weight in weights.items():
             loss = loss + weight * parts[name]
@@ -305,7 +293,14 @@ class AdAutoMix(LearnedMaskMethod[AdAutoMixSettings, AdAutoMixParams]):
         """Return the weight of each term of the generator's loss at this step; empty if none."""
         if not params.trains_generator:
             return {}
-        return generator_weights(self.settings, adversarial=params.adversarial)
+        weights = generator_weights(self.settings, adversarial=params.adversarial)
+        mask = self.settings.mask_weight
+        return {**weights, "mask": mask} if mask else weights
+
+    def mask_loss(self, mixed: Mixed, *, split: bool) -> Tensor:
+        """Penalize masks whose mean is far from λ; `split` as in the function `mask_loss`."""
+        assert mixed.masks is not None
+        return mask_loss(mixed.masks, mixed.lam, self.settings.mask_margin, split=split)
 
     def _draw_n(self, generator: torch.Generator) -> int:
         n = self.settings.n

@@ -29,6 +29,7 @@ from adautomix.mixing.params import MixParams, Shape, draw_lam, draw_partners
 from adautomix.models import Classifier, has_batch_norm, updates_running_stats
 
 Views = Literal["full", "split", "alternate"]
+Label = Literal["lam", "area", "scaled"]
 
 
 class Combination(NamedTuple):
@@ -127,6 +128,20 @@ class LearnedMaskSettings(MethodSettings):
         description="images the student sees per view: full: all, split: a disjoint part each, at "
         "the cost of one view, alternate: all of one view per step, in turn",
     )
+    label: Label = Field(
+        "lam",
+        description="weights of the student's labels: lam: λ, area: means of the masks, scaled: λ, "
+        "with masks scaled to have these means",
+    )
+    lam_margin: float = Field(
+        0.03, ge=0, lt=0.5, description="use plain Mixup where λ_1 is this close to 0 or 1"
+    )
+    mask_weight: float = Field(
+        0.0, ge=0, description="weight of the mask loss; higher: masks follow λ more closely"
+    )
+    mask_margin: float = Field(
+        0.1, ge=0, le=1, description="difference between mask mean and λ that costs nothing"
+    )
     tap: int | None = Field(
         None,
         ge=1,
@@ -166,9 +181,8 @@ class MixBlockSettings(LearnedMaskSettings):
         le=1,
         description="probability that the student's masks are scaled to the mean λ",
     )
-    mask_weight: float = Field(0.1, ge=0, description="weight of the mask loss")
-    mask_margin: float = Field(
-        0.1, ge=0, le=1, description="difference between mask mean and λ that costs nothing"
+    mask_weight: float = Field(
+        0.1, ge=0, description="weight of the mask loss; higher: masks follow λ more closely"
     )
     variance_weight: float = Field(
         0.0, ge=0, description="weight of the mask variance, which the mask loss rewards"
@@ -284,6 +298,25 @@ class LearnedMaskMethod(Method[L, T]):
             )
             yield View(name, weight, "mixed", mixed.images, mixed.targets)
 
+    def mix(self, images: Tensor, targets: Tensor, params: T, **features: Tensor) -> Mixed:
+        """Return the mixes that the student is trained on; no gradient reaches the generator.
+
+        Mixes with λ near 0 or 1 are plain Mixup.
+        """
+        s, (perm, lam) = self.settings, params.classifier
+        with torch.no_grad():
+            masks = self.generator(features["features"], perm, lam, images.shape[2:])
+            masks = self.adjust_masks(masks, params)
+            masks = use_lam_near_edge(masks, lam, s.lam_margin)
+            weights = masks.mean(dim=(2, 3)) if s.label == "area" else lam
+            return mix_by_masks(images, targets, perm, weights, masks)
+
+    def adjust_masks(self, masks: Tensor, params: T) -> Tensor:
+        """Return the student's masks `[M, N, H, W]`, scaled to λ where the settings say so."""
+        if self.settings.label == "scaled":
+            return scale_to_lam(masks, params.classifier_lam)
+        return masks
+
     def student_loss(
         self, sources: MixInputs, student: Classifier, params: T
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -354,21 +387,13 @@ class MixBlockMethod(LearnedMaskMethod[B, MixBlockParams]):
             return {"features": teacher.feature_map(images, self.tap)}
         return {}
 
-    def mix(
-        self, images: Tensor, targets: Tensor, params: MixBlockParams, **features: Tensor
-    ) -> Mixed:
-        """Return the mixes that the student is trained on; no gradient reaches the block.
-
-        Mixes with λ near 0 or 1 are plain Mixup.
-        """
-        perm, lam = params.classifier
-        with torch.no_grad():
-            masks = self.generator(features["features"], perm, lam, images.shape[2:])
-            if self.settings.mask_adjust:
-                scaled = scale_to_lam(masks, lam)
-                masks = torch.where(params.adjusted[:, None, None, None], scaled, masks)
-            masks = use_lam_near_edge(masks, lam, self.settings.lam_margin)
-            return mix_by_masks(images, targets, perm, lam, masks)
+    def adjust_masks(self, masks: Tensor, params: MixBlockParams) -> Tensor:
+        """Return the student's masks, scaled to λ always or with probability `mask_adjust`."""
+        masks = super().adjust_masks(masks, params)
+        if not self.settings.mask_adjust:
+            return masks
+        scaled = scale_to_lam(masks, params.classifier_lam)
+        return torch.where(params.adjusted[:, None, None, None], scaled, masks)
 
     def compute_loss(
         self, sources: MixInputs, student: Classifier, teacher: Classifier, params: MixBlockParams
