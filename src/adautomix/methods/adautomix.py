@@ -80,7 +80,7 @@ from adautomix.methods.base_learned import (
     TwoMixParams,
 )
 from adautomix.methods.facts import Paper
-from adautomix.mixing.generator import MixGenerator, Upsampling
+from adautomix.mixing.generator import MixGenerator, Upsampling, mask_spread
 from adautomix.mixing.mix_block import mask_loss
 from adautomix.mixing.ops import Mixed, mix_by_masks
 from adautomix.mixing.params import Shape, draw_permutations, draw_simplex
@@ -183,7 +183,12 @@ class AdAutoMix(LearnedMaskMethod[AdAutoMixSettings, AdAutoMixParams]):
     def make_generator(self, channels: int) -> MixGenerator:
         """Attention between the maps of N images."""
         s = self.settings
-        return MixGenerator(channels, lam_embedding=s.lam_embedding, upsampling=s.upsampling)
+        return MixGenerator(
+            channels,
+            lam_embedding=s.lam_embedding,
+            upsampling=s.upsampling,
+            init=s.generator_init,
+        )
 
     @property
     def min_batch(self) -> int:
@@ -270,6 +275,8 @@ class AdAutoMix(LearnedMaskMethod[AdAutoMixSettings, AdAutoMixParams]):
         parts: dict[str, Tensor] = {}
         # A second set of mixes, this time with gradient through the masks.
         mixed = self.generator_mix(sources.images, sources.targets, params, features["features"])
+        masks = mixed.masks
+        assert masks is not None
         # The gradient passes through the teacher, whose weights require none, into the masks.
         if weights.keys() & {"teacher", "cosine"}:
             logits = teacher(mixed.images, head="mixed")
@@ -282,12 +289,13 @@ class AdAutoMix(LearnedMaskMethod[AdAutoMixSettings, AdAutoMixParams]):
             logits = fixed_forward(student, mixed.images, head="mixed")
             parts["student"] = self.cross_entropy(logits, mixed.targets)
         if "mask" in weights:
-            split = len(mixed.lam) < len(sources.images)
-            parts["mask"] = self.mask_loss(mixed, split=split)
+            split = len(masks) < len(sources.images)
+            parts["mask"] = mask_loss(masks, mixed.lam, self.settings.mask_margin, split=split)
         # Negative weights are the adversarial terms.
         for name, weight in weights.items():
             loss = loss + weight * parts[name]
-        return loss, {f"generator_{name}": part.detach() for name, part in parts.items()}
+        detached = {f"generator_{name}": part.detach() for name, part in parts.items()}
+        return loss, {**detached, "mask_spread": mask_spread(masks)}
 
     def generator_weights(self, params: AdAutoMixParams) -> dict[str, float]:
         """Return the weight of each term of the generator's loss at this step; empty if none."""
@@ -296,11 +304,6 @@ class AdAutoMix(LearnedMaskMethod[AdAutoMixSettings, AdAutoMixParams]):
         weights = generator_weights(self.settings, adversarial=params.adversarial)
         mask = self.settings.mask_weight
         return {**weights, "mask": mask} if mask else weights
-
-    def mask_loss(self, mixed: Mixed, *, split: bool) -> Tensor:
-        """Penalize masks whose mean is far from λ; `split` as in the function `mask_loss`."""
-        assert mixed.masks is not None
-        return mask_loss(mixed.masks, mixed.lam, self.settings.mask_margin, split=split)
 
     def _draw_n(self, generator: torch.Generator) -> int:
         n = self.settings.n

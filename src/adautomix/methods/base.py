@@ -372,6 +372,11 @@ class Method(nn.Module, ABC, Generic[S, P]):
     def after_step(self, step: int) -> None:
         """Called after each optimizer step; most methods have nothing to do."""
 
+    @property
+    def own_optimizer(self) -> bool:
+        """Whether what the method learns has an AdamW of its own; else it is the student's."""
+        return False
+
     def learning_rates(self, lr: float, min_lr: float) -> tuple[float, float]:
         """Return the first and last learning rate of what the method learns.
 

@@ -22,7 +22,7 @@ from typing_extensions import TypeVar
 from adautomix.methods.base import FeatureDict, Method, MethodSettings, MixInputs
 from adautomix.methods.facts import LabelRule, Requirement
 from adautomix.metrics import mixture_accuracy
-from adautomix.mixing.generator import Upsampling
+from adautomix.mixing.generator import GeneratorInit, Upsampling, mask_spread
 from adautomix.mixing.mix_block import MixBlock, mask_loss, scale_to_lam
 from adautomix.mixing.ops import Mixed, mix_by_lam, mix_by_masks
 from adautomix.mixing.params import MixParams, Shape, draw_lam, draw_partners
@@ -30,6 +30,9 @@ from adautomix.models import Classifier, has_batch_norm, updates_running_stats
 
 Views = Literal["full", "split", "alternate"]
 Label = Literal["lam", "area", "scaled"]
+GeneratorOptimizer = Literal["same", "adamw"]
+
+ADAMW_LR = 1e-3  # learning rate of a generator with an AdamW of its own
 
 
 class Combination(NamedTuple):
@@ -74,6 +77,7 @@ class TwoMixParams(MixParams):
         view_order: random numbers, float32 `[B]`: the student sees the images in one view each, and
             their order says which; None: in every view.
         view: number of the only view that the student is trained on at this step; None: all.
+        warming_up: whether the student is trained on plain Mixup in place of generated mixes.
     """
 
     classifier_perm: Tensor
@@ -82,6 +86,7 @@ class TwoMixParams(MixParams):
     generator_lam: Tensor
     view_order: Tensor | None = field(default=None, kw_only=True)
     view: int | None = field(default=None, kw_only=True)
+    warming_up: bool = field(default=False, kw_only=True)
 
     @property
     def classifier(self) -> Combination:
@@ -142,17 +147,37 @@ class LearnedMaskSettings(MethodSettings):
     mask_margin: float = Field(
         0.1, ge=0, le=1, description="difference between mask mean and λ that costs nothing"
     )
+    generator_init: GeneratorInit = Field(
+        "released",
+        description="first weights of the generator: released: N(0, 0.01), scaled: by channels, so "
+        "that masks are not flat in networks of any width",
+    )
     tap: int | None = Field(
         None,
         ge=1,
         description="stage that feeds the generator; none: the third of four, or the middle block",
     )
+    generator_optimizer: GeneratorOptimizer = Field(
+        "same", description="optimizer of the generator: the student's, or an AdamW of its own"
+    )
+    generator_warmup: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="fraction of training in which the generator learns but the student sees plain "
+        "Mixup instead of its masks; higher: later",
+    )
     generator_every: int = Field(1, ge=1, description="train the generator once in this many steps")
     generator_lr: float | None = Field(
-        None, gt=0, description="learning rate of the generator; none: the student's"
+        None,
+        gt=0,
+        description="learning rate of the generator; none: the student's, or 0.001 with adamw",
     )
     generator_min_lr: float | None = Field(
-        None, ge=0, description="last learning rate of the generator; none: the student's"
+        None,
+        ge=0,
+        description="last learning rate of the generator; none: the student's, in proportion with "
+        "adamw",
     )
 
     @property
@@ -249,25 +274,43 @@ class LearnedMaskMethod(Method[L, T]):
         s = self.settings
         return len(s.view_weights) if s.views == "split" else 1
 
+    @property
+    def own_optimizer(self) -> bool:
+        """Whether the generator has an AdamW of its own."""
+        return self.settings.generator_optimizer == "adamw"
+
     def learning_rates(self, lr: float, min_lr: float) -> tuple[float, float]:
         """Return the generator's own learning rates where they are set."""
         s = self.settings
-        return s.generator_lr or lr, min_lr if s.generator_min_lr is None else s.generator_min_lr
+        first = s.generator_lr or (ADAMW_LR if self.own_optimizer else lr)
+        last = min_lr / lr * first if self.own_optimizer else min_lr
+        return first, last if s.generator_min_lr is None else s.generator_min_lr
 
     def draw_views(self, batch: int, generator: torch.Generator, step: int) -> dict[str, Any]:
         """Draw which images are shown in which view: fields of `TwoMixParams`."""
-        s, count = self.settings, len(self.settings.view_weights)
+        s, steps = self.settings, self.schedule.steps if self.schedule else 0
+        warming_up = step < s.generator_warmup * steps
+        count = len(self.view_weights(warming_up=warming_up))
+        drawn: dict[str, Any] = {"warming_up": warming_up}
         if s.views == "split":
-            return {"view_order": torch.rand(batch, generator=generator)}
+            return drawn | {"view_order": torch.rand(batch, generator=generator)}
         if s.views == "alternate" and count:
             # The turns begin one later in every cycle, so that views do not keep step with a
             # generator that takes turns too.
-            return {"view": (step + step // count) % count}
-        return {}
+            return drawn | {"view": (step + step // count) % count}
+        return drawn
+
+    def view_weights(self, *, warming_up: bool) -> dict[str, float]:
+        """Return the weight of each view in the student's loss."""
+        weights = self.settings.view_weights
+        if warming_up and weights.keys() >= {"mixup", "mixed"}:
+            # Both would show the same images.
+            weights["mixup"] += weights.pop("mixed")
+        return weights
 
     def shown_views(self, params: T) -> list[tuple[str, float, Tensor | None]]:
         """Return the views of this step: name, weight, and rows of the mixes (None: all)."""
-        weights = self.settings.view_weights
+        weights = self.view_weights(warming_up=params.warming_up)
         if params.view is not None:
             name = list(weights)[params.view]
             return [(name, len(weights) * weights[name], None)]
@@ -278,7 +321,8 @@ class LearnedMaskMethod(Method[L, T]):
 
     def shows_masks(self, params: T) -> bool:
         """Whether the student is trained on generated mixes at this step."""
-        return any(name == "mixed" for name, _, _ in self.shown_views(params))
+        shown = self.shown_views(params)
+        return not params.warming_up and any(name == "mixed" for name, _, _ in shown)
 
     def student_views(self, sources: MixInputs, params: T) -> Iterator[View]:
         """Yield the batches that the student is trained on, in the order its batch norm sees."""
@@ -301,9 +345,11 @@ class LearnedMaskMethod(Method[L, T]):
     def mix(self, images: Tensor, targets: Tensor, params: T, **features: Tensor) -> Mixed:
         """Return the mixes that the student is trained on; no gradient reaches the generator.
 
-        Mixes with λ near 0 or 1 are plain Mixup.
+        Mixes with λ near 0 or 1 are plain Mixup, and all mixes are while the generator warms up.
         """
         s, (perm, lam) = self.settings, params.classifier
+        if params.warming_up:
+            return mix_by_lam(images, targets, perm, lam)
         with torch.no_grad():
             masks = self.generator(features["features"], perm, lam, images.shape[2:])
             masks = self.adjust_masks(masks, params)
@@ -423,7 +469,11 @@ class MixBlockMethod(LearnedMaskMethod[B, MixBlockParams]):
         # The mean of the masks is taken over the whole batch, however it is split.
         split = len(masks) < len(sources.images)
         mask = mask_loss(masks, lam, s.mask_margin, s.variance_weight, split=split)
-        parts = {"generator_teacher": teacher_loss.detach(), "generator_mask": mask.detach()}
+        parts = {
+            "generator_teacher": teacher_loss.detach(),
+            "generator_mask": mask.detach(),
+            "mask_spread": mask_spread(masks),
+        }
         return teacher_loss + s.mask_weight * mask, parts
 
     def _draw_mix(self, batch: int, generator: torch.Generator) -> Combination:

@@ -53,8 +53,8 @@ from torch import Tensor, nn
 
 from adautomix.methods.base_learned import MixBlockMethod, MixBlockSettings
 from adautomix.methods.facts import Paper
-from adautomix.mixing.generator import Upsampling
-from adautomix.mixing.mix_block import MixBlock, init_conv, select_maps
+from adautomix.mixing.generator import ATTENTION_GAIN, GeneratorInit, Upsampling, init_conv
+from adautomix.mixing.mix_block import MixBlock, select_maps
 
 
 class SAMixSettings(MixBlockSettings):
@@ -101,6 +101,7 @@ class SAMixBlock(MixBlock):
         curve: k of its S-curve, or None.
         dropout: dropout probability of the value.
         upsampling: how h×w maps become H×W masks.
+        init: initial weights, see `init_conv`.
     """
 
     def __init__(
@@ -111,17 +112,20 @@ class SAMixBlock(MixBlock):
         curve: float | None = 0.25,
         dropout: float = 0.0,
         upsampling: Upsampling = "bilinear",
+        init: GeneratorInit = "released",
     ) -> None:
         super().__init__(upsampling)
         self.scale, self.curve = scale, curve
         hidden = max(1, channels // 2)
-        self.query = init_conv(nn.Conv2d(2 * channels, hidden, kernel_size=1))
-        self.key = init_conv(nn.Conv2d(2 * channels, hidden, kernel_size=1))
+        query = nn.Conv2d(2 * channels, hidden, kernel_size=1)
+        self.query = init_conv(query, init, gain=ATTENTION_GAIN)
+        key = nn.Conv2d(2 * channels, hidden, kernel_size=1)
+        self.key = init_conv(key, init, gain=ATTENTION_GAIN)
         self.value = nn.Sequential(
-            init_conv(nn.Conv2d(channels, hidden, kernel_size=1, bias=False)),
+            init_conv(nn.Conv2d(channels, hidden, kernel_size=1, bias=False), init),
             nn.BatchNorm2d(hidden, track_running_stats=False),
             nn.ELU(),
-            init_conv(nn.Conv2d(hidden, 1, kernel_size=1, bias=False)),
+            init_conv(nn.Conv2d(hidden, 1, kernel_size=1, bias=False), init),
             nn.Dropout(dropout),
         )
 
@@ -172,4 +176,5 @@ class SAMix(MixBlockMethod[SAMixSettings]):
             curve=s.lam_curve,
             dropout=s.value_dropout,
             upsampling=s.upsampling,
+            init=s.generator_init,
         )

@@ -73,14 +73,6 @@ class MixBlock(nn.Module, ABC):
         return large
 
 
-def init_conv(conv: nn.Conv2d) -> nn.Conv2d:
-    """Initialize weights as N(0, 0.01) and biases as 0, as released: masks start near 1/2."""
-    nn.init.normal_(conv.weight, std=0.01)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
-    return conv
-
-
 def select_maps(maps: Tensor, rows: Tensor) -> Tensor:
     """Select rows of maps `[B, C, h, w]` and flatten them to `[M, C, hw]`.
 

@@ -36,7 +36,12 @@ from adautomix.runs.schema import BestEpoch, EpochRow, Row, TrainRow
 from adautomix.training.evaluator import Evaluator, best_so_far
 from adautomix.training.graphs import GraphedStep
 from adautomix.training.meters import NEVER, Figures, FiniteWatch, Meters
-from adautomix.training.optim import build_optimizer, cosine_schedule, learning_rate
+from adautomix.training.optim import (
+    build_method_optimizer,
+    build_optimizer,
+    cosine_schedule,
+    learning_rate,
+)
 from adautomix.training.progress import Display
 from adautomix.training.runtimes import StopRequest, pick_runtime, stop_on_signals
 from adautomix.training.step import TrainStep
@@ -90,6 +95,7 @@ class Trainer:
             config, self.data, self.method, self.student, self.teacher.model, self.device
         )
         self.optimizer = build_optimizer(config, self.student, self.method)
+        self.method_optimizer = build_method_optimizer(config, self.method)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.runtime = pick_runtime(config, self.device)
         self.eager_step = TrainStep(
@@ -98,7 +104,7 @@ class Trainer:
             self.student,
             self.method,
             self.teacher,
-            self.optimizer,
+            [optimizer for optimizer in (self.optimizer, self.method_optimizer) if optimizer],
             self.scaler,
             compiled=self.runtime == "compile",
         )
@@ -316,6 +322,8 @@ class Trainer:
             "best": self.best and self.best.model_dump(),
             "seconds": self.seconds(),
         }
+        if self.method_optimizer is not None:
+            state["method_optimizer"] = self.method_optimizer.state_dict()
         settings, facts = self.config.resolved(), data_info(self.data)
         return Checkpoint(self.step, self.weights(), state, settings, facts)
 
@@ -337,6 +345,8 @@ class Trainer:
         self.method.load_state_dict(checkpoint.part("method"))
         state = checkpoint.state
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.method_optimizer is not None:
+            self.method_optimizer.load_state_dict(state["method_optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch_meters.load_state_dict(state["epoch_meters"], self.device)
         self.log_meters.load_state_dict(state["log_meters"], self.device)
