@@ -112,7 +112,7 @@ def test_split_parts_of_a_batch_have_every_view(tmp_path: Path) -> None:
     trainer = trainer_of("adautomix", tmp_path, accumulate=2, adautomix={"views": "split"})
     (row,) = steps_of(trainer, 1)
     assert {"clean", "mixup", "mixed"} <= row.keys()
-    with pytest.raises(UsageError, match="batch norm needs 6 a part, and a batch has 12"):
+    with pytest.raises(UsageError, match="batch norm needs 6 per part, but a batch has 12"):
         trainer_of("adautomix", tmp_path, accumulate=3, adautomix={"views": "split"})
 
 
