@@ -44,7 +44,7 @@ def smooth_images(count: int = 12, size: int = 32) -> Tensor:
 @torch.no_grad()
 def feature_maps(width: float) -> Tensor:
     """Of the third stage of a CIFAR ResNet-18."""
-    network = build_model("resnet18", 5, stem="cifar", width=width, image_size=32, generator_seed=0)
+    network = build_model("resnet18", 5, stem="cifar", width=width, image_size=32, seed=0)
     return network.feature_map(smooth_images(), 3)
 
 
@@ -115,8 +115,8 @@ def test_spread_of_known_masks() -> None:
 def test_the_spread_of_the_generators_masks_is_logged(name: str, tmp_path: Path) -> None:
     trainer = trainer_of(name, tmp_path, epochs=1, **{name: {"generator_init": "scaled"}})
     trainer.fit()
-    (row,) = (row for row in RunFolder(tmp_path).rows() if row["kind"] == "epoch")
-    assert 0.005 < row["parts"]["mask_spread"] < 0.5
+    (row,) = (row for row in RunFolder(tmp_path).rows() if row.kind == "epoch")
+    assert 0.005 < row.parts["mask_spread"] < 0.5
 
 
 # ---------------------------------------------------------------------- an optimizer of its own
