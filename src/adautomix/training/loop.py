@@ -1,6 +1,7 @@
 """The training loop: steps, epochs, logging and checkpoints."""
 
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 import torch
@@ -130,6 +131,8 @@ class Trainer:
         silent = quiet or not is_main()
         self.display = Display(f"{config.method} s{config.seed}", self.steps, quiet=silent)
         self.stop = StopRequest()
+        # Called with the row of each epoch; what it raises ends the training.
+        self.on_epoch: Callable[[EpochRow], None] = lambda row: None
 
     # ------------------------------------------------------------------ the loop
 
@@ -223,6 +226,7 @@ class Trainer:
         kept = epoch_checkpoint_name(epoch) if every and epoch % every == 0 else None
         if epoch % self.config.checkpoint_every == 0 or last or better or kept:
             self.save(best=better is not None, kept=kept)
+        self.on_epoch(row)
 
     def save_and_stop(self) -> NoReturn:
         """Save a checkpoint and end the run because a signal asked for it.
