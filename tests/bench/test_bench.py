@@ -104,7 +104,7 @@ def test_a_cycle_has_every_kind_of_step() -> None:
 
 
 def test_variants_are_measured_under_their_names() -> None:
-    asked = {
+    asked: dict[str, dict[str, Any]] = {
         "plain": {"method": "vanilla", "label": "plain"},
         "split": {"method": "adautomix", "label": "split", "adautomix": {"views": "split"}},
     }

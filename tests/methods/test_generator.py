@@ -14,7 +14,7 @@ from adautomix.methods.automix import AutoMixBlock
 from adautomix.methods.samix import SAMixBlock
 from adautomix.mixing.generator import MixGenerator, init_conv, mask_spread
 from adautomix.mixing.params import draw_permutations, draw_simplex
-from adautomix.mixing.schedule import MixSettings
+from adautomix.mixing.settings import MixSettings
 from adautomix.models import build_model
 from adautomix.runs.folder import RunFolder
 

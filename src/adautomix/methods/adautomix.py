@@ -179,6 +179,7 @@ class AdAutoMix(LearnedMaskMethod[AdAutoMixSettings, AdAutoMixParams]):
     )
     cost = 12.0
     Settings = AdAutoMixSettings
+    generator: MixGenerator
 
     def make_generator(self, channels: int) -> MixGenerator:
         """Attention between the maps of N images."""

@@ -246,6 +246,7 @@ class LearnedMaskMethod(Method[L, T]):
     label_note = "λ is drawn, masks are learned"
     heads = ("clean", "mixed")
     supports_own_teacher_buffers = True
+    generator: nn.Module
 
     def build(self, model: nn.Module | None) -> None:
         """Create the generator for the feature map of the tapped stage."""
