@@ -103,7 +103,10 @@ def test_the_budget_keeps_time_for_the_final_runs(
     search = search_in(tmp_path, final_seeds=3)
     study = tuning.open_study(search)
     assert tuning.reserve(study, search) == 0
-    found = [Candidate({"method": "vanilla"}, [0.5], 1, 8.0), Candidate({}, [0.4], 1, 16.0)]
+    found = [
+        Candidate({"method": "vanilla"}, [0.5], 1, 8.0),
+        Candidate({"method": "mixup"}, [0.4], 1, 16.0),
+    ]
     monkeypatch.setattr(tuning, "candidates", lambda study, search: found)
     # Plain training and the slowest, three times each, on a quarter more images than a trial has.
     assert tuning.reserve(study, search) == pytest.approx(3 * 24 / 0.8)
