@@ -21,19 +21,19 @@ from adautomix.bench.workload import Row
 from adautomix.device import pick_device
 from adautomix.errors import UsageError
 from adautomix.reporting.bench_table import table_of
-from adautomix.reporting.figures import (
+from adautomix.reporting.comparison import Comparison, compare_runs
+from adautomix.reporting.formatting import (
     METRICS,
     MISSING,
     NETWORKS,
-    Group,
-    Interval,
-    final,
-    groups,
+    difference_plus_minus,
     plus_minus,
-    t_interval,
 )
-from adautomix.reporting.significance import JUDGED, TITLES, Verdict, difference, significance
-from adautomix.runs.records import Run, read_runs
+from adautomix.reporting.groups import Group
+from adautomix.reporting.significance import TESTED, TITLES, PairedTest
+from adautomix.reporting.snapshots import GroupSummary
+from adautomix.reporting.statistics import Interval
+from adautomix.runs.records import read_runs
 
 RESULTS = Path("docs/results")
 PAGE = Path("docs/findings.md")
@@ -52,48 +52,42 @@ trained network, the teacher its moving average.
 # ---------------------------------------------------------------------- rows
 
 
-def collect(runs: Sequence[Run], baseline: str | None) -> list[Row]:
+def collect(comparison: Comparison) -> list[Row]:
     """Return the figures of each variant and its differences to the baseline.
 
     Raises:
-        UsageError: no run has finished, or none has the name `baseline`.
+        UsageError: no run has finished.
     """
-    found = [group for group in groups(runs) if group.seeds]
+    pairs = zip(comparison.groups, comparison.summaries, strict=True)
+    found = [(group, summary) for group, summary in pairs if summary.seeds]
     if not found:
         raise UsageError("no finished run to collect: train some, `adautomix compare --sweep …`")
-    verdicts = significance(runs, baseline)
-    fastest = min(mean_seconds(group) for group in found)
-    return [
-        {
-            "variant": group.label,
-            "seeds": sorted({run.fact("seed") for run in group.runs if run.finished}),
-            "times": mean_seconds(group) / fastest,
-            "scores": by_place(
-                (network, metric, group.interval(final(network, metric)))
-                for network in NETWORKS
-                for metric in JUDGED
-            ),
-            "differences": differences_of(group, verdicts, "differences"),
-            "equal_time": differences_of(group, verdicts, "at_equal_time"),
-        }
-        for group in found
-    ]
+    fastest = min(mean_seconds(summary) for _, summary in found)
+    return [figures(group, summary, comparison.tests, fastest) for group, summary in found]
 
 
-def mean_seconds(group: Group) -> float:
+def figures(
+    group: Group, summary: GroupSummary, tests: Sequence[PairedTest], fastest: float
+) -> Row:
+    """Return the figures of one variant; `fastest` is the shortest mean training time."""
+    own = [test for test in tests if test.method == group.label]
+    return {
+        "variant": group.label,
+        "seeds": sorted({run.fact("seed") for run in group.runs if run.finished}),
+        "times": mean_seconds(summary) / fastest,
+        "scores": by_place(
+            (network, metric, summary.final.score(network, metric))
+            for network in NETWORKS
+            for metric in TESTED
+        ),
+        "differences": by_place((one.network, one.metric, one.interval) for one in own),
+        "equal_time": by_place((one.network, one.metric, one.equal_time_interval) for one in own),
+    }
+
+
+def mean_seconds(summary: GroupSummary) -> float:
     """Mean training time of the finished runs of a group."""
-    interval = group.interval(lambda run: run.seconds)
-    return interval.mean if interval else 0.0
-
-
-def differences_of(group: Group, verdicts: Sequence[Verdict], moment: str) -> Row:
-    """Mean differences to the baseline at one moment, by network and metric."""
-    own = [verdict for verdict in verdicts if verdict.method == group.label]
-    return by_place(
-        (verdict.network, verdict.metric, t_interval(values))
-        for verdict in own
-        if (values := getattr(verdict, moment))
-    )
+    return summary.final.seconds.mean if summary.final.seconds else 0.0
 
 
 def by_place(found: Iterator[tuple[str, str, Interval | None]]) -> Row:
@@ -162,12 +156,12 @@ def tables(row: Row) -> Iterator[str]:
 
 def titles() -> list[str]:
     """Titles of the columns of figures."""
-    return [f"{network} {TITLES[metric]}" for network in NETWORKS for metric in JUDGED]
+    return [f"{network} {TITLES[metric]}" for network in NETWORKS for metric in TESTED]
 
 
 def places() -> list[tuple[str, str]]:
     """Keys and metrics of the columns of figures."""
-    return [(f"{network} {metric}", metric) for network in NETWORKS for metric in JUDGED]
+    return [(f"{network} {metric}", metric) for network in NETWORKS for metric in TESTED]
 
 
 def scores(one: Row) -> list[str]:
@@ -186,9 +180,8 @@ def change(found: Interval | None, metric: str) -> str:
     """One difference, in bold where its interval excludes 0."""
     if found is None:
         return MISSING
-    text = difference(found, metric)
-    decided = found.half_width is not None and abs(found.mean) > found.half_width
-    return f"**{text}**" if decided else text
+    text = difference_plus_minus(found, metric)
+    return f"**{text}**" if found.excludes_zero else text
 
 
 def interval(stored: Row | None) -> Interval | None:
@@ -219,7 +212,7 @@ def main() -> None:
     append(
         asked.rows,
         "comparison",
-        collect(runs, asked.baseline),
+        collect(compare_runs(runs, asked.baseline)),
         device=pick_device("auto"),
         stated={
             "work": asked.work,

@@ -6,12 +6,11 @@ import findings
 import mask_spread
 import pytest
 import yaml
-from test_reporting import make_run
+from test_reporting import compare, make_run
 
 from adautomix.bench.rows import read
 from adautomix.bench.workload import Workload
 from adautomix.errors import UsageError
-from adautomix.runs.records import read_runs
 
 NBSP = "\N{NO-BREAK SPACE}"
 
@@ -67,7 +66,7 @@ def test_a_work_without_a_description_is_named(
 def test_unfinished_runs_give_no_row(tmp_path: Path) -> None:
     run = make_run(tmp_path / "going", finished=False)
     with pytest.raises(UsageError, match="no finished run to collect"):
-        findings.collect(read_runs([run]), None)
+        findings.collect(compare([run]))
 
 
 def test_spread_of_masks_by_width_and_first_weights(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from adautomix.data.dataset import OnDisk
 from adautomix.errors import UsageError
 from adautomix.metrics import Scores
 from adautomix.reporting.comparison import compare_runs
-from adautomix.reporting.plots import time_chart
 from adautomix.reporting.flat_masks import flat_mask_lines
+from adautomix.reporting.plots import time_chart
 from adautomix.reporting.significance import PairedTest, pick_baseline, summarize_tests
 from adautomix.reporting.statistics import (
     ImageDifferences,

@@ -71,7 +71,8 @@ def tune(
     and tested. The same command continues a search that was stopped.
     """
     from adautomix.config import merge_sources
-    from adautomix.reporting.tables import comparison_table, verdict_lines
+    from adautomix.reporting.comparison import compare_runs
+    from adautomix.reporting.tables import comparison_table, significance_lines
     from adautomix.runs.records import read_runs, summary_fields
     from adautomix.training import tune as tuning
 
@@ -85,19 +86,19 @@ def tune(
         trials,
     )
     result = tuning.tune(search, quiet=as_json, command=command_line())
-    runs = read_runs(result.final)
+    comparison = compare_runs(read_runs(result.final), "plain")
     train_command = command_of(result.winner, recipe, config, flags)
     if as_json:
         tried = [
             {"score": one.score, "trials": one.trials, **one.settings} for one in result.candidates
         ]
-        final = [summary_fields(run) for run in runs]
+        final = [summary_fields(run) for run in comparison.runs]
         print_json({"candidates": tried, "command": train_command, "final": final})
         return
     titles = ("settings", "trials", f"held-out {metric}", "seconds")
     print_listing([cells_of(one) for one in result.candidates[:SHOWN]], titles, as_json=False)
-    console().print(comparison_table(runs))
-    for line in verdict_lines(runs, "plain"):
+    console().print(comparison_table(comparison))
+    for line in significance_lines(comparison):
         console().print(line)
     if result.winner["method"] == "vanilla":
         print_line("Plain training was best on the held-out images; nothing that mixes beat it.")

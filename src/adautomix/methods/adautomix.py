@@ -49,6 +49,13 @@ Settings:
 - generator_every: 1, as in the authors' code.
 - generator_lr: none (the student's) in the authors' CIFAR-100 ResNet configurations.
 - generator_min_lr: none (the student's) in the authors' CIFAR-100 ResNet configurations.
+- mask_weight: 0 in the authors' CIFAR-100 configurations; their Tiny-ImageNet log has it on.
+- mask_margin: 0.1 in the authors' AutoMix recipes.
+- views: `full`, as in the paper; `split` and `alternate` are of this implementation.
+- label: `lam`, as in the paper; `area` and `scaled` are of this implementation.
+- generator_init: `released`, as in the authors' code; `scaled` is of this implementation.
+- generator_optimizer: `same`, as in the authors' code; `adamw` is of this implementation.
+- generator_warmup: 0, as in the authors' code.
 Deviations:
 - The teacher's logits of the sources are rows of its one clean pass. Batch statistics do not depend
   on the order of the batch, so the values are the same. If the teacher keeps batch norm statistics
