@@ -17,7 +17,7 @@ from adautomix.bench.workload import Row, endless, endless_trainer
 from adautomix.config import TrainConfig, make_config, merge
 from adautomix.data import ImageData
 from adautomix.device import pick_device
-from adautomix.reporting.drawing import drawing, look
+from adautomix.reporting.drawing import drawing, series_style
 from adautomix.runs.build import load_images
 
 INITIALIZATIONS = ("released", "scaled")
@@ -71,7 +71,7 @@ def draw(rows: Sequence[Row], path: Path) -> Path:
         for i, (width, init) in enumerate(lines):
             own = [row for row in rows if (row["width"], row["initialization"]) == (width, init)]
             points = [row["step"] for row in own], [row["spread"] for row in own]
-            panel.plot(*points, label=f"width {width:g}, {init}", **look(i))
+            panel.plot(*points, label=f"width {width:g}, {init}", **series_style(i))
         panel.set_xlabel("training step")
         panel.set_ylabel("mean spread of the masks")
         panel.set_ylim(bottom=0)
