@@ -187,7 +187,7 @@ def test_the_students_course_starts_the_same_with_another_optimizer(tmp_path: Pa
 
 
 def warming(name: str, **settings: Any) -> Bench:
-    bench = Bench(name, generator_warmup=0.5, **settings)
+    bench = Bench(name, mask_warmup=0.5, **settings)
     bench.method.plan(10, MixSettings(), 0)
     bench.student.eval()
     return bench
@@ -228,7 +228,7 @@ def test_a_warm_up_without_a_mixup_term_keeps_its_view() -> None:
 
 @pytest.mark.parametrize("views", ["split", "alternate"])
 def test_a_warm_up_goes_with_views_and_resumes_exactly(views: str, tmp_path: Path) -> None:
-    settings = {"adautomix": {"views": views, "generator_warmup": 0.5}}
+    settings = {"adautomix": {"views": views, "mask_warmup": 0.5}}
     whole, first, second = (trainer_of("adautomix", tmp_path / p, **settings) for p in "wab")
     rows = steps_of(whole, 8)
     halves = steps_of(first, 3)

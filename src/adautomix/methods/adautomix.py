@@ -55,7 +55,7 @@ Settings:
 - label: `lam`, as in the paper; `area` and `scaled` are of this implementation.
 - generator_init: `released`, as in the authors' code; `scaled` is of this implementation.
 - generator_optimizer: `same`, as in the authors' code; `adamw` is of this implementation.
-- generator_warmup: 0, as in the authors' code.
+- mask_warmup: 0, as in the authors' code.
 Deviations:
 - The teacher's logits of the sources are rows of its one clean pass. Batch statistics do not depend
   on the order of the batch, so the values are the same. If the teacher keeps batch norm statistics

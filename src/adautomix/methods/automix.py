@@ -41,7 +41,7 @@ Settings:
 - label: `lam`, as in the authors' code; `area` and `scaled` are of this implementation.
 - generator_init: `released`, as in the authors' code; `scaled` is of this implementation.
 - generator_optimizer: `same`, as in the authors' code; `adamw` is of this implementation.
-- generator_warmup: 0, as in the authors' code.
+- mask_warmup: 0, as in the authors' code.
 Deviations:
 - Convolutions are applied to the B maps and rows are selected afterwards; a plane of λ is λ times
   its column of weights. The numbers are those of the authors' code.

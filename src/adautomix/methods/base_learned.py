@@ -160,7 +160,7 @@ class LearnedMaskSettings(MethodSettings):
     generator_optimizer: GeneratorOptimizer = Field(
         "same", description="optimizer of the generator: the student's, or an AdamW of its own"
     )
-    generator_warmup: float = Field(
+    mask_warmup: float = Field(
         0.0,
         ge=0,
         le=1,
@@ -290,7 +290,7 @@ class LearnedMaskMethod(Method[L, T]):
     def draw_views(self, batch: int, generator: torch.Generator, step: int) -> dict[str, Any]:
         """Draw which images are shown in which view: fields of `TwoMixParams`."""
         s, steps = self.settings, self.schedule.steps if self.schedule else 0
-        warming_up = step < s.generator_warmup * steps
+        warming_up = step < s.mask_warmup * steps
         count = len(self.view_weights(warming_up=warming_up))
         drawn: dict[str, Any] = {"warming_up": warming_up}
         if s.views == "split":

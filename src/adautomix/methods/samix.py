@@ -35,7 +35,7 @@ Settings:
 - label: `lam`, as in the authors' code; `area` and `scaled` are of this implementation.
 - generator_init: `released`, as in the authors' code; `scaled` is of this implementation.
 - generator_optimizer: `same`, as in the authors' code; `adamw` is of this implementation.
-- generator_warmup: 0, as in the authors' code.
+- mask_warmup: 0, as in the authors' code.
 - lam_scale: 1 in the authors' recipes.
 - lam_curve: 0.25 in the authors' CIFAR recipes; none for ViTs, ImageNet and Tiny-ImageNet with
   ResNet-18; 1 for fine-grained data.
