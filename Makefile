@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 
-.PHONY: demo test test-all lint types unit slow clean
+.PHONY: demo test test-all lint types unit slow faults fuzz clean
 
 demo: .venv/installed  ## plain training and AdAutoMix on digits with few labels, 3 seeds
 	$(BIN)/adautomix compare --recipe digits/few-labels --methods vanilla,adautomix --seeds 0,1,2 --out $(DEMO)
@@ -24,6 +24,12 @@ unit: .venv/installed
 
 slow: .venv/installed  ## tests that compile the training step or run a type checker
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m slow
+
+faults: .venv/installed  ## a fault at every write of every command; POINTS=1000 tries so many
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/helpers/fault_walk.py $(if $(POINTS),--points $(POINTS))
+
+fuzz: .venv/installed  ## random settings, run folders and networks, for MINUTES=5
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/helpers/fuzzing.py --minutes $(or $(MINUTES),5)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 from tiny import state_of, tiny_classifier, toy_images
-from torch import Tensor
+from torch import Tensor, nn
 
 from adautomix.ema import BufferPolicy, Teacher, momentum_schedule
+from adautomix.errors import UsageError
 
 POLICIES: tuple[BufferPolicy, ...] = ("average", "copy", "own")
 STATISTICS = ("bn1.running_mean", "bn1.running_var", "bn2.running_mean", "bn2.running_var")
@@ -161,3 +162,48 @@ def test_the_automatic_start_depends_on_the_number_of_steps(steps: int, start: f
     momentum = momentum_schedule(steps, start=None, end=0.999999, constant_share=0.1)
     assert momentum[0] == pytest.approx(start)
     assert momentum == momentum_schedule(steps, start=start, end=0.999999, constant_share=0.1)
+
+
+class Caching(nn.Module):
+    """A network that keeps an activation, and weights with a graph, from its last forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 4)
+        # The function that parametrizations replaced; networks in the wild still use it.
+        self.head = nn.utils.weight_norm(nn.Linear(4, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `[B, 2]`."""
+        self.cache = self.body(x)
+        logits: Tensor = self.head(self.cache)
+        return logits
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_network_is_copied_after_a_forward_pass() -> None:
+    torch.manual_seed(0)
+    network, x = Caching(), torch.randn(3, 4)
+    expected = network(x)
+    teacher = Teacher(network)
+    torch.testing.assert_close(teacher.model(x), expected)
+    assert network.cache.grad_fn is not None
+    before = [p.clone() for p in teacher.model.parameters()]
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1)
+    assert all(
+        torch.equal(old, new) for old, new in zip(before, teacher.model.parameters(), strict=True)
+    )
+    teacher.update(network, 0.0)
+    torch.testing.assert_close(teacher.model(x), network(x))
+
+
+def test_a_network_that_cannot_be_copied_is_one_line() -> None:
+    class Stubborn(nn.Module):
+        def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+            raise RuntimeError("no\ncopies")
+
+    with pytest.raises(UsageError, match=r"Stubborn cannot be copied .* no copies\): create") as e:
+        Teacher(Stubborn())
+    assert "\n" not in str(e.value)

@@ -114,7 +114,7 @@ def test_a_network_that_fsdp_shards_trains_as_a_plain_one(tmp_path: Path) -> Non
         record = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for part in ("losses", "weights", "teachers"):
             sharded, plain = record[part]
-            torch.testing.assert_close(sharded, plain, msg=lambda text, part=part: f"{part} {text}")
+            torch.testing.assert_close(sharded, plain)
         assert "create the method with the whole network first" in record["message"]
         assert "\n" not in record["message"]
 
@@ -126,7 +126,7 @@ def test_only_what_looks_inside_a_compiled_network_runs_eagerly() -> None:
         graphs.append(graph)
         return graph.forward
 
-    compiled = torch.compile(Net(), backend=count)
+    compiled: Any = torch.compile(Net(), backend=count)
     images, labels = torch.randn(6, 3, 16, 16), torch.arange(6) % 4
     with warnings.catch_warnings(record=True) as caught:
         am.create_method("cutmix", model=compiled, num_classes=4)(images, labels)
@@ -142,6 +142,43 @@ def test_only_what_looks_inside_a_compiled_network_runs_eagerly() -> None:
     assert not graphs
     wrapped(images)
     assert graphs
+
+
+@pytest.mark.parametrize("name", ["automix", "adautomix", "samix", "sumix", "meada"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_methods_that_compute_in_float32_refuse_other_networks(
+    name: str, dtype: torch.dtype
+) -> None:
+    with pytest.raises(UsageError, match=rf"{name} needs .* some are {str(dtype)[6:]}: call") as e:
+        am.create_method(name, model=Net().to(dtype), num_classes=4, steps=4)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_methods_that_only_mix_take_networks_of_any_dtype(dtype: torch.dtype) -> None:
+    method = am.create_method("cutmix", model=Net().to(dtype), num_classes=4)
+    loss = method(torch.randn(6, 3, 16, 16, dtype=dtype), torch.arange(6) % 4)
+    loss.backward()
+    assert loss.isfinite()
+
+
+@pytest.mark.parametrize("name", ["puzzlemix", "comixup", "meada"])
+def test_methods_that_need_gradients_take_a_plain_module(name: str) -> None:
+    with pytest.raises(UsageError, match=r"Net: cannot tell which layer .* head='fc'"):
+        am.create_method(name, model=Net(), num_classes=4, steps=4)
+    net = torchvision.models.resnet18(num_classes=4)
+    method = am.create_method(name, model=net, num_classes=4, steps=4)
+    loss = method(torch.randn(6, 3, 16, 16), torch.arange(6) % 4)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_lazy_layers_must_have_a_size() -> None:
+    net = Net()
+    net.out = torch.nn.LazyLinear(4)
+    with pytest.raises(UsageError, match="head 'out' of Net has no size yet: run one batch"):
+        am.wrap_model(net, tap="body", head="out", image_size=16)
 
 
 def test_create_method_asks_for_steps_only_where_they_matter() -> None:

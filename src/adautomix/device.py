@@ -1,13 +1,19 @@
 """The device and the precision of a run, and what they can be recorded as."""
 
 import ctypes
+import functools
 import platform
 import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
 
 from adautomix.distributed import local_rank
 from adautomix.errors import UsageError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The dtype of each value of the setting `precision`."""
@@ -93,3 +99,20 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(M_MMAP_THRESHOLD, 2**30)
         library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def run_eagerly(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function that `torch.compile` must not compile.
+
+    `torch.compiler.disable` alone imports the compiler when the function is defined, which takes
+    seconds. Here it is imported only if something is compiled.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            result: R = torch.compiler.disable(function)(*args, **kwargs)
+            return result
+        return function(*args, **kwargs)
+
+    return wrapper

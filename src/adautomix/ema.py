@@ -19,11 +19,13 @@ The batch-norm buffers of the teacher matter only in evaluation. There are three
 
 import copy
 import math
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from adautomix.errors import UsageError
 
 BufferPolicy = Literal["average", "copy", "own"]
 
@@ -43,7 +45,7 @@ class Teacher(Generic[Network]):
     """
 
     def __init__(self, student: Network, buffers: BufferPolicy = "average") -> None:
-        self.model: Network = copy.deepcopy(student).requires_grad_(False).eval()
+        self.model: Network = copy_network(student).requires_grad_(False).eval()
         self.buffers = buffers
         for module in self.model.modules():
             if isinstance(module, _BatchNorm):
@@ -82,6 +84,32 @@ class Teacher(Generic[Network]):
         for mine, theirs in zip(self.model.buffers(), student.buffers(), strict=True):
             if self.buffers == "copy" or not mine.is_floating_point():
                 mine.copy_(theirs)
+
+
+def copy_network(network: Network) -> Network:
+    """A deep copy of a network, which may have run before.
+
+    Modules may keep tensors with a graph from an earlier forward pass, for example cached
+    activations or the weights that `torch.nn.utils.weight_norm` computes. PyTorch cannot copy
+    those, so they are copied without their graph.
+
+    Raises:
+        UsageError: the network still cannot be copied.
+    """
+    memo: dict[int, Any] = {
+        id(value): value.detach().clone()
+        for module in network.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    try:
+        return copy.deepcopy(network, memo)
+    except Exception as error:  # modules may refuse with any type
+        reason = " ".join(str(error).split())[:160]
+        raise UsageError(
+            f"{type(network).__name__} cannot be copied for the teacher "
+            f"({type(error).__name__}: {reason}): create the method before the first forward pass"
+        ) from error
 
 
 def gather_like(mine: Tensor, theirs: Tensor) -> Tensor:

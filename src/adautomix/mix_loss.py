@@ -247,6 +247,8 @@ def create_method(
     cls = find_method(name)
     with one_line_errors(name, lambda: setting_names(f"{name}.", cls.Settings)):
         options = cls.Settings(**settings)
+    if cls.needs_float32:
+        require_float32(name, model)
     student, own_heads = network_for(cls, model, num_classes)
     method = cls(
         options,
@@ -269,6 +271,21 @@ def create_method(
     return MixLoss(
         method, student, own_heads=own_heads, teacher=average, momentum=momentum, rank=rank
     )
+
+
+def require_float32(name: str, model: nn.Module) -> None:
+    """Check that the parameters of a network are float32.
+
+    Raises:
+        UsageError: some are not.
+    """
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
+    if dtypes:
+        found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise UsageError(
+            f"{name} needs a network with float32 parameters, and some are {found}: call "
+            "model.float(), and use torch.autocast for lower precision"
+        )
 
 
 def network_for(

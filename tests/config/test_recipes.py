@@ -116,6 +116,12 @@ def test_settings_of_adautomix_are_those_of_the_authors(name: str) -> None:
     assert s.upsampling == ("nearest" if config.optimizer == "adamw" else "bilinear")
     assert (config.teacher.momentum, config.teacher.buffers) == (0.999, "own")
     assert (s.random_n, s.beta_parameter) == (False, 1)
+    # The released code passes clean images through the teacher 1 + N times.
+    assert s.clean_updates == 1 + s.n
+    # Networks with a warm-up are those of AdamW; their learning rate changes at every step.
+    assert s.generator_warmup == (config.warmup_epochs == 0)
+    assert config.lr_update == ("step" if transformer_schedule else "epoch")
+    assert s.attention_norm == (family == "imagenet-r50")
 
 
 @pytest.mark.parametrize("family", SCHEDULES)

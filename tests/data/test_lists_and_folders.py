@@ -10,6 +10,7 @@ from PIL import Image
 from published import Pictures
 from test_sources import listed
 
+from adautomix.data import load_data
 from adautomix.data.sources.class_names import read_class_names
 from adautomix.data.sources.folders import list_folder
 from adautomix.data.sources.hugging_face import read_hugging_face
@@ -107,6 +108,41 @@ def test_paths_start_from_data_root_if_it_is_set(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"a\.jpg is missing: .* set --data-root"):
         read(tmp_path / "list.csv", root=images(tmp_path / "wrong", "c.jpg"))
     assert splits(read(tmp_path / "list.csv", root=tmp_path / "elsewhere")) == {"all": 2}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "path,labels\na.jpg,cat|dog\nb.jpg,dog\nc.jpg,cat; owl\n",
+        "image,cat,dog,owl\na.jpg,1,1,0\nb.jpg,0,1,0\nc.jpg,1,0,1\n",
+    ],
+)
+def test_several_labels_per_image(content: str, tmp_path: Path) -> None:
+    images(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    (tmp_path / "list.csv").write_text(content)
+    found = read(tmp_path / "list.csv")
+    assert found.classes == ("cat", "dog", "owl")
+    assert found.labels == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
+    assert "an image may have several labels" in found.notes
+    images(tmp_path, *(f"{name}{k}.jpg" for name in "abc" for k in range(5)))
+    lines = [
+        f"{name}{k}.jpg,{labels}"
+        for name, labels in (("a", "x|y"), ("b", "y"), ("c", "x"))
+        for k in range(5)
+    ]
+    (tmp_path / "more.csv").write_text("\n".join(lines))
+    data = load_data(str(tmp_path / "more.csv"), workers=1, progress=False)
+    assert data.multi_label
+    assert data.train.labels.shape == (12, 2)
+
+
+def test_a_column_per_class_with_one_label_each(tmp_path: Path) -> None:
+    images(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "list.csv").write_text("image,Cat,Dog,split\na,1.0,0.0,train\nb,0.0,1.0,test\n")
+    assert labeled(read(tmp_path / "list.csv")) == {
+        "a.jpg": ("train", "Cat"),
+        "b.jpg": ("test", "Dog"),
+    }
 
 
 def test_integer_labels_are_in_order_of_number(tmp_path: Path) -> None:

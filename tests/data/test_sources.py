@@ -253,3 +253,16 @@ def test_a_folder_that_only_looks_like_cifar(tmp_path: Path) -> None:
         for name in ("a", "b"):
             Pictures().write(tmp_path / "own" / split / name / f"{split}{name}.jpg")
     assert read(tmp_path / "own").classes == ("a", "b")
+
+
+def test_the_docs_list_every_archive() -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "data.md").read_text().splitlines()
+    rows = []
+    for archive in ARCHIVES.values():
+        images = ", ".join(f"{number:,} {split}" for split, number in archive.images.items())
+        download = "yes" if archive.torchvision else "no"
+        rows.append(
+            f"| `{archive.name}` | {archive.title} | `{archive.folders[0]}/` | {archive.classes:,} "
+            f"| {images} | {archive.where} | {download} |"
+        )
+    assert [line for line in lines if line.startswith("| `")] == rows

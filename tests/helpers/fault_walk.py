@@ -10,6 +10,7 @@ resume. The result must be that of an undisturbed run, bit for bit, and nothing 
 import argparse
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -291,6 +292,7 @@ def main() -> None:
     tried: dict[str, int] = {}
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["ADAUTOMIX_CACHE"] = str(Path(folder) / "cache")
         images = write_photos(Path(folder) / "pets")
         load_data(str(images), workers=1, progress=False)
         names = options.commands.split(",") if options.commands else list(scenarios(images))

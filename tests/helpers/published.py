@@ -243,14 +243,14 @@ def write_cars(
         savemat(folder / "cars_annos.mat", content)
         return truth
     (folder / "devkit").mkdir()
-    kinds = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")
+    plain_kinds = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")
     savemat(folder / "devkit" / "cars_meta.mat", {"class_names": cells[None]})
-    train = {"annotations": _struct(listed["train"], kinds)}
+    train = {"annotations": _struct(listed["train"], plain_kinds)}
     savemat(folder / "devkit" / "cars_train_annos.mat", train)
     unlabeled = [(*row[:4], row[5]) for row in listed["test"]]
-    hidden = {"annotations": _struct(unlabeled, (*kinds[:4], "fname"))}
+    hidden = {"annotations": _struct(unlabeled, (*plain_kinds[:4], "fname"))}
     savemat(folder / "devkit" / "cars_test_annos.mat", hidden)
-    test = {"annotations": _struct(listed["test"], kinds)}
+    test = {"annotations": _struct(listed["test"], plain_kinds)}
     savemat(folder / "cars_test_annos_withlabels.mat", test)
     return truth
 

@@ -13,7 +13,7 @@ from adautomix.errors import UsageError
 from adautomix.methods.adautomix import AdAutoMix, AdAutoMixParams, AdAutoMixSettings
 from adautomix.methods.base import MixInputs
 from adautomix.methods.base_learned import use_lam_near_edge
-from adautomix.mixing.generator import MixGenerator
+from adautomix.mixing.generator import MixGenerator, normalize
 from adautomix.mixing.ops import mix_by_lam, soft_targets
 from adautomix.mixing.params import draw_permutations, draw_simplex
 from adautomix.models import build_model
@@ -516,3 +516,58 @@ def test_cosine_alone_draws_mixes_to_their_sources_in_the_paper(trained: tuple[A
 def test_cosine_alone_pushes_mixes_away_in_the_released_code(trained: tuple[Any, Any]) -> None:
     before, after = train_generator(trained, variant="alternating", teacher_term=False)
     assert after["cosine"] < before["cosine"] - 0.03
+
+
+# ---------------------------------------------------------------------- options of the recipes
+
+
+@pytest.mark.parametrize("lam_embedding", [False, True])
+def test_batch_norm_after_query_and_key_by_hand(lam_embedding: bool) -> None:
+    plain = MixGenerator(6, lam_embedding=lam_embedding)
+    normed = MixGenerator(6, lam_embedding=lam_embedding, attention_norm=True)
+    for conv in (plain.query, plain.key, plain.value):
+        nn.init.normal_(conv.weight, generator=rng(3))
+    normed.load_state_dict(plain.state_dict(), strict=False)
+    features = torch.randn(5, 6, 2, 3, generator=rng(1))
+    perm, lam = draw_permutations(5, 3, rng(2)), draw_simplex(5, 3, 1.0, rng(4))
+    queries = []
+    for n in range(3):
+        maps = features[perm[:, n]]
+        if lam_embedding:
+            maps = torch.cat([maps, lam[:, n, None, None, None].expand(5, 1, 2, 3)], dim=1)
+        maps = plain.query(maps).flatten(2)
+        mean = maps.mean(dim=(0, 2), keepdim=True)
+        variance = maps.var(dim=(0, 2), unbiased=False, keepdim=True)
+        queries.append((maps - mean) / (variance + 1e-5).sqrt())
+    projected = normed._project(normed.query, features, perm, lam)
+    torch.testing.assert_close(normalize(projected, normed.query_norm), torch.stack(queries, dim=1))
+    assert normalize(projected, None) is projected
+    masks = normed(features, perm, lam, (4, 6))
+    torch.testing.assert_close(masks.sum(dim=1), torch.ones(5, 4, 6))
+    assert not torch.allclose(masks, plain(features, perm, lam, (4, 6)))
+    masks[:, 0].mean().backward()
+    assert normed.query_norm is not None
+    assert normed.query_norm.weight.grad is not None
+    assert not list(normed.buffers())
+
+
+def test_permutations_without_fixed_points() -> None:
+    method = make(derange=True)
+    for step in range(10):
+        params = method.params_for_step((6, 3, 16, 16), step)
+        for perm in (params.classifier_perm, params.generator_perm):
+            assert not (perm == torch.arange(6)[:, None]).any()
+
+
+def test_a_clean_batch_can_count_as_often_as_in_the_released_code() -> None:
+    batches = {}
+    for count in (1, 4):
+        student = build_model("resnet18", CLASSES, stem="cifar", width=0.125, image_size=16, seed=0)
+        method, teacher = make(student, clean_updates=count), Teacher(student, "own")
+        images, labels = toy_images(6)
+        before = teacher.model.backbone.bn1.running_mean.clone()
+        params = method.params_for_step(images.shape, 0)
+        method.prepare(images, labels, student, teacher.model, params)
+        batches[count] = teacher.model.backbone.bn1.running_mean - before
+    # From 0 towards the mean of the batch: 0.1 of the way, or 1 - 0.9⁴ of it.
+    torch.testing.assert_close(batches[4], batches[1] * (1 - 0.9**4) / 0.1)

@@ -8,8 +8,10 @@ from given import rng
 from torch import Tensor
 
 from adautomix.methods.comixup import draw_dirichlet
+from adautomix.mixing import params
 from adautomix.mixing.params import (
     draw_beta,
+    draw_derangement,
     draw_lam,
     draw_log_gamma,
     draw_partners,
@@ -188,3 +190,29 @@ def test_partners_are_a_permutation_next_to_the_images_themselves() -> None:
     partners = draw_partners(40, rng())
     assert partners[:, 0].tolist() == list(range(40))
     assert sorted(partners[:, 1].tolist()) == list(range(40))
+
+
+def test_deranged_permutations_leave_no_image_in_its_place() -> None:
+    for seed in range(50):
+        perm = draw_permutations(6, 3, rng(seed), derange=True)
+        partners = draw_partners(6, rng(seed), derange=True)
+        for column in (*perm.T, partners[:, 1]):
+            assert sorted(column.tolist()) == list(range(6))
+            assert not (column == torch.arange(6)).any()
+        assert partners[:, 0].tolist() == list(range(6))
+
+
+def test_all_derangements_are_equally_likely() -> None:
+    columns = torch.stack([draw_derangement(4, rng(seed)) for seed in range(1800)])
+    found, counts = columns.unique(dim=0, return_counts=True)
+    assert len(found) == 9
+    # After ten draws with a fixed point it is the shift by one, in about one case of a hundred.
+    shift = (found == torch.tensor([1, 2, 3, 0])).all(dim=1)
+    expected = torch.full((9,), 1800 * (1 - (15 / 24) ** 10) / 9, dtype=torch.float64)
+    expected[shift] += 1800 * (15 / 24) ** 10
+    assert scipy.stats.chisquare(counts.numpy(), expected.numpy()).pvalue > 0.001
+
+
+def test_without_another_draw_the_batch_is_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(params, "DERANGEMENT_TRIES", 0)
+    assert draw_derangement(4, rng()).tolist() == [1, 2, 3, 0]

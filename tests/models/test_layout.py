@@ -180,7 +180,7 @@ def test_families_state_their_layout() -> None:
 
 
 def test_tokens_of_a_rectangle_are_timms_feature_map() -> None:
-    model = timm.create_model("test_vit", num_classes=5, img_size=64, dynamic_img_size=True)
+    model: Any = timm.create_model("test_vit", num_classes=5, img_size=64, dynamic_img_size=True)
     wrapped = wrap_model(model)
     images = torch.randn(2, 3, 32, 96)
     with evaluating(model):

@@ -22,6 +22,7 @@ from adautomix.models import (
     build_model,
     default_stem,
     frozen_running_stats,
+    repeated_updates,
 )
 from adautomix.models.strided_conv import replace_narrow_strided_convs
 from adautomix.rng import generator_at
@@ -426,6 +427,19 @@ def test_frozen_running_stats_use_batch_statistics() -> None:
     assert [name for name, value in model.named_buffers() if torch.equal(value, before[name])] == []
 
 
+def test_one_forward_can_count_as_several_updates_of_the_statistics() -> None:
+    once, often, batch = tiny(), tiny(), images(4, 32)
+    often.load_state_dict(once.state_dict())
+    with repeated_updates(once, 4):
+        logits = once(batch)
+    for _ in range(4):
+        assert torch.equal(often(batch), logits)
+    for name, value in buffers(often).items():
+        if value.is_floating_point():
+            torch.testing.assert_close(buffers(once)[name], value)
+    assert once.backbone.bn1.momentum == often.backbone.bn1.momentum == 0.1
+
+
 def test_frozen_running_stats_do_not_change_evaluation() -> None:
     model, batch = tiny(), images(4, 32)
     model(batch)
@@ -460,6 +474,37 @@ def test_frozen_running_stats_are_restored_after_errors_and_nested_blocks() -> N
 )
 def test_default_stem_depends_on_size_and_family(name: str, size: int, stem: str) -> None:
     assert default_stem(name, size) == stem
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "reason"),
+    [
+        ("resnet18", {"options": {"in_chans": 1}}, "to have 1 channels, but got 3"),
+        ("resnet18", {"options": {"global_pool": ""}}, "shapes cannot be multiplied"),
+        ("test_vit", {"image_size": 8}, "should be divisible by patch size"),
+        ("convnext_atto", {"image_size": 2}, "Kernel size can't be greater"),
+    ],
+)
+def test_a_network_that_cannot_run_is_one_line(
+    name: str, arguments: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(UsageError) as error:
+        build_model(name, 5, **arguments)
+    message = str(error.value)
+    assert message.startswith(f"model {name} with options ")
+    assert reason in message
+    assert message.endswith("change image_size or options")
+    assert "\n" not in message
+
+
+def test_the_check_of_a_network_draws_and_changes_nothing() -> None:
+    model = tiny()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    build.check_forward(model)
+    assert torch.equal(random_state, torch.get_rng_state())
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
 
 
 def test_examples_in_docstrings() -> None:

@@ -127,7 +127,7 @@ def test_the_users_network_is_not_changed() -> None:
         ({"tap": "body", "head": "top"}, "head 'top' of Plain is Sequential: name the nn.Linear"),
     ],
 )
-def test_what_cannot_be_wrapped_is_named(options: dict[str, str], line: str) -> None:
+def test_what_cannot_be_wrapped_is_named(options: dict[str, Any], line: str) -> None:
     with pytest.raises(UsageError) as error:
         wrap_model(Plain(), image_size=16, **options)
     assert str(error.value).startswith(line)
@@ -137,3 +137,116 @@ def test_an_unknown_network_needs_a_tap_only_where_one_is_read() -> None:
     wrapped = wrap_model(Plain(), head="out", image_size=16)
     with pytest.raises(UsageError, match=r"name the module whose output feeds the generator"):
         wrapped.default_tap()
+
+
+def test_a_head_may_be_a_convolution() -> None:
+    class Conv(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Conv2d(16, 5, 1)  # type: ignore[assignment]
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.out(self.top(self.body(x))).flatten(1)
+            return logits
+
+    wrapped = wrap_model(Conv(), tap="body", head="out", image_size=16)
+    images = torch.randn(2, 3, 16, 16)
+    with evaluating(wrapped):
+        pooled = wrapped.features(images).pooled
+        torch.testing.assert_close(wrapped.logits(pooled), wrapped(images))
+    assert wrapped(images, head="mixed").shape == (2, 5)
+
+
+def test_a_head_whose_output_is_changed_afterwards_is_refused() -> None:
+    class Log(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).log_softmax(1)
+
+    with pytest.raises(UsageError, match="Log does not return the output of its head 'out'"):
+        wrap_model(Log(), tap="body", head="out", image_size=16)
+
+
+def test_a_failing_forward_pass_is_one_line() -> None:
+    model = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=5)
+    with pytest.raises(UsageError, match=r"fails on one image of shape \[1, 3, 48, 48\]") as error:
+        wrap_model(model, image_size=48)
+    assert "\n" not in str(error.value)
+
+
+def test_two_classification_layers_are_refused() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=5)
+        with pytest.raises(UsageError, match="has 2 classification layers: use a network with one"):
+            wrap_model(model)
+
+
+# The smallest network of most timm families; None where the default tap is its feature map, else
+# the beginning of the refusal.
+FAMILIES: dict[str, str | None] = {
+    "test_byobnet": None,
+    "coat_tiny": "CoaT does not call model.parallel_blocks as a module",
+    "convit_tiny": None,
+    "cpubone_nano": None,
+    "crossvit_tiny_240": "the output of blocks.1 is a list",
+    "cspnext_tiny": None,
+    "davit_tiny": None,
+    "dla34": None,
+    "dpn48b": None,
+    "edgenext_xx_small": None,
+    "efficientformer_l1": "EfficientFormer has 2 classification layers",
+    "efficientvim_m1": "the output of stages.1 is a tuple",
+    "efficientvit_b0": None,
+    "eva02_tiny_patch14_224": None,
+    "fasternet_t0": None,
+    "fastvit_t8": None,
+    "gcvit_xxtiny": None,
+    "ghostnet_050": None,
+    "hgnetv2_b0": None,
+    "hrnet_w18_small": "HighResolutionNet: name the module whose output feeds the generator",
+    "inception_next_atto": None,
+    "levit_128s": "LevitDistilled has 2 classification layers",
+    "mobilenetv3_small_050": None,
+    "mobilevit_xxs": None,
+    "mvitv2_tiny": "MultiScaleVit: name the module whose output feeds the generator",
+    "nest_tiny": None,
+    "pit_xs_224": "the output of transformers.1 is a tuple",
+    "pvt_v2_b0": None,
+    "regnetx_002": None,
+    "repghostnet_050": None,
+    "resnest14d": None,
+    "resnetv2_50x1_bit": None,
+    "rexnet_100": None,
+    "shvit_s1": None,
+    "starnet_s050": None,
+    "swin_tiny_patch4_window7_224": None,
+    "swinv2_tiny_window8_256": None,
+    "test_coatnet": None,
+    "test_mambaout": None,
+    "test_nfnet": None,
+    "test_resnet": None,
+    "test_vit": None,
+    "vgg11": None,
+    "visformer_tiny": None,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_of_timm_are_wrapped_or_refused_with_one_line(name: str) -> None:
+    refusal = FAMILIES[name]
+    with torch.device("meta"):
+        model: Any = timm.create_model(name, num_classes=5)
+        if refusal is not None:
+            with pytest.raises(UsageError) as error:
+                wrap_model(model).tap_shape(wrap_model(model).default_tap())
+            assert str(error.value).startswith(refusal)
+            assert "\n" not in str(error.value)
+            return
+        wrapped = wrap_model(model)
+        shape = wrapped.tap_shape(wrapped.default_tap())
+        size = wrapped.spec.image_size
+        with evaluating(model):
+            maps = model.forward_intermediates(
+                torch.empty(1, 3, size, size), intermediates_only=True
+            )
+    assert shape in [tuple(feature_map.shape[1:]) for feature_map in maps]

@@ -143,7 +143,7 @@ def test_a_run_that_has_only_begun_can_be_read(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("config.yaml", None, "is not a run folder: it has no config.yaml"),
-        ("config.yaml", "a: [", "is not valid YAML"),
+        ("config.yaml", "a: [", "is not YAML"),
         ("config.yaml", "- a", "holds no settings"),
         ("summary.json", "{", "is not valid JSON"),
         ("summary.json", "[]", "is not a JSON object"),

@@ -110,8 +110,23 @@ def test_changed_images_are_refused(tmp_path: Path, command: Command) -> None:
     out = tmp_path / "own"
     assert command("train", "--data", images, *TRAINING, "--out", out).status == 0
     next(images.glob("train/*/0.png")).unlink()
-    line = error_of(command, "resume", out)
-    assert line.startswith(f"the data set of {out} has changed, it now has train_images = 23")
+    outcome = command("resume", out)
+    assert outcome.status == 2
+    line = outcome.err.splitlines()[-1]  # below the bar of the decoding
+    assert "0.png has vanished since the run started (one of 1 such images)" in line
+
+
+def test_a_changed_data_set_is_refused(run: Path) -> None:
+    folder = RunFolder(run)
+    info = folder.data_info()
+    folder.check_same_data(info)
+    folder.check_same_data({**info, "mean": [value * (1 + 1e-9) for value in info["mean"]]})
+    with pytest.raises(UsageError) as error:
+        folder.check_same_data({**info, "train_images": 23, "mean": [0.1, 0.2, 0.3]})
+    assert str(error.value) == (
+        f"the data set of {run} has changed, it now has train_images = 23, but the run was trained "
+        "with 24: restore it, or train another run with another --out"
+    )
 
 
 # --- damaged ---------------------------------------------------------------------------------
@@ -173,6 +188,17 @@ def test_a_damaged_line_of_metrics_is_repaired_with_a_warning(run: Path, command
     assert command("report", run, "--out", run / "page.html").err == ""
 
 
+@pytest.mark.parametrize("content", [b"", b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_a_damaged_picture_is_named(content: bytes, run: Path, command: Command) -> None:
+    path = run / "samples" / "epoch-0001.png"
+    path.write_bytes(content)
+    line = error_of(command, "report", run)
+    assert line.startswith(f"cannot show {path}, which is damaged (")
+    assert line.endswith("delete it, and the page does without")
+    path.unlink()
+    assert command("report", run).status == 0
+
+
 def test_damaged_predictions_are_named(run: Path, command: Command) -> None:
     path = run / "predictions.safetensors"
     content = bytearray(path.read_bytes())
@@ -230,8 +256,9 @@ def test_a_run_that_diverges_at_once_can_be_started_again(
     photos: Path, tmp_path: Path, finished: Path, command: Command
 ) -> None:
     words = ("train", "--data", photos, *TRAINING, "--out", tmp_path / "run")
-    line = error_of(command, *words, "--lr", "1e30")
-    assert line.endswith("nothing was saved, so that the same --out can be used")
+    outcome = command(*words, "--lr", "1e30")
+    assert outcome.status == 1
+    assert outcome.err.rstrip().endswith("nothing was saved, so that the same --out can be used")
     assert command(*words).status == 0
     assert_same_run(tmp_path / "run", finished)
 

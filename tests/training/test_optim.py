@@ -48,6 +48,14 @@ def test_warm_up_rises_linearly_to_the_maximum() -> None:
     assert factors[4:] == pytest.approx(cosine_schedule(100, warmup=0))
 
 
+def test_the_cosine_can_change_once_per_epoch() -> None:
+    every_step, held = cosine_schedule(12, 4), cosine_schedule(12, 4, hold=3)
+    assert held[:4] == every_step[:4]  # the warm-up rises at every step
+    assert held[4:6] == [1.0, 1.0]  # the epoch of steps 3 to 5 began during the warm-up
+    assert held[6:9] == [every_step[6]] * 3
+    assert held[9:] == [every_step[9]] * 3
+
+
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (3, 3), (3, 5)])
 def test_short_runs_have_a_learning_rate_for_every_step(steps: int, warmup: int) -> None:
     factors = cosine_schedule(steps, warmup)
@@ -82,7 +90,39 @@ def test_the_generator_has_its_own_learning_rates() -> None:
         assert rates[id(parameter)] == pytest.approx(0.25)
 
 
+def test_the_generator_can_skip_the_warm_up() -> None:
+    student = tiny_classifier()
+    for warmup in (True, False):
+        assert method_for(student, generator_warmup=warmup).warms_up is warmup
+        block = build_method("automix", {"generator_warmup": warmup}, num_classes=5, model=student)
+        assert block.warms_up is warmup
+    method = method_for(student)
+    optimizer = build_optimizer(TrainConfig(lr=0.4, min_lr=0.1), student, method)
+    set_learning_rate(optimizer, 0.5, 1.0)
+    generator = {id(parameter) for parameter in method.parameters()}
+    for group in optimizer.param_groups:
+        rate = 0.4 if id(group["params"][0]) in generator else 0.25
+        assert group["lr"] == pytest.approx(rate)
+    set_learning_rate(optimizer, 0.5)
+    assert all(group["lr"] == pytest.approx(0.25) for group in optimizer.param_groups)
+
+
 # ---------------------------------------------------------------------- groups
+
+
+def test_parameters_can_be_exempt_from_decay_by_name() -> None:
+    student = nn.ModuleDict({"head": nn.Linear(2, 2), "table": nn.Linear(2, 3)})
+    vanilla = build_method("vanilla", num_classes=5)
+    config = TrainConfig(method="vanilla", no_decay="table.weight, token", weight_decay=0.01)
+    groups = build_optimizer(config, student, vanilla).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    names = {name: decay[id(p)] for name, p in student.named_parameters()}
+    assert names == {
+        "head.weight": 0.01,
+        "head.bias": 0.01,
+        "table.weight": 0,
+        "table.bias": 0.01,
+    }
 
 
 @pytest.mark.parametrize("decay_1d", [True, False])

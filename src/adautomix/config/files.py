@@ -63,7 +63,7 @@ def parse_yaml(name: str, text: str) -> Any:
         raise UsageError(message) from None
 
 
-def read_yaml(path: Path, remedy: str = "correct the file") -> dict[str, Any]:
+def read_yaml(path: Path, remedy: str = "write lines like `epochs: 20`") -> dict[str, Any]:
     """Return the nested settings of a YAML file.
 
     Args:
@@ -79,7 +79,7 @@ def read_yaml(path: Path, remedy: str = "correct the file") -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{path} is not YAML: {error}: {remedy}") from None
     if not isinstance(values, dict):
-        raise UsageError(f"{path} holds no settings: write lines like `epochs: 20`")
+        raise UsageError(f"{path} holds no settings: {remedy}")
     return values
 
 

@@ -29,6 +29,15 @@ ARCHITECTURE = ("model", "stem", "width", "model_options", "image_size")
 """The settings that determine which network a set of weights belongs to."""
 
 
+def split_names(value: Any) -> Any:
+    """Return comma-separated names as a tuple; any other value is left to pydantic."""
+    if value is None:
+        return ()
+    if not isinstance(value, str):
+        return value
+    return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
 class SettingsGroup(BaseModel):
     """A titled group of settings. Groups are immutable and documented by their fields."""
 
@@ -202,6 +211,11 @@ class OptimizationSettings(SettingsGroup, title="Optimization"):
         "loss diverges.",
     )
     min_lr: float = Field(0.0, ge=0, description="Learning rate at the end of the cosine schedule.")
+    lr_update: Literal["step", "epoch"] = Field(
+        "step",
+        description="When the learning rate follows the cosine: at every step, or once per epoch "
+        "as in the published ResNet recipes. The warm-up always rises at every step.",
+    )
     warmup_epochs: float = Field(
         0.0,
         ge=0,
@@ -217,6 +231,11 @@ class OptimizationSettings(SettingsGroup, title="Optimization"):
     )
     decay_1d: bool = Field(
         True, description="Also apply weight decay to biases and normalization weights."
+    )
+    no_decay: Annotated[tuple[str, ...], BeforeValidator(split_names)] = Field(
+        (),
+        description="Parameters without weight decay, by parts of their names, comma-separated, "
+        "such as cls_token,pos_embed.",
     )
     clip_grad: float | None = Field(
         None,
@@ -285,6 +304,12 @@ class EvaluationSettings(SettingsGroup, title="Evaluation"):
         500,
         ge=1,
         description="Images per forward pass in evaluation; raising it needs more memory.",
+    )
+    max_memory: float = Field(
+        1.0,
+        gt=0,
+        description="Bound on the memory of a forward pass in evaluation and prediction, in GiB; "
+        "if eval_batch_size would need more, fewer images are taken at a time.",
     )
 
 

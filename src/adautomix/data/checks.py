@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from adautomix.data.balance import count_classes
 from adautomix.data.sources.listing import Listing, count
 
 FEW = 10
@@ -15,7 +16,7 @@ def split_warnings(
     classes: tuple[str, ...], labels: Tensor, rows: Mapping[str, Tensor], listing: Listing | None
 ) -> tuple[str, ...]:
     """Return warnings about identical files and about classes with few test images."""
-    tested = labels[rows["test"]].bincount(minlength=len(classes)).tolist()
+    tested = count_classes(labels[rows["test"]], len(classes)).tolist()
     found = [] if listing is None else _identical_files(listing, rows)
     untested = [name for name, images in zip(classes, tested, strict=True) if not images]
     if untested:

@@ -16,7 +16,7 @@ from adautomix.data.dataset import Collection, ImageData, InMemory, default_crop
 from adautomix.data.image_folder import ImageFolder
 from adautomix.data.partition import partition
 from adautomix.data.sources.content import with_hashes
-from adautomix.data.sources.listing import Arrays, Found, Listing
+from adautomix.data.sources.listing import Arrays, Found, Label, Listing
 from adautomix.data.sources.objects import object_source
 from adautomix.data.sources.open import DATASETS, SourceOptions, open_source
 from adautomix.data.split_record import SplitRecord, record_of, recorded_source
@@ -133,7 +133,9 @@ def _for_evaluation(found: Found, classes: Sequence[str]) -> Found:
         return found
     label_of = [list(classes).index(name) for name in found.classes]
     if isinstance(found, Listing):
-        labels = [label_of[label] for label in found.labels]
+        if not all(isinstance(label, int) for label in found.labels):
+            return found
+        labels: list[Label] = [label_of[label] for label in found.labels if isinstance(label, int)]
         return replace(found, classes=tuple(classes), labels=labels)
     return replace(found, classes=tuple(classes), labels=torch.tensor(label_of)[found.labels])
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from adautomix.data.sources.content import content_hash
-from adautomix.data.sources.listing import Arrays, Found, ImageFile, Listing, image_file
+from adautomix.data.sources.listing import Arrays, Found, ImageFile, Label, Listing, image_file
 from adautomix.errors import UsageError
 from adautomix.files import atomic_write
 
@@ -143,7 +143,7 @@ def _record_of_files(
     facts: Mapping[str, Any], lines: Sequence[list[Any]], root: Path
 ) -> SplitRecord:
     files: list[ImageFile] = []
-    labels: list[int] = []
+    labels: list[Label] = []
     hashes: list[str] = []
     rows: dict[str, list[int]] = {split: [] for split in facts["splits"]}
     problems: list[str] = []

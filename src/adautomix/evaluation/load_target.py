@@ -15,6 +15,7 @@ from adautomix.data.split_record import SplitRecord
 from adautomix.device import pick_device
 from adautomix.errors import UsageError
 from adautomix.evaluation.target import EvalTarget, PixelNetwork, take_sample
+from adautomix.models.memory import fitting_batch, forward_bytes, one_image
 from adautomix.rng import generator_at
 from adautomix.runs.build import load_images
 from adautomix.runs.export import load_exported
@@ -36,11 +37,12 @@ class EvalOptions:
         pretrained: load timm's published weights into a timm model.
         checkpoint: which checkpoint of a run to evaluate.
         images: maximum number of test images; None uses all.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; fewer if they would take more than `max_memory`.
         seed: random seed.
         out: folder for the results; None uses the run folder, or `runs/evaluated-<name>` for
             other targets.
         device: "auto", "cpu", "cuda", …
+        max_memory: bound on the memory of a forward pass in GiB.
     """
 
     data: Mapping[str, Any]
@@ -52,6 +54,7 @@ class EvalOptions:
     seed: int = 0
     out: Path | None = None
     device: str = "auto"
+    max_memory: float = 1.0
 
 
 def load_target(name: str, options: EvalOptions) -> EvalTarget:
@@ -207,14 +210,17 @@ def make_target(
             "several labels; `adautomix report` shows the mAP of training"
         )
     device = pick_device(options.device)
+    networks = {n: network.to(device).eval() for n, network in networks.items()}
+    image = one_image(data.image_size, device)
+    size = max(forward_bytes(network, image) for network in networks.values())
     generator = generator_at(options.seed, 0, "evaluation/images")
     return EvalTarget(
         name=name,
         folder=options.out or folder or Path("runs") / f"evaluated-{name.replace('/', '-')}",
-        networks={n: network.to(device).eval() for n, network in networks.items()},
+        networks=networks,
         data=replace(data, test=take_sample(data.test, options.images, generator)),
         device=device,
-        batch_size=options.batch_size,
+        batch_size=fitting_batch(options.batch_size, size, options.max_memory),
         seed=options.seed,
         source=source,
         architecture=architecture,

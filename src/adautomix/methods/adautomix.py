@@ -59,7 +59,8 @@ Settings:
 Deviations:
 - The teacher's logits of the sources are rows of its one clean pass. Batch statistics do not depend
   on the order of the batch, so the values are the same. If the teacher keeps batch norm statistics
-  of its own, clean images update them once per step instead of four times.
+  of its own, clean images update them once per step instead of 1 + N times; `clean_updates: 4`
+  gives this one update the weight of four.
 - N = 2 follows the formulas for N images. The released code omits the Mixup term at N = 2 and gives
   the clean term weight 1; `alpha: 0` does the same.
 - At N = 2 both permutations are drawn. The released code keeps the first image in place.
@@ -91,7 +92,12 @@ from adautomix.mixing.generator import MixGenerator, Upsampling, mask_spread
 from adautomix.mixing.mix_block import mask_loss
 from adautomix.mixing.ops import Mixed, mix_by_masks
 from adautomix.mixing.params import Shape, draw_permutations, draw_simplex
-from adautomix.models import Classifier, frozen_running_stats, updates_running_stats
+from adautomix.models import (
+    Classifier,
+    frozen_running_stats,
+    repeated_updates,
+    updates_running_stats,
+)
 
 
 class AdAutoMixSettings(LearnedMaskSettings):
@@ -103,6 +109,9 @@ class AdAutoMixSettings(LearnedMaskSettings):
         1.0, gt=0, description="a in u ~ Beta(a, a), where λ_n = u_n / Σu"
     )
     per_sample: bool = Field(False, description="draw one λ per mix instead of one per batch")
+    derange: bool = Field(
+        False, description="draw permutations again that leave an image in its place"
+    )
     alpha: float = Field(
         0.5, ge=0, le=1, description="α, weight of the Mixup term; the clean term has weight 1 - α"
     )
@@ -110,6 +119,7 @@ class AdAutoMixSettings(LearnedMaskSettings):
         0.3, ge=0, le=1, description="β, weight of the teacher's loss against the cosine"
     )
     lam_embedding: bool = Field(False, description="feed λ to the generator")
+    attention_norm: bool = Field(False, description="batch norm after query and key")
     upsampling: Upsampling = Field(
         "bilinear", description="upsampling of the masks: bilinear or nearest"
     )
@@ -128,6 +138,12 @@ class AdAutoMixSettings(LearnedMaskSettings):
         True, description="generator: include the student's loss (paper variant)"
     )
     cosine_term: bool = Field(True, description="generator: include the cosine to the sources")
+    clean_updates: int = Field(
+        1,
+        ge=1,
+        description="updates of the teacher's batch-norm statistics that its clean pass counts as "
+        "with teacher.buffers=own; the released code runs it 1 + n times",
+    )
 
     @property
     def view_weights(self) -> dict[str, float]:
@@ -196,6 +212,7 @@ class AdAutoMix(LearnedMaskMethod[AdAutoMixSettings, AdAutoMixParams]):
             lam_embedding=s.lam_embedding,
             upsampling=s.upsampling,
             init=s.generator_init,
+            attention_norm=s.attention_norm,
         )
 
     @property
@@ -239,7 +256,8 @@ class AdAutoMix(LearnedMaskMethod[AdAutoMixSettings, AdAutoMixParams]):
         """
         weights = self.generator_weights(params)
         if "cosine" in weights or updates_running_stats(teacher):
-            clean = teacher.features(images, self.tap)
+            with repeated_updates(teacher, self.settings.clean_updates):
+                clean = teacher.features(images, self.tap)
             assert clean.tap is not None
             return {"features": clean.tap, "logits": teacher.logits(clean.pooled, "mixed")}
         if weights or self.shows_masks(params):
@@ -322,7 +340,8 @@ class AdAutoMix(LearnedMaskMethod[AdAutoMixSettings, AdAutoMixParams]):
     def _draw_mix(self, batch: int, n: int, generator: torch.Generator) -> Combination:
         s = self.settings
         lam = draw_simplex(batch, n, s.beta_parameter, generator, per_sample=s.per_sample)
-        return Combination(draw_permutations(batch, n, generator), lam)
+        perm = draw_permutations(batch, n, generator, derange=s.derange)
+        return Combination(perm, lam)
 
 
 def generator_weights(settings: AdAutoMixSettings, *, adversarial: bool) -> dict[str, float]:

@@ -90,6 +90,8 @@ class Method(nn.Module, ABC, Generic[S, P]):
         heads: classification heads that the network must have.
         supports_own_teacher_buffers: whether a teacher can keep batch norm statistics of its own,
             which it can if clean batches pass through it in training mode or it has none.
+        needs_float32: whether the network's parameters must be float32, as those of what the
+            method learns or adds to its images are.
         uses_teacher: whether the loss depends on the teacher; follows from `requires`.
     """
 
@@ -103,6 +105,7 @@ class Method(nn.Module, ABC, Generic[S, P]):
     label_note: ClassVar[str] = "the weight of each source is its fraction of the pixels"
     heads: ClassVar[tuple[str, ...]] = ("clean",)
     supports_own_teacher_buffers: ClassVar[bool] = False
+    needs_float32: ClassVar[bool] = False
     uses_teacher: ClassVar[bool] = False
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
 
@@ -376,6 +379,11 @@ class Method(nn.Module, ABC, Generic[S, P]):
     def own_optimizer(self) -> bool:
         """Whether what the method learns has an AdamW of its own; else it is the student's."""
         return False
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether the learning rate of what the method learns warms up like the student's."""
+        return True
 
     def learning_rates(self, lr: float, min_lr: float) -> tuple[float, float]:
         """Return the first and last learning rate of what the method learns.

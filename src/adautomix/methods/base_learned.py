@@ -180,6 +180,10 @@ class LearnedMaskSettings(MethodSettings):
         "adamw",
     )
 
+    generator_warmup: bool = Field(
+        True, description="warm up the learning rate of the generator like the student's"
+    )
+
     @property
     def view_weights(self) -> dict[str, float]:
         """Weight of each view in the student's loss, in the order in which they are shown."""
@@ -199,6 +203,9 @@ class MixBlockSettings(LearnedMaskSettings):
     per_sample: bool = Field(False, description="draw one λ per mix instead of one per batch")
     lam_margin: float = Field(
         0.08, ge=0, lt=0.5, description="use plain Mixup where λ is this close to 0 or 1"
+    )
+    derange: bool = Field(
+        False, description="draw permutations again that leave an image in its place"
     )
     mask_adjust: float = Field(
         0.0,
@@ -245,6 +252,7 @@ class LearnedMaskMethod(Method[L, T]):
     label_rule = LabelRule.LAMBDA
     label_note = "λ is drawn, masks are learned"
     heads = ("clean", "mixed")
+    needs_float32 = True
     supports_own_teacher_buffers = True
     generator: nn.Module
 
@@ -279,6 +287,11 @@ class LearnedMaskMethod(Method[L, T]):
     def own_optimizer(self) -> bool:
         """Whether the generator has an AdamW of its own."""
         return self.settings.generator_optimizer == "adamw"
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether the learning rate of the generator warms up like the student's."""
+        return self.settings.generator_warmup
 
     def learning_rates(self, lr: float, min_lr: float) -> tuple[float, float]:
         """Return the generator's own learning rates where they are set."""
@@ -480,4 +493,4 @@ class MixBlockMethod(LearnedMaskMethod[B, MixBlockParams]):
     def _draw_mix(self, batch: int, generator: torch.Generator) -> Combination:
         s = self.settings
         lam = draw_lam(batch, s.alpha, generator, per_sample=s.per_sample)
-        return Combination(draw_partners(batch, generator), lam)
+        return Combination(draw_partners(batch, generator, derange=s.derange), lam)

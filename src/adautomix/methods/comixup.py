@@ -57,6 +57,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from adautomix.device import run_eagerly
 from adautomix.errors import UsageError
 from adautomix.methods.base import FeatureDict, Method, MethodSettings, MixInputs
 from adautomix.methods.base_learned import View, view_logits
@@ -264,7 +265,7 @@ def twin_penalty(counts: Tensor) -> Tensor:
     return ((order == 1) & later[:, :, None] | (order == 2) & earlier[:, :, None]).float()
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # unrolls 80 updates, which takes minutes
+@run_eagerly  # compiling it would unroll 80 updates, which takes minutes
 @torch.no_grad()
 def label_parts(problem: Problem, start: Tensor, settings: CoMixupSettings) -> Tensor:
     """Solve the joint labeling approximately.

@@ -8,7 +8,7 @@ normalized images is the mean of the data. Labels `[B, K]` stay.
 Requires: only images and labels.
 Cost: 3F per step, as plain training.
 Settings:
-- size: 8 is the paper's value for CIFAR-100. It uses 16 on CIFAR-10 and 20 on SVHN.
+- size: 8 in the authors' CIFAR-100 commands (`--length`); 16 on CIFAR-10 and 20 on SVHN.
 - holes: 1, as in the paper.
 Deviations: none. No image is mixed with another: each image is its own only source with weight 1.
 A mix has no masks, because no image shows inside a hole.

@@ -18,7 +18,7 @@ Settings:
 - saliency: `spectral_residual` (SR) is the paper's variant that needs no gradient.
 - pairing: `distant`, as in the paper.
 - rounds: 16 is a choice of this implementation.
-- prob: none: 0.5 with SR and 0.8 with gradients, as in the paper.
+- prob: none: 0.5 with SR and 0.8 with gradients, as in the authors' commands (`--mix_prob`).
 Deviations:
 - The paper builds its cycle greedily, from each image to the farthest that is left, in B
   sequential steps. Here the batch is the first cycle, and in each of `rounds` rounds every second

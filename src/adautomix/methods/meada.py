@@ -16,11 +16,11 @@ Cost: 14.3F per step with the defaults: 3F · (1 + 1/every), and for a fraction 
 1F for z(x) and 2F for each of the K ascent steps.
 Settings:
 - every: 3 is a choice of this implementation, between the shares of copies in the paper's phases.
-- ascents: 15 in the authors' script.
-- step_size: 1: the step of the authors' script, 20/128 per image in pixels normalized by 0.5, is
+- ascents: 15, as in the authors' code.
+- step_size: 1: the step of the authors' code, 20/128 per image in pixels normalized by 0.5, is
   0.98 in pixels normalized by 0.2, as CIFAR's are.
-- entropy_weight: 10 in the authors' script.
-- distance_weight: 1 in the authors' script.
+- entropy_weight: 10 in the authors' CIFAR script. The default of their code is 1.
+- distance_weight: 1 in the authors' CIFAR script.
 - start_step: 0 is a choice of this implementation. The paper makes its first copies after epoch 10
   of 100.
 Deviations:
@@ -133,6 +133,7 @@ class MEADA(Method[MEADASettings, MEADAParams]):
     )
     requires = frozenset({Requirement.POOLED_FEATURES, Requirement.INPUT_GRADIENT})
     cost = 14.3
+    needs_float32 = True
     label_rule = LabelRule.SYNTHETIC
     label_note = "an image is perturbed, none is mixed in"
     Settings = MEADASettings

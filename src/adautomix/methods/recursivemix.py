@@ -39,6 +39,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from adautomix.device import run_eagerly
 from adautomix.distributed import gather_rows
 from adautomix.methods.base import Method, MethodSettings, MixInputs
 from adautomix.methods.facts import LabelRule, Paper, Requirement
@@ -277,7 +278,7 @@ class RecursiveMix(Method[RecursiveMixSettings, RecursiveMixParams]):
             buffer: Tensor = getattr(self, name)
             buffer.index_copy_(0, rows, part.to(buffer.dtype))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @run_eagerly
     def allocate(self, count: int, shape: Shape) -> None:
         """Allocate an empty history for `count` images of shape `[C, H, W]`."""
         classes = (self.num_classes,)

@@ -153,6 +153,7 @@ class SUMix(Method[SUMixSettings, MixParams]):
     )
     requires = frozenset({Requirement.POOLED_FEATURES})
     cost = 6.0
+    needs_float32 = True
     label_rule = LabelRule.PREDICTION
     label_note = "the loss corrects these λ by what the network predicts"
     Settings = SUMixSettings

@@ -12,8 +12,8 @@ Requires: attention over patches (timm's ViT and DeiT), and the teacher.
 Cost: 3.5F per step on average: 4F at the steps of this method, which include the teacher's forward
 pass on the clean images, 3F at those of Mixup.
 Settings:
-- switch: 0.5, as in the authors' code.
-- mixup_alpha: 0.8, as in the authors' code.
+- switch: 0.5, as in the authors' code (`--mixup-switch-prob`).
+- mixup_alpha: 0.8, as in the authors' script for DeiT-S.
 - share: 0.5, as in the authors' code.
 - extra_tokens: none: 14 patches of 14 × 14 as in the authors' code, in proportion for other grids.
 - guide: `teacher` is a choice of this implementation, see below.

@@ -11,9 +11,10 @@ Requires: attention over patches (timm's ViT and DeiT).
 Cost: 3F per step, as plain training, and one key projection: the weights come from the forward pass
 of the loss.
 Settings:
-- switch: 0.8, as in the authors' code.
-- mixup_alpha: 0.8, as in the authors' code.
-- alpha: 1, as in the authors' code.
+- switch: 0.8 in the authors' configurations. That of DeiT-S spells the key with dashes, so that
+  their code ignores it and uses its default of 0.5; that of DeiT-B does not.
+- mixup_alpha: 0.8 in the authors' configurations.
+- alpha: 1 in the authors' configurations.
 - attention_weight: 0.5, as in the authors' code. The paper's equation has 1.
 - per_sample: off, as in the authors' code.
 Deviations:

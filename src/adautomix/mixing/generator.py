@@ -29,6 +29,8 @@ class MixGenerator(nn.Module):
         upsampling: how h×w attention maps become H×W masks; the authors' recipes use bilinear for
             convolutional networks and nearest for transformers.
         init: initial weights, see `init_conv`.
+        attention_norm: batch norm after the query and key convolutions, before their ReLU. Its
+            statistics are those of the batch for each source n, always.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class MixGenerator(nn.Module):
         lam_embedding: bool = False,
         upsampling: Upsampling = "bilinear",
         init: GeneratorInit = "released",
+        attention_norm: bool = False,
     ) -> None:
         super().__init__()
         self.lam_embedding = lam_embedding
@@ -49,6 +52,10 @@ class MixGenerator(nn.Module):
         init_conv(self.query, init, gain=ATTENTION_GAIN)
         init_conv(self.key, init, gain=ATTENTION_GAIN)
         init_conv(self.value, init)
+        self.query_norm, self.key_norm = (
+            nn.BatchNorm1d(inputs // 2, track_running_stats=False) if attention_norm else None
+            for _ in range(2)
+        )
 
     def forward(self, features: Tensor, perm: Tensor, lam: Tensor, size: Sequence[int]) -> Tensor:
         """Predict masks that sum to 1 over the N images at every pixel.
@@ -62,8 +69,9 @@ class MixGenerator(nn.Module):
         Returns:
             Float32 `[M, N, H, W]`.
         """
-        query = self._project(self.query, features, perm, lam).relu()
-        key = self._project(self.key, features, perm, lam).relu()
+        query = self._project(self.query, features, perm, lam)
+        key = self._project(self.key, features, perm, lam)
+        query, key = normalize(query, self.query_norm).relu(), normalize(key, self.key_norm).relu()
         value = self._project(self.value, features, perm, lam)
         # Attention and softmax in float32, whatever autocast chose for the convolutions.
         with torch.autocast(features.device.type, enabled=False):
@@ -137,6 +145,13 @@ def mask_spread(masks: Tensor) -> Tensor:
     """
     spread = masks.detach().float().flatten(2).std(dim=2, correction=0).mean()
     return torch.where(spread < FLAT, 0.0, spread)
+
+
+def normalize(projected: Tensor, norm: nn.BatchNorm1d | None) -> Tensor:
+    """Apply batch norm to each source's maps `[M, C', hw]` of `[M, N, C', hw]`, if there is one."""
+    if norm is None:
+        return projected
+    return torch.stack([norm(maps) for maps in projected.unbind(dim=1)], dim=1)
 
 
 def cross_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

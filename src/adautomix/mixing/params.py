@@ -15,6 +15,7 @@ Shape = Sequence[int]
 
 # Gamma draws with a smaller shape parameter are computed in log space, as they may underflow.
 LOG_SPACE_BELOW = 0.1
+DERANGEMENT_TRIES = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +71,47 @@ class PairParams(MixParams):
     lam: Tensor
 
 
-def draw_permutations(batch: int, n: int, generator: torch.Generator) -> Tensor:
-    """Draw N independent permutations of the batch, int64 `[B, N]`."""
+def draw_permutations(
+    batch: int, n: int, generator: torch.Generator, *, derange: bool = False
+) -> Tensor:
+    """Draw N independent permutations of the batch, int64 `[B, N]`.
+
+    Args:
+        batch: B.
+        n: N.
+        generator: a CPU generator.
+        derange: draw permutations again that leave an image in its place, see `draw_derangement`.
+    """
+    if derange:
+        return torch.stack([draw_derangement(batch, generator) for _ in range(n)], dim=1)
     return torch.rand(n, batch, generator=generator).argsort(dim=1).T.contiguous()
 
 
-def draw_partners(batch: int, generator: torch.Generator) -> Tensor:
-    """Pair each image with a random partner, int64 `[B, 2]`; column 0 is the image itself."""
-    partner = torch.randperm(batch, generator=generator)
+def draw_derangement(batch: int, generator: torch.Generator) -> Tensor:
+    """Draw a permutation that leaves no image in its place, int64 `[B]`.
+
+    As in the authors' code it is drawn up to ten times; after that it shifts the batch by one.
+    """
+    places = torch.arange(batch)
+    for _ in range(DERANGEMENT_TRIES):
+        permutation = torch.randperm(batch, generator=generator)
+        if not (permutation == places).any():
+            return permutation
+    return places.roll(-1)
+
+
+def draw_partners(batch: int, generator: torch.Generator, *, derange: bool = False) -> Tensor:
+    """Pair each image with a random partner, int64 `[B, 2]`; column 0 is the image itself.
+
+    Args:
+        batch: B.
+        generator: a CPU generator.
+        derange: let no image be its own partner, see `draw_derangement`.
+    """
+    if derange:
+        partner = draw_derangement(batch, generator)
+    else:
+        partner = torch.randperm(batch, generator=generator)
     return torch.stack([torch.arange(batch), partner], dim=1)
 
 

@@ -12,8 +12,9 @@ All maps are `[B, H, W]`, float32 and non-negative:
     gradient_saliency  sqrt(mean_c (dCE/dx)²), one forward and one backward pass of the network
                        (Simonyan et al., 2013, arXiv 1312.6034)
 
-None of them waits for the device. None depends on the scale or the offset of the pixels, so
-normalized images can be used as they are. All are computed in float32, whatever the dtype of the
+None of them waits for the device. None depends on the scale or the offset of the pixels (but
+`fine_grained_of_bytes`, which reproduces an error), so normalized images can be used as they are.
+All are computed in float32, whatever the dtype of the
 images and the precision of the network.
 """
 
@@ -25,7 +26,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.transforms.v2 import functional as tvf
 
 from adautomix.errors import UsageError
 from adautomix.models import frozen_running_stats
@@ -106,9 +106,9 @@ def fine_grained_of_bytes(images: Tensor) -> Tensor:
     """Compute the map that OpenCV's fine-grained saliency returns for float images.
 
     OpenCV takes images of bytes. For a float image it reads pixel x of a row from byte x of that
-    row's floats, compares it with the mean brightness of the surroundings, and rounds to bytes
-    after each scale, sum and normalization. Most of these bytes are the low bits of a float, so the
-    map is noise. Channels are weighed in the order BGR, in which OpenCV stores them.
+    row's floats, compares it with the mean brightness of the surroundings, and truncates to bytes,
+    modulo 256, at each scale and at the end. Most of these bytes are the low bits of a float, so
+    the map is noise. Channels are weighed in the order BGR, in which OpenCV stores them.
 
     Args:
         images: normalized, `[B, C, H, W]`.
@@ -186,6 +186,9 @@ def normalize_max(maps: Tensor) -> Tensor:
 
 def gaussian_blur(maps: Tensor, kernel_size: int, sigma: float) -> Tensor:
     """Blur maps `[B, H, W]` with a Gaussian kernel, mirrored at the borders."""
+    # Imported here because it takes seconds, which help texts and most methods need not wait for.
+    from torchvision.transforms.v2 import functional as tvf
+
     with torch.autocast(maps.device.type, enabled=False):
         smooth: Tensor = tvf.gaussian_blur_image(maps[:, None], [kernel_size] * 2, [sigma] * 2)
         return smooth[:, 0]

@@ -8,6 +8,7 @@ from adautomix.models.modes import (
     evaluating,
     frozen_running_stats,
     has_batch_norm,
+    repeated_updates,
     updates_running_stats,
 )
 from adautomix.models.spec import HEADS, ModelSpec, Stem
@@ -35,6 +36,7 @@ __all__ = [
     "evaluating",
     "frozen_running_stats",
     "has_batch_norm",
+    "repeated_updates",
     "timm_plan",
     "updates_running_stats",
     "wrap_model",

@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, get_args
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from adautomix.errors import UsageError
 from adautomix.models.arguments import check_build_arguments
 from adautomix.models.classifier import Classifier
 from adautomix.models.families import create_timm_network, timm_plan
+from adautomix.models.modes import evaluating
 from adautomix.models.spec import HEADS, ModelSpec, Stem
 from adautomix.models.strided_conv import replace_narrow_strided_convs
 from adautomix.rng import seeded
@@ -65,7 +68,51 @@ def build_model(
         backbone = create_timm_network(spec, plan.arguments, pretrained)
         _replace_modules(backbone, plan.replacements)
         replace_narrow_strided_convs(backbone)
-        return Classifier(backbone, spec)
+        model = Classifier(backbone, spec)
+    check_forward(model)
+    return model
+
+
+def check_forward(model: Classifier) -> None:
+    """Check that a network accepts RGB images of its size and returns logits.
+
+    Raises:
+        UsageError: it does not.
+    """
+    size = model.spec.image_size
+    shape = (1, 3, size, size)
+    try:
+        # Sizes can be checked without computing anything, which takes no time for large images.
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        meta = {name: torch.empty_like(value, device="meta") for name, value in tensors.items()}
+        with evaluating(model):
+            image = torch.empty(shape, device="meta")
+            logits = functional_call(model, meta, (image, next(iter(model.heads))))
+    except Exception:  # a network that holds tensors outside of its buffers cannot run like that
+        logits = run_on_blank_image(model, shape)
+    if not isinstance(logits, Tensor) or logits.shape != (1, model.num_classes):
+        raise UsageError(
+            f"model {model.spec.name} does not return one row of logits per image with options "
+            f"{model.spec.options}: leave out options that change its input or its pooling"
+        )
+
+
+def run_on_blank_image(model: Classifier, shape: tuple[int, ...]) -> Tensor:
+    """Logits of one image of zeros.
+
+    Raises:
+        UsageError: the network fails; timm and PyTorch raise many types.
+    """
+    try:
+        with evaluating(model):
+            logits: Tensor = model(torch.zeros(shape), next(iter(model.heads)))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UsageError(
+            f"model {model.spec.name} with options {model.spec.options} fails on one image of "
+            f"shape {list(shape)} ({type(error).__name__}: {reason}): change image_size or options"
+        ) from error
+    return logits
 
 
 def _check(spec: ModelSpec, pretrained: bool) -> None:

@@ -1,6 +1,7 @@
 """Facts about networks that the user already has: stages, classification layer, image size."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -51,20 +52,19 @@ def find_head(model: nn.Module) -> str:
         UsageError: it cannot be found, or there is more than one.
     """
     get_classifier = getattr(model, "get_classifier", None)  # timm
-    classifier = get_classifier() if get_classifier is not None else None
+    classifier: Any = get_classifier() if get_classifier is not None else None
     if isinstance(classifier, tuple):
         raise UsageError(
             f"{type(model).__name__} has {len(classifier)} classification layers: use a network "
             "with one, for example the variant without distillation"
         )
     for name, module in model.named_modules():
-        if module is classifier and name:
-            inside = [path for path in head_paths(module) if path] or [""]
-            return name if is_head(module) else f"{name}.{inside[-1]}".rstrip(".")
+        if module is classifier and (paths := head_paths(module)):
+            return f"{name}.{paths[-1]}".strip(".")
     for name in ("fc", "head", "heads", "classifier"):
         child = getattr(model, name, None)
         if isinstance(child, nn.Module) and (paths := head_paths(child)):
-            return f"{name}.{paths[-1]}".rstrip(".")
+            return f"{name}.{paths[-1]}".strip(".")
     raise UsageError(
         f"{type(model).__name__}: cannot tell which layer computes the logits; name it, "
         "wrap_model(model, head='fc')"

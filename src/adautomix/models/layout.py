@@ -15,9 +15,6 @@ Layout = Literal["NCHW", "NHWC", "NLC"]
 
 Size = tuple[int, int]
 
-AXES: dict[Layout, tuple[int, ...]] = {"NCHW": (2, 3), "NHWC": (1, 2), "NLC": (1,)}
-"""The dimensions that depend on height and width."""
-
 
 @dataclass(frozen=True)
 class TapLayout:
@@ -47,7 +44,9 @@ class TapLayout:
         if self.layout == "NHWC":
             return output.permute(0, 3, 1, 2)
         patches = output[:, self.prefix_tokens :]
-        return patches.transpose(1, 2).unflatten(2, token_grid(patches.shape[1], image_size))
+        grid = token_grid(patches.shape[1], image_size)
+        feature_map: Tensor = patches.transpose(1, 2).unflatten(2, grid)
+        return feature_map
 
 
 def token_grid(count: int, image_size: Size) -> Size:

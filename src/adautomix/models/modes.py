@@ -50,3 +50,23 @@ def frozen_running_stats(model: nn.Module) -> Iterator[None]:
     finally:
         for module in tracking:
             module.track_running_stats = True
+
+
+@contextmanager
+def repeated_updates(model: nn.Module, count: int) -> Iterator[None]:
+    """Let one train-mode forward move batch-norm statistics as `count` equal ones would.
+
+    With momentum m the statistics of a batch then have the weight `1 - (1 - m)^count`.
+    """
+    tracking = [
+        (module, module.momentum)
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats and module.momentum
+    ]
+    try:
+        for module, momentum in tracking if count > 1 else ():
+            module.momentum = 1 - (1 - momentum) ** count
+        yield
+    finally:
+        for module, momentum in tracking:
+            module.momentum = momentum

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adautomix.errors import UsageError
 from adautomix.evaluation.record import Evaluation
 from adautomix.reporting.drawing import NETWORK_STYLES, SOLID, Chart, LineStyle
 
@@ -88,13 +89,23 @@ def line_style(network: str) -> LineStyle:
 
 
 def embedded(path: Path) -> str:
-    """Return a picture file as a data URI; PNG is converted to WebP if that is smaller."""
+    """Return a picture file as a data URI; PNG is converted to WebP if that is smaller.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
     from PIL import Image
 
     kind = {".png": "png", ".jpg": "jpeg", ".webp": "webp"}[path.suffix]
-    content, small = path.read_bytes(), io.BytesIO()
-    with Image.open(path) as picture:
-        picture.convert("RGB").save(small, "webp", quality=_WEBP_QUALITY, method=4)
+    small = io.BytesIO()
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=(kind,)) as picture:
+            picture.convert("RGB").save(small, "webp", quality=_WEBP_QUALITY, method=4)
+    except Exception as error:  # Pillow raises almost any exception on damaged files
+        raise UsageError(
+            f"cannot show {path}, which is damaged ({error}): delete it, and the page does without"
+        ) from None
     if kind == "png" and small.tell() < len(content):
         kind, content = "webp", small.getvalue()
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -9,9 +9,11 @@ from pydantic import BaseModel, ConfigDict
 
 from adautomix.config import TrainConfig
 from adautomix.data import ImageData
+from adautomix.data.balance import count_classes
 from adautomix.data.sources.listing import count
 from adautomix.device import describe_device
 from adautomix.files import atomic_write
+from adautomix.text import printable
 
 FILE = "data_summary.json"
 
@@ -66,13 +68,12 @@ class DataSummary(BaseModel):
             lines.append(f"note: skipped {count(self.unreadable, 'unreadable image')}")
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"warning: {warning}" for warning in self.warnings]
-        # Names of files may hold bytes that no terminal can show.
-        return [line.encode("utf-8", "replace").decode() for line in lines]
+        return [printable(line, None) for line in lines]
 
 
 def summarize_data(data: ImageData, config: TrainConfig, device: torch.device) -> DataSummary:
     """Return the summary of a loaded data set and of how a run uses it."""
-    images = data.train.labels.bincount(minlength=len(data.classes)).tolist()
+    images = count_classes(data.train.labels, len(data.classes)).tolist()
     sizes = sorted(zip(images, data.classes, strict=True))
     return DataSummary(
         data=config.data,

@@ -88,13 +88,26 @@ class RunFolder:
         """The settings that the run was started with.
 
         Raises:
-            UsageError: `config.yaml` is damaged, or a setting in it is not valid.
+            UsageError: `config.yaml` is damaged, or a setting in it is missing or not valid.
         """
         values = read_yaml(self.config_path, self._restore_hint())
         try:
-            return make_config(values)
+            config = make_config(values)
         except UsageError as error:
             raise UsageError(f"{self.config_path}: {error}: {self._restore_hint()}") from None
+        if lost := self._lost_setting(values, config):
+            raise UsageError(f"{self.config_path} lacks {lost}: {self._restore_hint()}")
+        return config
+
+    def _lost_setting(self, values: dict[str, Any], config: TrainConfig) -> str:
+        """A setting that `config.yaml` lacks, and whose default is not what the run had; or ""."""
+        manifest = newest_manifest(self.path)
+        trained = manifest["settings"] if manifest else {}
+        if not trained.keys() - values.keys():
+            return ""
+        found = config.resolved()
+        lost = (name for name in trained if name not in values)
+        return next((name for name in lost if found.get(name) != trained[name]), "")
 
     def _restore_hint(self) -> str:
         """What to do about a damaged `config.yaml` or `data.json`."""
@@ -239,8 +252,9 @@ def changed_data(trained: dict[str, Any], found: dict[str, Any]) -> str:
     if not trained:
         return ""
     trained, found = (DataInfo.model_validate(facts).model_dump() for facts in (trained, found))
-    for name, expected in trained.items():
-        value = found.get(name)
+    # A changed number of images also changes their mean, which would say less.
+    for name in sorted(trained, key=lambda name: name in ("mean", "std")):
+        expected, value = trained[name], found.get(name)
         if name == "bad_files" or name not in found or same_fact(expected, value):
             continue
         if name == "classes":

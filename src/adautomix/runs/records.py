@@ -380,6 +380,7 @@ FREE_SETTINGS = {
     "download",
     "tensorboard",
     "eval_batch_size",
+    "max_memory",
     "checkpoint_every",
     "keep_every",
 }

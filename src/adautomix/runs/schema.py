@@ -7,7 +7,16 @@ extend these two functions; `runs/records.py` is the only module that reads and 
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PositiveFloat, TypeAdapter
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PositiveFloat,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    model_serializer,
+)
 
 from adautomix.metrics import Scores
 
@@ -114,6 +123,11 @@ class BestEpoch(BaseModel):
     top1: float
     map: float | None = None
     split: SplitName
+
+    @model_serializer(mode="wrap")
+    def _present(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields without `map` where it is None, as `Scores.present` has it."""
+        return {name: value for name, value in handler(self).items() if value is not None}
 
     @property
     def main(self) -> float:

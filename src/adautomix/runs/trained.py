@@ -15,6 +15,7 @@ from adautomix.errors import UsageError
 from adautomix.inputs import check_images
 from adautomix.methods import Method
 from adautomix.models import Classifier, evaluating
+from adautomix.models.memory import fitting_batch, forward_bytes, one_image
 from adautomix.runs.build import build_networks
 from adautomix.runs.checkpoint import (
     Checkpoint,
@@ -92,7 +93,8 @@ class TrainedRun:
         Args:
             images: image files, or normalized images, float `[n, 3, H, W]`.
             network: "teacher" or "student".
-            batch_size: images per forward pass, which bounds the memory.
+            batch_size: images per forward pass; fewer if they would take more memory than the
+                setting `max_memory` allows.
 
         Returns:
             Float32 `[n, K]` on the CPU; each row sums to 1, unless the network was trained on
@@ -102,12 +104,19 @@ class TrainedRun:
             UsageError: a file is missing or is not an image, or a tensor has the wrong shape.
         """
         model = self.networks[network]
+        batch_size = self._fitting_batch(batch_size)
         parts: list[Tensor] = []
         with evaluating(model):
             for batch in self._batches(images, batch_size):
                 logits = model(batch.to(self.device), head=self.method.eval_head)
                 parts.append(self._probabilities(logits.float()).cpu())
         return torch.cat(parts)
+
+    def _fitting_batch(self, requested: int) -> int:
+        """The number of images per forward pass, such that it stays within `max_memory`."""
+        image = one_image(self.data_info["image_size"], self.device)
+        size = forward_bytes(self.student, image, head=self.method.eval_head)
+        return fitting_batch(requested, size, self.config.max_memory)
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)

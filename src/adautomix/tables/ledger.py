@@ -17,7 +17,8 @@ from typing import Any, Literal
 from adautomix.config import TrainConfig, make_config
 from adautomix.config.recipes import Cell, compose, find_cell, read_cells, read_families
 from adautomix.errors import UsageError
-from adautomix.reporting.figures import Interval, flatten, t_interval
+from adautomix.reporting.groups import flatten
+from adautomix.reporting.statistics import Interval, t_interval
 from adautomix.runs.records import Run, number_at, read_run
 
 Status = Literal[

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from adautomix.config.recipes import FIGURES, read_families
-from adautomix.reporting.figures import MISSING, Interval, mebibytes, percent, plus_minus
-from adautomix.reporting.html import render, write_html
+from adautomix.reporting.formatting import MISSING, mebibytes, percent, plus_minus
+from adautomix.reporting.render import render, write_html
+from adautomix.reporting.statistics import Interval
 from adautomix.tables.ledger import LedgerRow
 
 COLUMNS = (

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from adautomix.distributed import gather_rows, is_main, rank, world_size
 from adautomix.methods import Method
 from adautomix.metrics import collect_logits, is_right, score
 from adautomix.models import Classifier, evaluating, frozen_running_stats
+from adautomix.models.memory import fitting_batch, forward_bytes, one_image
 from adautomix.pictures.mix_rows import batch_from_data, mix_grid, mix_rows
 from adautomix.rng import generator_at
 from adautomix.runs.schema import BestEpoch, EpochRow, NetworkName, NetworkScores
@@ -59,6 +61,13 @@ class Evaluator:
             fields: dict[str, Any] = {"val": val, "probe": self.probe()}
             return fields | {name: test[name] for name in NETWORKS}
 
+    @cached_property
+    def batch_size(self) -> int:
+        """The number of images per forward pass, such that it stays within `max_memory`."""
+        image = one_image(self.data.image_size, self.device)
+        size = forward_bytes(self.student, image, head=self.method.eval_head)
+        return fitting_batch(self.config.eval_batch_size, size, self.config.max_memory)
+
     def scores(self, split: str) -> NetworkScores:
         """The scores of both networks on one split, which the processes evaluate together."""
         images = self.data.splits()[split]
@@ -66,7 +75,7 @@ class Evaluator:
         batches = eval_batches(
             images.subset(rows) if world_size() > 1 else images,
             self.data,
-            batch_size=self.config.eval_batch_size,
+            batch_size=self.batch_size,
             device=self.device,
         )
         networks = {"student": self.student, "teacher": self.teacher}

@@ -108,9 +108,12 @@ class CudaCapture:
 
 def numbers_to_tensors(inputs: StepInputs, device: torch.device) -> StepInputs:
     """Turn the values of the schedules into float64 scalars on the device, for a graph to read."""
-    pair = torch.tensor([inputs.lr_factor, inputs.momentum], dtype=torch.float64)
-    lr_factor, momentum = pair.to(device, non_blocking=True)
-    return dataclasses.replace(inputs, lr_factor=lr_factor, momentum=momentum)
+    names = ["lr_factor", "momentum"]
+    if inputs.method_lr_factor is not None:
+        names.append("method_lr_factor")
+    numbers = torch.tensor([getattr(inputs, name) for name in names], dtype=torch.float64)
+    tensors = numbers.to(device, non_blocking=True)
+    return dataclasses.replace(inputs, **dict(zip(names, tensors, strict=True)))
 
 
 def signature(inputs: StepInputs) -> Hashable:

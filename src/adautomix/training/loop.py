@@ -113,7 +113,12 @@ class Trainer:
         self.run_step = GraphedStep(self.eager_step) if graphed else self.eager_step
         self.steps = count_steps(config.epochs, self.batches.steps_per_epoch)
         warmup = round(config.warmup_epochs * self.batches.steps_per_epoch)
-        self.lr_factors = cosine_schedule(self.steps, warmup)
+        hold = self.batches.steps_per_epoch if config.lr_update == "epoch" else 1
+        self.lr_factors = cosine_schedule(self.steps, warmup, hold)
+        # The method's own parameters follow the same cosine, some methods without the warm-up.
+        self.method_lr_factors = (
+            None if self.method.warms_up else cosine_schedule(self.steps, 0, hold)
+        )
         self.teacher_momentum = momentum_schedule(
             self.steps,
             start=config.teacher.momentum,
@@ -191,7 +196,8 @@ class Trainer:
         """Train on one batch and record its losses, without waiting for the device."""
         # Look up this step's schedules and draw its random numbers on the host.
         lr_factor, momentum = self.lr_factors[self.step], self.teacher_momentum[self.step]
-        inputs = self.eager_step.inputs(batch, self.step, lr_factor, momentum)
+        method_lr = self.method_lr_factors[self.step] if self.method_lr_factors else None
+        inputs = self.eager_step.inputs(batch, self.step, lr_factor, momentum, method_lr)
         # Update student, method and teacher.
         losses = self.run_step(inputs)
         # Let the method update state that is not trained by gradients.

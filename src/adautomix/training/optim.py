@@ -16,9 +16,10 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build SGD or AdamW over the student and, unless they have their own, the method's parameters.
 
-    Each parameter group stores the range of its learning rate as `max_lr` and `min_lr`.
+    Each parameter group stores the range of its learning rate as `max_lr` and `min_lr`, and
+    whether it belongs to the method as `of_method`.
     """
-    groups = parameter_groups(student.parameters(), config, config.lr, config.min_lr)
+    groups = parameter_groups(student.named_parameters(), config, config.lr, config.min_lr)
     if not method.own_optimizer:
         groups += method_groups(config, method)
     if config.optimizer == "adamw":
@@ -50,18 +51,33 @@ def build_method_optimizer(config: TrainConfig, method: Method) -> torch.optim.O
 def method_groups(config: TrainConfig, method: Method) -> list[dict[str, Any]]:
     """Groups of the method's parameters with its own learning rates."""
     rates = method.learning_rates(config.lr, config.min_lr)
-    return parameter_groups(method.parameters(), config, *rates)
+    return parameter_groups(method.named_parameters(), config, *rates, of_method=True)
 
 
 def parameter_groups(
-    parameters: Iterable[nn.Parameter], config: TrainConfig, max_lr: float, min_lr: float
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    config: TrainConfig,
+    max_lr: float,
+    min_lr: float,
+    *,
+    of_method: bool = False,
 ) -> list[dict[str, Any]]:
-    """Split parameters into a group with and one without weight decay; leave out empty groups."""
+    """Split parameters into a group with and one without weight decay; leave out empty groups.
+
+    Args:
+        parameters: names and parameters.
+        config: the settings: how much decay there is, and for which parameters.
+        max_lr: learning rate at its maximum.
+        min_lr: learning rate at the end of training.
+        of_method: whether the parameters are the method's own.
+    """
     decayed: list[nn.Parameter] = []
     not_decayed: list[nn.Parameter] = []
-    for parameter in parameters:
-        (decayed if config.decay_1d or parameter.ndim > 1 else not_decayed).append(parameter)
-    rates = {"lr": max_lr, "max_lr": max_lr, "min_lr": min_lr}
+    for name, parameter in parameters:
+        decays = config.decay_1d or parameter.ndim > 1
+        exempt = any(part in name for part in config.no_decay)
+        (decayed if decays and not exempt else not_decayed).append(parameter)
+    rates = {"lr": max_lr, "max_lr": max_lr, "min_lr": min_lr, "of_method": of_method}
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay, **rates},
         {"params": not_decayed, "weight_decay": 0.0, **rates},
@@ -69,16 +85,24 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-def cosine_schedule(steps: int, warmup: int) -> list[float]:
+def cosine_schedule(steps: int, warmup: int, hold: int = 1) -> list[float]:
     """The learning rate factor of every step: 0 at the minimum, 1 at the maximum.
 
     It rises linearly for `warmup` steps and then falls along half a cosine.
+
+    Args:
+        steps: optimizer steps of the whole training.
+        warmup: steps of the warm-up.
+        hold: steps for which the cosine keeps its value; those of an epoch change it once per
+            epoch.
     """
     falling = max(1, steps - warmup)
-    return [
-        (t + 1) / warmup if t < warmup else (1 + math.cos(math.pi * (t - warmup) / falling)) / 2
-        for t in range(steps)
-    ]
+
+    def cosine(t: int) -> float:
+        held = max(warmup, t - t % hold)
+        return (1 + math.cos(math.pi * (held - warmup) / falling)) / 2
+
+    return [(t + 1) / warmup if t < warmup else cosine(t) for t in range(steps)]
 
 
 def learning_rate(group: dict[str, Any], factor: float | Tensor) -> float | Tensor:
@@ -97,7 +121,19 @@ def has_gradients(optimizer: torch.optim.Optimizer) -> bool:
     return any(weight.grad is not None for group in groups for weight in group["params"])
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float | Tensor) -> None:
-    """Set the learning rate of every group, see `learning_rate`."""
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer,
+    factor: float | Tensor,
+    method_factor: float | Tensor | None = None,
+) -> None:
+    """Set the learning rate of every group, see `learning_rate`.
+
+    Args:
+        optimizer: what `build_optimizer` returned.
+        factor: position between minimum and maximum.
+        method_factor: that of the method's own parameters; None if it is the same.
+    """
+    own = factor if method_factor is None else method_factor
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(group, factor)
+        # Checkpoints of earlier versions do not say whose group it is; all were alike then.
+        group["lr"] = learning_rate(group, own if group.get("of_method") else factor)

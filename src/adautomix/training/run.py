@@ -22,7 +22,7 @@ from adautomix.distributed import (
     is_main,
     world_size,
 )
-from adautomix.errors import AdAutoMixError, UsageError, command_text
+from adautomix.errors import AdAutoMixError, RunError, UsageError, command_text
 from adautomix.files import atomic_write, explain_full_disk
 from adautomix.runs.build import data_info, load_images
 from adautomix.runs.checkpoint import load_checkpoint, move_damaged_last, resumable_checkpoints
@@ -31,6 +31,7 @@ from adautomix.runs.folder import RunFolder, delete_unsaved, pick_folder
 from adautomix.runs.lock import run_lock
 from adautomix.runs.schema import EpochRow, NetworkScores, Summary
 from adautomix.training.loop import Trainer
+from adautomix.training.space import check_space, needed_bytes
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def train(
         folder = broadcast_from_main(lambda: RunFolder.create(config, path))
         try:
             trainer = Trainer(config, images, folder, quiet=quiet, command=command)
+            show_space(trainer)
         except AdAutoMixError:
             if is_main():
                 delete_unsaved(path)
@@ -95,6 +97,18 @@ def record_data(trainer: Trainer, images: ImageData) -> None:
     summary = summarize_data(images, trainer.config, trainer.device)
     write_data_summary(summary, folder.path)
     for line in summary.lines():
+        trainer.display.say(line)
+
+
+def show_space(trainer: Trainer) -> None:
+    """Check that the disk has room for the run, and say so if it takes much of what is free.
+
+    Raises:
+        UsageError: there is too little room.
+    """
+    trained = (p for group in trainer.optimizer.param_groups for p in group["params"])
+    needed = needed_bytes(trainer.config, trainer.weights(), trained)
+    if line := check_space(trainer.folder.path, needed):
         trainer.display.say(line)
 
 
@@ -119,13 +133,47 @@ def explain_stop(path: Path) -> Iterator[None]:
             raise error
 
 
+@contextmanager
+def explain_memory(config: TrainConfig) -> Iterator[None]:
+    """Say in one line which batch would fit when an allocation of memory fails.
+
+    Raises:
+        RunError: an allocation failed.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(f"out of memory: {smaller_batch(config)}") from None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed, on the GPU or on the CPU."""
+    on_cpu = "DefaultCPUAllocator" in str(error)  # PyTorch has no exception of its own for this
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or on_cpu
+
+
+def smaller_batch(config: TrainConfig) -> str:
+    """What to do when a run does not fit into memory."""
+    larger = range(config.accumulate + 1, config.batch_size // 2 + 1)
+    parts = next((parts for parts in larger if config.batch_size % parts == 0), None)
+    if parts is None:
+        return f"batch_size = {config.batch_size} cannot be split further: lower image_size"
+    return (
+        f"with --accumulate {parts}, a step computes {config.batch_size // parts} images at a time "
+        f"instead of {config.batch_size // config.accumulate}; --max-memory bounds evaluation"
+    )
+
+
 def run_to_end(trainer: Trainer) -> RunResult:
     """Train until the last step, then write the predictions and the summary."""
     for name in trainer.data.bad_files:
         trainer.display.say(f"skipped, unreadable: {name}")
-    trainer.fit()
-    # The summary comes last: a run that has one is finished.
-    predictions = save_predictions(trainer)
+    with explain_memory(trainer.config):
+        trainer.fit()
+        # The summary comes last: a run that has one is finished.
+        predictions = save_predictions(trainer)
     return summarize(trainer, predictions)
 
 
@@ -211,6 +259,7 @@ def open_run(path: Path, *, quiet: bool = False, command: str = "") -> Trainer:
         if problem:
             move_damaged_last(path)
     trainer.restore(checkpoint)
+    show_space(trainer)
     return trainer
 
 

@@ -37,12 +37,14 @@ class StepInputs:
         params: random parameters of the mixes of all processes.
         lr_factor: position of the learning rate between its minimum (0) and its maximum (1).
         momentum: momentum of the teacher's moving average.
+        method_lr_factor: `lr_factor` of the method's own parameters; None if it is the same.
     """
 
     batch: Batch
     params: MixParams
     lr_factor: float | Tensor
     momentum: float | Tensor
+    method_lr_factor: float | Tensor | None = None
 
 
 class LossModule(nn.Module):
@@ -97,7 +99,14 @@ class TrainStep:
         if world_size() > 1:
             self.compute_loss = wrap_ddp(self.compute_loss, broadcast_buffers=not config.sync_bn)
 
-    def inputs(self, batch: Batch, step: int, lr_factor: float, momentum: float) -> StepInputs:
+    def inputs(
+        self,
+        batch: Batch,
+        step: int,
+        lr_factor: float,
+        momentum: float,
+        method_lr_factor: float | None = None,
+    ) -> StepInputs:
         """Draw the random parameters of a step, which depend on the seed and the step only.
 
         Args:
@@ -105,12 +114,13 @@ class TrainStep:
             step: number of the step, from 0.
             lr_factor: see `StepInputs`.
             momentum: see `StepInputs`.
+            method_lr_factor: see `StepInputs`.
         """
         # Seeds dropout and stochastic depth, with other masks in each process.
         torch.manual_seed(seed_at(self.config.seed, step, f"dropout/{rank()}"))
         images, size = world_size() * len(batch.pixels), self.batches.image_size
         params = self.method.training_params((images, 3, size, size), step)
-        return StepInputs(batch, params.to(self.device), lr_factor, momentum)
+        return StepInputs(batch, params.to(self.device), lr_factor, momentum, method_lr_factor)
 
     def __call__(self, inputs: StepInputs) -> Losses:
         """Train on one batch.
@@ -123,7 +133,7 @@ class TrainStep:
         # Mix, run student and teacher, and accumulate the gradients of student and method.
         losses = self.add_gradients(images, inputs.batch.labels, inputs.params)
         # Update student and method with one optimizer step.
-        self.apply_gradients(inputs.lr_factor)
+        self.apply_gradients(inputs.lr_factor, inputs.method_lr_factor)
         # Move the teacher towards the updated student.
         self.teacher.update(self.student, inputs.momentum)
         return losses
@@ -158,10 +168,12 @@ class TrainStep:
                 means[name] = means.get(name, 0) + fraction * value.detach()
         return means
 
-    def apply_gradients(self, lr_factor: float | Tensor) -> None:
+    def apply_gradients(
+        self, lr_factor: float | Tensor, method_lr_factor: float | Tensor | None = None
+    ) -> None:
         """Clip the gradients if the settings ask for it, step the optimizers and zero them."""
         for optimizer in self.optimizers:
-            set_learning_rate(optimizer, lr_factor)
+            set_learning_rate(optimizer, lr_factor, method_lr_factor)
         # The scaler refuses to step an optimizer without gradients.
         stepping = [optimizer for optimizer in self.optimizers if has_gradients(optimizer)]
         if self.config.clip_grad is not None:

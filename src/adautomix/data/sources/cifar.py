@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from adautomix.data.sources.listing import Arrays
 from adautomix.errors import UsageError
@@ -56,22 +57,48 @@ def read_cifar(name: str, folder: Path) -> Arrays:
         UsageError: a file is missing or damaged.
     """
     layout = CIFAR[name]
-    names = _unpickle(folder / layout.meta)[layout.names]
-    batches = [_unpickle(folder / part) for part in (*layout.train, layout.test)]
-    flat = np.concatenate([batch["data"] for batch in batches])
+    names = _read_names(folder / layout.meta, layout.names)
+    parts = (*layout.train, layout.test)
+    batches = [_read_batch(folder / part, layout.labels, len(names)) for part in parts]
+    flat = np.concatenate([pixels for pixels, _ in batches])
     images = torch.from_numpy(flat).view(-1, 3, 32, 32).permute(0, 2, 3, 1).contiguous()
-    labels = torch.tensor([label for batch in batches for label in batch[layout.labels]])
-    test = len(batches[-1]["data"])
+    labels = torch.tensor([label for _, some in batches for label in some])
+    test = len(batches[-1][1])
     rows = torch.arange(len(labels))
     return Arrays(
         name,
-        tuple(names),
+        names,
         images,
         labels,
         {"train": rows[:-test], "test": rows[-test:]},
         mean=MEAN,
         std=STD,
     )
+
+
+def _read_names(path: Path, key: str) -> tuple[str, ...]:
+    """The names of the classes."""
+    names = _unpickle(path).get(key)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _damaged(path, f"it has no list {key}")
+    return tuple(names)
+
+
+def _read_batch(path: Path, key: str, classes: int) -> tuple[NDArray[np.uint8], list[int]]:
+    """The pixels `[n, 3072]` and the labels of one file."""
+    content = _unpickle(path)
+    pixels, labels = content.get("data"), content.get(key)
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2:
+        raise _damaged(path, "it has no array of pixels")
+    if not isinstance(labels, list) or pixels.shape != (len(labels), 3 * 32 * 32):
+        raise _damaged(path, "its pixels are not one image per label")
+    if not all(type(label) is int and 0 <= label < classes for label in labels):
+        raise _damaged(path, f"it has labels other than 0 to {classes - 1}")
+    return pixels, labels
+
+
+def _damaged(path: Path, problem: object) -> UsageError:
+    return UsageError(f"{path} is damaged ({problem}): delete {path.parent} and --download again")
 
 
 class _DataUnpickler(pickle.Unpickler):
@@ -94,11 +121,11 @@ class _DataUnpickler(pickle.Unpickler):
 def _unpickle(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
-            content: dict[str, Any] = _DataUnpickler(file, encoding="latin1").load()
+            content = _DataUnpickler(file, encoding="latin1").load()
     except FileNotFoundError as error:
         raise UsageError(f"{path} is missing: delete {path.parent} and --download again") from error
-    except (pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise UsageError(
-            f"{path} is damaged ({error}): delete {path.parent} and --download again"
-        ) from error
+    except Exception as error:  # a damaged pickle raises almost any exception
+        raise _damaged(path, error or type(error).__name__) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, "it is no dictionary")
     return content

@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +14,15 @@ from adautomix.data.sources.listing import ImageFile, Listing
 MOST_HASHED = 200_000
 """Files of a data set up to which their content is hashed; it must be read once for that."""
 
-_WHOLE = 256 * 1024
-_PART = 64 * 1024
+SETTLED = 2.0
+"""Seconds after its last change from which the system's record of a file tells further changes.
+
+Its time stamps are coarse: a file written twice within one tick looks as if written once.
+"""
+
+_BLOCK = 2**20
+_THREADS = 8  # reading and hashing release Python's lock
+_CHUNK = 64
 
 
 def with_hashes(listing: Listing, cache_dir: Path | None) -> Listing:
@@ -27,29 +36,28 @@ def with_hashes(listing: Listing, cache_dir: Path | None) -> Listing:
         return listing.noting(
             f"identical files were not looked for among more than {MOST_HASHED:,} files"
         )
+    newest = max(max(file.modified, file.changed) for file in listing.files) / 1e9
+    if newest > time.time() - SETTLED:
+        return replace(listing, hashes=tuple(_hash_all(listing.files)))
     folder = cache_folder(cache_dir, f"hashes-{listing.identity()}") / "files"
-    hashes: Sequence[str] = remembered(
-        folder, lambda: [content_hash(file) for file in listing.files]
-    )
+    hashes: Sequence[str] = remembered(folder, lambda: _hash_all(listing.files))
     return replace(listing, hashes=tuple(hashes))
 
 
-def content_hash(file: ImageFile) -> str:
-    """Return a hash of a file: of all of it up to 256 KiB, else of three parts and the size.
+def _hash_all(files: Sequence[ImageFile]) -> list[str]:
+    chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        hashed = pool.map(lambda chunk: [content_hash(file) for file in chunk], chunks)
+        return [one for some in hashed for one in some]
 
-    A file that cannot be read gets a hash of its own.
-    """
-    digest = hashlib.blake2b(str(file.size).encode(), digest_size=8)
+
+def content_hash(file: ImageFile) -> str:
+    """Return a hash of a file's bytes; a file that cannot be read gets a hash of its own."""
+    digest = hashlib.blake2b(digest_size=8)
     try:
-        descriptor = os.open(file.path, os.O_RDONLY)
+        with Path(file.path).open("rb", buffering=0) as content:
+            while block := content.read(_BLOCK):
+                digest.update(block)
     except OSError:
-        return hashlib.blake2b(os.fsencode(file.path), digest_size=8).hexdigest()
-    try:
-        if file.size <= _WHOLE:
-            digest.update(os.read(descriptor, _WHOLE))
-        else:
-            for start in (0, (file.size - _PART) // 2, file.size - _PART):
-                digest.update(os.pread(descriptor, _PART, start))
-    finally:
-        os.close(descriptor)
+        digest.update(os.fsencode(file.path))
     return digest.hexdigest()

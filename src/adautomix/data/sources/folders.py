@@ -9,6 +9,7 @@ from typing import Literal
 from adautomix.data.sources.listing import (
     IMAGE_TYPES,
     ImageFile,
+    Label,
     Listing,
     PassedOver,
     count,
@@ -64,7 +65,7 @@ def list_folder(root: Path, level: ClassLevel = "top") -> Listing:
         raise UsageError(_too_few(trees[first_split], classes, found[first_split].empty))
     _check_classes(trees, found, first_split)
     files: list[ImageFile] = []
-    labels: list[int] = []
+    labels: list[Label] = []
     given: dict[str, Sequence[int]] = {}
     for split, tree in found.items():
         begin = len(files)

@@ -160,4 +160,4 @@ def _words(folder: Path) -> dict[str, str]:
     from timm.data.imagenet_info import ImageNetInfo
 
     info = ImageNetInfo("imagenet-1k")
-    return {wnid: info.label_name_to_description(wnid) for wnid in info.label_names()}
+    return {wnid: info.label_name_to_description(wnid) for wnid in info.label_names()}  # type: ignore[no-untyped-call]

@@ -1,64 +1,17 @@
 """Lists of images in CSV, TSV or text files: `path,label[,split]`, or one list per split."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adautomix.data.sources.class_names import class_files, read_class_names
-from adautomix.data.sources.listing import IMAGE_TYPES, Listing, count, from_splits
+from adautomix.data.sources.list_rows import ListRows, Row, read_list_rows
+from adautomix.data.sources.listing import IMAGE_TYPES, Label, Listing, count, from_splits
 from adautomix.data.sources.splits import official, one_per_split, split_called
-from adautomix.data.sources.tables import number_of_columns, read_cells
+from adautomix.data.sources.tables import number_of_columns
 from adautomix.errors import UsageError
 
 LIST_TYPES = (".csv", ".tsv", ".txt")
-_PATH_TITLES = (
-    "path",
-    "file",
-    "filename",
-    "file_name",
-    "image",
-    "image_id",
-    "image_path",
-    "img",
-    "id",
-    "name",
-    "image_name",
-    "filepath",
-)
-_LABEL_TITLES = (
-    "label",
-    "class",
-    "category",
-    "target",
-    "class_name",
-    "label_name",
-    "y",
-    "class_id",
-    "label_id",
-    "breed",
-    "species",
-)
-_SPLIT_TITLES = ("split", "subset", "set", "partition", "fold", "usage")
 _LIST_ENDINGS = ("", "_list", "_labels", "_files", "-list", "-labels", "list")
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A line of a list: the file and label as written, and the split if the line names one."""
-
-    path: str
-    label: str
-    split: str | None
-
-
-@dataclass(frozen=True)
-class _List:
-    """The rows of one list file."""
-
-    path: Path
-    rows: list[_Row]
-    ignored: int
-    """Further columns."""
 
 
 def is_list_file(path: Path) -> bool:
@@ -102,20 +55,23 @@ def read_lists(
         UsageError: a list is not readable, images are missing, labels have no name, or a class
             has test images only.
     """
-    read = {split: _read_list(path) for split, path in lists.items()}
+    read = {split: read_list_rows(path) for split, path in lists.items()}
     folder = next(iter(lists.values())).parent
     rows = _rows_by_split(read)
     every = [row for part in rows.values() for row in part]
     classes, label_of, named_by = _classes(every, folder, class_names)
+    several = any(part.several for part in read.values())
     places = _Places(image_root or folder, every)
-    pairs = {
-        split: [(places.find(row.path), label_of[row.label]) for row in part]
+    pairs: dict[str, list[tuple[Path, Label]]] = {
+        split: [(places.find(row.path), _label(row, label_of, several)) for row in part]
         for split, part in rows.items()
     }
     listing = from_splits(places.root, classes, pairs, folder.name)
     used = ", ".join(path.name for path in lists.values())
     ignored = max(part.ignored for part in read.values())
     notes = [f"images and labels are those of {used}"]
+    if several:
+        notes.append("an image may have several labels")
     if ignored:
         notes.append(f"{count(ignored, 'further column')} of the lists ignored")
     if named_by:
@@ -134,71 +90,7 @@ def split_of_list(stem: str) -> str | None:
     return split_called(name)
 
 
-def _read_list(path: Path) -> _List:
-    """Return the rows of a list, with or without a line of titles.
-
-    Raises:
-        UsageError: the list is empty, or a line has no label.
-    """
-    lines = list(read_cells(path))
-    titles = [cell.lower() for cell in lines[0]] if lines else []
-    has_titles = bool(titles) and _are_titles(lines[0])
-    columns = _title_columns(path, titles) if has_titles else _bare_columns(lines)
-    body = lines[1:] if has_titles else lines
-    if not body:
-        raise UsageError(f"the list {path} names no image")
-    needed = max(column for column in columns if column is not None)
-    for number, cells in enumerate(body, 1 + has_titles):
-        if len(cells) <= needed or not cells[columns[1]]:
-            raise UsageError(f"line {number} of {path} has no label: write lines like path,label")
-    rows = [
-        _Row(
-            cells[columns[0]], cells[columns[1]], None if columns[2] is None else cells[columns[2]]
-        )
-        for cells in body
-    ]
-    used = sum(column is not None for column in columns)
-    return _List(path, rows, len(body[0]) - used)
-
-
-def _are_titles(cells: Sequence[str]) -> bool:
-    """Whether a first line is titles: it names no image file and a title that is known."""
-    names = [cell.lower() for cell in cells]
-    if any(name.endswith(IMAGE_TYPES) for name in names):
-        return False
-    return any(name in _PATH_TITLES + _LABEL_TITLES + _SPLIT_TITLES for name in names)
-
-
-def _title_columns(path: Path, titles: Sequence[str]) -> tuple[int, int, int | None]:
-    """Columns of path, label and split by their titles."""
-    split = _column(titles, _SPLIT_TITLES)
-    image = _column(titles, _PATH_TITLES)
-    rest = [k for k in range(len(titles)) if k not in (image, split)]
-    label = next((k for k in rest if titles[k] in _LABEL_TITLES), None)
-    if image is None:
-        image = next((k for k in rest if k != label), None)
-    if label is None:
-        label = next((k for k in rest if k != image), None)
-    if image is None or label is None:
-        raise UsageError(
-            f"the list {path} has the columns {', '.join(titles)}: name them path, label and, if "
-            "there is one, split"
-        )
-    return image, label, split
-
-
-def _column(titles: Sequence[str], known: Sequence[str]) -> int | None:
-    """The first column whose title is known, in the order of the known titles."""
-    return next((titles.index(title) for title in known if title in titles), None)
-
-
-def _bare_columns(lines: Sequence[Sequence[str]]) -> tuple[int, int, int | None]:
-    """Path and label come first; a third column is the split if all of it names splits."""
-    third = all(len(cells) > 2 and split_called(cells[2]) for cells in lines)
-    return 0, 1, 2 if third and lines else None
-
-
-def _rows_by_split(read: dict[str, _List]) -> dict[str, list[_Row]]:
+def _rows_by_split(read: dict[str, ListRows]) -> dict[str, list[Row]]:
     if set(read) != {"all"}:
         parts = {split: part.rows for split, part in read.items()}
     else:
@@ -207,11 +99,11 @@ def _rows_by_split(read: dict[str, _List]) -> dict[str, list[_Row]]:
     return {serves[split]: rows for split, rows in parts.items()}
 
 
-def _by_column(whole: _List) -> dict[str, list[_Row]]:
+def _by_column(whole: ListRows) -> dict[str, list[Row]]:
     """The rows of one list by its column of splits; "all" if it has none."""
     if whole.rows[0].split is None:
         return {"all": whole.rows}
-    parts: dict[str, list[_Row]] = {}
+    parts: dict[str, list[Row]] = {}
     for row in whole.rows:
         split = split_called(row.split or "")
         if split is None:
@@ -221,10 +113,10 @@ def _by_column(whole: _List) -> dict[str, list[_Row]]:
 
 
 def _classes(
-    rows: Sequence[_Row], folder: Path, class_names: Path | None
+    rows: Sequence[Row], folder: Path, class_names: Path | None
 ) -> tuple[list[str], dict[str, int], str]:
     """Class names, the label of each written label, and the file that gave the names."""
-    written = {row.label for row in rows}
+    written = {label for row in rows for label in row.labels}
     if not all(label.lstrip("-").isdecimal() for label in written):
         ordered = sorted(written)
         return ordered, {name: label for label, name in enumerate(ordered)}, ""
@@ -243,6 +135,16 @@ def _classes(
     return ordered, label_of, ""
 
 
+def _label(row: Row, label_of: Mapping[str, int], several: bool) -> Label:
+    """The index of the one label, or 0 and 1 for each class."""
+    if not several:
+        return label_of[row.labels[0]]
+    flags = [0.0] * len(label_of)
+    for label in row.labels:
+        flags[label_of[label]] = 1.0
+    return flags
+
+
 class _Places:
     """Finds the files of a list: from one folder, perhaps with a suffix that the list leaves out.
 
@@ -254,7 +156,7 @@ class _Places:
         UsageError: the file of the first row is nowhere.
     """
 
-    def __init__(self, root: Path, rows: Sequence[_Row]) -> None:
+    def __init__(self, root: Path, rows: Sequence[Row]) -> None:
         first = Path(rows[0].path)
         folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
         suffixes = ("", *IMAGE_TYPES, *(suffix.upper() for suffix in IMAGE_TYPES))

@@ -58,6 +58,10 @@ _SIGNATURES = (
 )
 
 
+Label = int | list[float]
+"""Index of the class of an image; or 0 and 1 for each class, if images may have several."""
+
+
 class ImageFile(NamedTuple):
     """An image file as its folder lists it."""
 
@@ -112,7 +116,7 @@ class Listing:
         root: folder that the paths are shown relative to.
         classes: names of the classes; a label is the index of one.
         files: every image file.
-        labels: the label of each file.
+        labels: the label of each file; all are of one kind.
         given: rows of "train", "test" and "val", of those that the source has; or of "all" where
             the source has no splits of its own.
         name: name of the data set; "" stands for that of the folder.
@@ -125,7 +129,7 @@ class Listing:
     root: Path
     classes: tuple[str, ...]
     files: list[ImageFile]
-    labels: list[int]
+    labels: list[Label]
     given: dict[str, Sequence[int]]
     name: str = ""
     crop_bottom: int = 0
@@ -216,7 +220,7 @@ def recorded(path: str, status: os.stat_result) -> ImageFile:
 def from_splits(
     root: Path,
     classes: Sequence[str],
-    splits: Mapping[str, Iterable[tuple[str | os.PathLike[str], int]]],
+    splits: Mapping[str, Iterable[tuple[str | os.PathLike[str], Label]]],
     name: str = "",
 ) -> Listing:
     """Return a listing of (path, label) pairs by split, in their order.
@@ -225,7 +229,7 @@ def from_splits(
         UsageError: files are missing; the message names the first one and counts them.
     """
     files: list[ImageFile] = []
-    labels: list[int] = []
+    labels: list[Label] = []
     given: dict[str, Sequence[int]] = {}
     missing: list[str] = []
     for split, pairs in splits.items():
