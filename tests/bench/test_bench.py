@@ -103,6 +103,23 @@ def test_a_cycle_has_every_kind_of_step() -> None:
     assert cycle(make_config(rests)) == 6
 
 
+def test_variants_are_measured_under_their_names() -> None:
+    asked: dict[str, dict[str, Any]] = {
+        "plain": {"method": "vanilla", "label": "plain"},
+        "split": {"method": "adautomix", "label": "split", "adautomix": {"views": "split"}},
+    }
+    timed = replace(TOY, methods=[], variants=asked)
+    assert [t.method for t in time_steps(timed)] == ["plain", "split"]
+    counts = [
+        row["flops"] for row in work.work_rows(timed, [Timing(n, 8, [1.0, 1.0]) for n in asked])
+    ]
+    full = {"method": "adautomix", "label": "full"}
+    (most,) = work.work_rows(
+        replace(timed, variants={"full": full}), [Timing("full", 8, [1.0] * 2)]
+    )
+    assert counts[0] < counts[1] < 0.7 * most["flops"]
+
+
 def test_figures_of_a_timing() -> None:
     timings = [
         Timing("vanilla", 10, [4.0, 1.0, 2.0, 3.0]),

@@ -8,7 +8,11 @@ from adautomix.config.recipes import read_cells
 
 def test_all_recipes_are_listed_for_programs(command: Command) -> None:
     rows = command("recipes", "--json").json
-    assert [row["recipe"] for row in rows] == [*read_cells(), "digits/few-labels"]
+    assert [row["recipe"] for row in rows] == [
+        *read_cells(),
+        "digits/few-labels",
+        "digits/twenty-labels",
+    ]
     row = next(row for row in rows if row["recipe"] == "cars-r18/adautomix@200")
     assert row["published_top1"] == 89.19
     assert row["network"] == "student"

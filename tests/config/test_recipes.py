@@ -208,7 +208,7 @@ def test_names_that_are_wrong_or_cannot_be_trained() -> None:
 def test_a_recipe_of_no_table() -> None:
     assert find_cell("digits/few-labels") is None
     assert load_config(recipe="digits/few-labels").per_class == 5
-    assert plain_recipes().keys() == {"digits/few-labels"}
+    assert plain_recipes().keys() == {"digits/few-labels", "digits/twenty-labels"}
     assert list_recipes().keys() == plain_recipes().keys() | CELLS.keys()
 
 

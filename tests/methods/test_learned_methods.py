@@ -1333,7 +1333,7 @@ def test_the_map_after_patch_merging_feeds_the_generator(name: str) -> None:
     torch.testing.assert_close(sources.features["features"], wanted)
     losses = method.losses(images, labels, student, student, 0)
     losses["loss"].backward()
-    assert all(parameter.grad is not None for parameter in method.generator.parameters())
+    assert all(parameter.grad is not None for parameter in method.parameters())
 
 
 def test_networks_without_patch_merging() -> None:

@@ -67,7 +67,8 @@ def test_rows_are_values_that_people_can_read(folders: list[Path], tmp_path: Pat
     assert slow["snapshots"]["equal_time"]["scores"]["student"]["top1"] == 0.3
     assert slow["snapshots"]["best"]["scores"]["student"]["top1"] == 0.9
     assert [epoch["seconds"] for epoch in slow["epochs"]] == [8.0, 20.0]
-    student, teacher = rows[4:]
+    student, teacher, *others = rows[4:]
+    assert [row["test"]["metric"] for row in others] == ["nll", "nll", "ece", "ece"]
     assert (student["test"]["network"], teacher["test"]["network"]) == ("student", "teacher")
     assert student["interval"]["mean"] == pytest.approx(0.2)
     # t(0.975, 1) = 12.7062; s of two values is their distance over √2.
@@ -77,7 +78,7 @@ def test_rows_are_values_that_people_can_read(folders: list[Path], tmp_path: Pat
 
 def test_another_baseline_is_tested_from_the_rows(folders: list[Path], tmp_path: Path) -> None:
     write_rows(compare(folders), tmp_path / "rows.jsonl")
-    (student, _) = read_rows(tmp_path / "rows.jsonl", "mixup").tests
+    student, *_ = read_rows(tmp_path / "rows.jsonl", "mixup").tests
     assert (student.method, student.baseline) == ("vanilla", "mixup")
     assert student.differences == pytest.approx((-0.3, -0.1))
     assert student.bootstrap is None

@@ -24,8 +24,9 @@ from adautomix.data.dataset import OnDisk
 from adautomix.errors import UsageError
 from adautomix.metrics import Scores
 from adautomix.reporting.comparison import compare_runs
+from adautomix.reporting.flat_masks import flat_mask_lines
 from adautomix.reporting.plots import time_chart
-from adautomix.reporting.significance import PairedTest, pick_baseline
+from adautomix.reporting.significance import PairedTest, pick_baseline, summarize_tests
 from adautomix.reporting.statistics import (
     ImageDifferences,
     bootstrap_interval,
@@ -51,9 +52,9 @@ def make_runs(
 
 
 def student_test(*folders: Path, baseline: str | None = None) -> PairedTest:
-    """The only test of a student."""
+    """The only test of a student's accuracy."""
     tests = compare_runs(read_runs(folders), baseline).tests
-    (found,) = (one for one in tests if one.network == "student")
+    (found,) = (one for one in tests if (one.network, one.metric) == ("student", "top1"))
     return found
 
 
@@ -133,6 +134,52 @@ def test_one_seed_cannot_be_tested(tmp_path: Path) -> None:
         "mixup vs. vanilla, student: only one common seed, so significance cannot be tested "
         "(+5.00 points)."
     )
+
+
+def test_nll_and_ece_are_better_where_they_are_lower(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path, [0.5] * 3) + make_runs(tmp_path, [0.5] * 3, "mixup")
+    for seed, run in enumerate(runs[3:]):
+        summary = json.loads((run / "summary.json").read_text())
+        summary["final"]["student"] |= {"nll": 1.5 + seed / 100, "ece": 0.0217}
+        (run / "summary.json").write_text(json.dumps(summary))
+    found = compare(runs)
+    told = [one.sentence for one in found.tests if one.conclusion.startswith("significantly")]
+    nll, ece = f"+0.260{NBSP}±{NBSP}0.025", f"-2.00{NBSP}±{NBSP}0.00"
+    assert told == [
+        f"mixup vs. vanilla, student NLL: significantly worse ({nll}, 3 seeds).",
+        f"mixup vs. vanilla, student ECE: significantly better ({ece} points, 3 seeds).",
+    ]
+    summary = (
+        f"mixup vs. vanilla over 3 seeds: significantly better in ECE of the student ({ece}); "
+        f"significantly worse in NLL of the student ({nll}); no significant difference in 4 of 6 "
+        "tests."
+    )
+    assert summarize_tests(found.tests) == [summary]
+    assert significance_lines(found)[0] == f"- {summary}"
+
+
+def test_seeds_that_decide_nothing_are_said_to(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path, [0.5, 0.5]) + make_runs(tmp_path, [0.6, 0.4], "mixup")
+    assert summarize_tests(compare(runs).tests) == [
+        "mixup vs. vanilla over 2 seeds: no significant difference in accuracy, NLL or ECE."
+    ]
+    assert summarize_tests(compare([runs[0], runs[2]]).tests) == []
+
+
+def test_runs_with_flat_masks_are_named(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path, [0.5], "adautomix") + make_runs(tmp_path, [0.5])
+    rows = [
+        epoch_fields(step, epoch=step, parts={"mask_spread": spread})
+        for step, spread in enumerate((0.0, 0.009, 0.02), 1)
+    ]
+    (runs[0] / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (line,) = flat_mask_lines(read_runs(runs))
+    assert line.startswith(
+        "adautomix-s0: masks were flat (mean spread below 0.01) in 2 of 3 epochs"
+    )
+    assert line in page_of(runs, tmp_path / "page.html").text
+    (runs[0] / "metrics.jsonl").write_text(json.dumps(rows[2]) + "\n")
+    assert flat_mask_lines(read_runs(runs)) == []
 
 
 def test_only_common_finished_seeds_are_paired(tmp_path: Path) -> None:
@@ -365,8 +412,14 @@ def test_the_page_shows_significance_and_equal_time(timed: list[Path], tmp_path:
     page = page_of([*timed, script], tmp_path / "page.html")
     runs = read_runs([*timed, script])
     found = compare_runs(runs).tests
-    assert len(found) == 4
-    assert all(test.sentence in page.text for test in found)
+    assert [(one.method, one.metric, one.network) for one in found] == [
+        (method, metric, network)
+        for method in ("mixup", SCRIPT)
+        for metric in ("top1", "nll", "ece")
+        for network in ("student", "teacher")
+    ]
+    assert all(test.sentence in page.text for test in found if test.metric == "top1")
+    assert all(line in page.text for line in summarize_tests(found))
     assert any(SCRIPT in test.sentence for test in found)
     assert page.all("script") == []
     assert "the test images are resampled" in page.text

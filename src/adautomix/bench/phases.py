@@ -18,7 +18,15 @@ from unittest.mock import patch
 
 import torch
 
-from adautomix.bench.workload import Row, Workload, cycle, endless, endless_trainer, wait_for
+from adautomix.bench.workload import (
+    Row,
+    Workload,
+    cycle,
+    endless,
+    endless_trainer,
+    name_of,
+    wait_for,
+)
 from adautomix.errors import UsageError
 from adautomix.training.loop import Trainer
 
@@ -75,7 +83,7 @@ def time_phases(work: Workload) -> list[Row]:
         seconds = phase_seconds(endless_trainer(config, data), work.steps)
         total = sum(seconds.values())
         shares = {name: seconds[name] / total for name in (*PHASES, REST) if name in seconds}
-        rows.append({"method": config.method, "seconds": total, **shares})
+        rows.append({"method": name_of(config), "seconds": total, **shares})
     return rows
 
 

@@ -29,6 +29,7 @@ def append(
     *,
     device: torch.device,
     libraries: Sequence[str] = (),
+    stated: Mapping[str, Any] | None = None,
 ) -> Row:
     """Add a measurement to a file of rows, and return it.
 
@@ -38,6 +39,8 @@ def append(
         figures: flat records; times in seconds, memory in MiB, work in floating-point operations.
         device: the device that was measured.
         libraries: other libraries that were measured; their versions join the row.
+        stated: further fields, which also replace those found here, such as the commit and the
+            command of runs that were trained earlier.
     """
     row = {
         "kind": kind,
@@ -47,6 +50,7 @@ def append(
         "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
         "command": command_line(sys.argv),
+        **(stated or {}),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:

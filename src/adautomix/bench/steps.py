@@ -13,6 +13,7 @@ from adautomix.bench.workload import (
     Step,
     Workload,
     cycle,
+    name_of,
     real_step,
     time_call,
 )
@@ -54,7 +55,7 @@ def time_steps(
         UsageError: a setting is wrong.
     """
     configs, data = work.configs(), work.images()
-    makers: Makers = {config.method: partial(real_step, config, data) for config in configs}
+    makers: Makers = {name_of(config): partial(real_step, config, data) for config in configs}
     return time_by_turns(makers, max(configs, key=cycle), steps=work.steps, on_progress=on_progress)
 
 

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from adautomix.bench.steps import Timing
-from adautomix.bench.workload import Row, Workload, cycle, real_step, time_call
+from adautomix.bench.workload import Row, Workload, cycle, name_of, real_step, time_call
 from adautomix.config import TrainConfig
 from adautomix.data import ImageData
 from adautomix.device import DTYPES
@@ -80,13 +80,13 @@ def work_rows(work: Workload, timings: Sequence[Timing]) -> list[Row]:
     """
     configs, data = work.configs(), work.images()
     seconds = {timing.method: timing.median for timing in timings}
-    flops = {config.method: count_flops(config, data) for config in configs}
+    flops = {name_of(config): count_flops(config, data) for config in configs}
     peak = measured_peak(work.device(), configs[0].precision)
     return [
         {
             "method": method,
             "flops": count,
-            "times": count / flops[configs[0].method],
+            "times": count / flops[name_of(configs[0])],
             "flops_per_second": count / seconds[method],
             "peak_flops_per_second": peak,
             "share_of_peak": count / (seconds[method] * peak),

@@ -3,8 +3,8 @@
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class Workload:
         steps: measured steps of each, at least 2.
         classes: number of classes.
         size: image side in pixels.
+        variants: settings that override `values` for each variant, by name, as a sweep gives them;
+            they are measured instead of the methods.
     """
 
     values: dict[str, Any]
@@ -65,17 +67,18 @@ class Workload:
     steps: int = 10
     classes: int = 100
     size: int = 32
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def configs(self) -> list[TrainConfig]:
-        """The settings of each method, once each.
+        """The settings of each method or variant, once each.
 
         Raises:
             UsageError: no method is named, or a setting is wrong.
         """
-        if not self.methods:
+        variants = self.variants or {name: {"method": name} for name in self.methods}
+        if not variants:
             raise UsageError("no method to measure: name one or more, such as vanilla,adautomix")
-        names = dict.fromkeys(self.methods)
-        return [make_config(merge(self.values, {"method": name})) for name in names]
+        return [make_config(merge(self.values, dict(variant))) for variant in variants.values()]
 
     def device(self) -> torch.device:
         """Where it is measured."""
@@ -102,6 +105,11 @@ class Workload:
             flip=True,
             bad_files=(),
         )
+
+
+def name_of(config: TrainConfig) -> str:
+    """Return the name under which a configuration is measured: its variant's, or its method's."""
+    return config.label or config.method
 
 
 def cycle(config: TrainConfig) -> int:

@@ -20,6 +20,7 @@ from adautomix.cli.previewing import preview
 from adautomix.cli.reproducing import ledger, recipes, table
 from adautomix.cli.timing import bench, plan
 from adautomix.cli.training import resume, train
+from adautomix.cli.tuning import tune
 from adautomix.errors import AdAutoMixError, AdAutoMixWarning
 from adautomix.text import printable
 from adautomix.version import __version__
@@ -29,7 +30,7 @@ from adautomix.version import __version__
 @click.group(
     cls=CommandGroup,
     sections={
-        "Train": [train, resume, compare, plan],
+        "Train": [train, resume, compare, tune, plan],
         "Reproduce published tables": [table, ledger],
         "Use and inspect runs": [evaluate, predict, report, preview, export],
         "List what is available": [methods, settings, recipes, sweeps, datasets, suites],

@@ -63,6 +63,7 @@ def compare(
     """
     from adautomix.config import merge_sources
     from adautomix.reporting.comparison import compare_runs
+    from adautomix.reporting.flat_masks import flat_mask_lines
     from adautomix.reporting.page import write_page
     from adautomix.reporting.significance import pick_baseline
     from adautomix.reporting.tables import comparison_table, significance_lines
@@ -87,7 +88,7 @@ def compare(
         print_json([summary_fields(run) for run in comparison.runs])
         return
     console().print(comparison_table(comparison))
-    for line in significance_lines(comparison):
+    for line in (*significance_lines(comparison), *flat_mask_lines(comparison.runs)):
         console().print(line)
     print_line(f"Page: {page.resolve()}")
 

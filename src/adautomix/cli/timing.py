@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from adautomix.cli.options import FILE, json_option, names_in, source_options
+from adautomix.cli.comparing import variants_of
+from adautomix.cli.options import FILE, complete_packaged, json_option, source_options
 from adautomix.cli.output import console, print_json, print_line, print_listing
 from adautomix.cli.settings import SettingsCommand
 
@@ -41,9 +42,13 @@ def plan(
 @click.command(cls=SettingsCommand)
 @click.option(
     "--methods",
-    default="vanilla,adautomix",
-    show_default=True,
-    help="Methods, comma-separated; all: every method that the network supports.",
+    help="Methods, comma-separated; all: every method that the network supports; "
+    "none: vanilla,adautomix.",
+)
+@click.option(
+    "--sweep",
+    shell_complete=complete_packaged("sweeps"),
+    help="Time the variants of this sweep instead: one of `adautomix sweeps`, or a YAML file.",
 )
 @click.option(
     "--steps",
@@ -74,7 +79,8 @@ def plan(
 @source_options
 @json_option
 def bench(
-    methods: str,
+    methods: str | None,
+    sweep: str | None,
     steps: int,
     classes: int,
     size: int,
@@ -86,7 +92,7 @@ def bench(
     as_json: bool,
     flags: dict[str, Any],
 ) -> None:
-    """Time the real training step of several methods, in alternation.
+    """Time the real training step of several methods or variants, in alternation.
 
     Takes the settings of train. With --help, `--methods NAME,…` also lists the settings of these
     methods.
@@ -98,10 +104,10 @@ def bench(
     from adautomix.methods import METHODS, suits
 
     values = merge_sources(recipe=recipe, file=config, flags=flags)
-    names = names_in(methods)
-    if methods == "all":
-        names = [name for name in METHODS if suits(name, make_config(values).model)]
-    workload = Workload(values, names, steps, classes, size)
+    if methods == "all" and sweep is None:
+        methods = ",".join(name for name in METHODS if suits(name, make_config(values).model))
+    variants = variants_of(methods, sweep)
+    workload = Workload(values, list(variants), steps, classes, size, variants)
     with timing_status(steps) as on_progress:
         results = run_suite(
             workload,

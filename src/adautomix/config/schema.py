@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from adautomix.config.files import read_yaml
+from adautomix.config.presets import Preset, apply_preset
 from adautomix.errors import UsageError
 from adautomix.files import read_json
 from adautomix.mixing.settings import MixSettings
@@ -48,6 +49,12 @@ class MethodChoice(SettingsGroup, title="Method"):
 
     method: str = Field(
         "adautomix", description="Mixing method to train with; `adautomix methods` lists them."
+    )
+    preset: Preset | None = Field(
+        None,
+        description="When and how to mix, as measured (docs/findings.md): finetune, scratch, "
+        "published, or auto: finetune from pretrained weights, else scratch. Other settings "
+        "override it; none: as published.",
     )
 
 
@@ -388,6 +395,11 @@ class TrainConfig(
     teacher: TeacherSettings = Field(
         TeacherSettings(), description="The moving average of the student."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, values: Any) -> Any:
+        return apply_preset(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="before")
     @classmethod

@@ -12,12 +12,14 @@ Computes: with N images per mix, B images per batch, λ on the simplex and permu
                paper:        -(L_S - β L_T + (1-β) cos) at every step (equations 11, 15, 16)
                alternating:  -β L_T + (1-β) cos on even steps, L_T on odd ones (released code)
                no adversary: L_T at every step, a cooperative generator
+               with `mask_weight`, plus AutoMix's loss of masks whose mean is far from λ
 
 `mixed` and `clean` are two linear heads. For the classifier the masks are constants. The
 generator's gradient flows only through its masks; the networks behind them are frozen.
 Requires: the feature map of an inner stage, and a teacher (moving average of the classifier).
 Cost: 12F per step for N = 3, against 3F of plain training: 1F for the teacher's clean pass, 2F for
-its pass on mixes and the backward pass to the images, 9F for the student's three batches. The
+its pass on mixes and the backward pass to the images, 9F for the student's three batches. With
+`views: split` or `alternate` the student sees one view of each image and a step costs 6F. The
 `paper` variant costs 14F. A step without a cosine term omits the teacher's last stage. A step at
 which the generator rests (`generator_every`) omits the teacher's pass on mixes and costs 10F. The
 released code costs 15F: it runs the teacher again on three permutations of the same batch.
@@ -47,6 +49,13 @@ Settings:
 - generator_every: 1, as in the authors' code.
 - generator_lr: none (the student's) in the authors' CIFAR-100 ResNet configurations.
 - generator_min_lr: none (the student's) in the authors' CIFAR-100 ResNet configurations.
+- mask_weight: 0 in the authors' CIFAR-100 configurations; their Tiny-ImageNet log has it on.
+- mask_margin: 0.1 in the authors' AutoMix recipes.
+- views: `full`, as in the paper; `split` and `alternate` are of this implementation.
+- label: `lam`, as in the paper; `area` and `scaled` are of this implementation.
+- generator_init: `released`, as in the authors' code; `scaled` is of this implementation.
+- generator_optimizer: `same`, as in the authors' code; `adamw` is of this implementation.
+- mask_warmup: 0, as in the authors' code.
 Deviations:
 - The teacher's logits of the sources are rows of its one clean pass. Batch statistics do not depend
   on the order of the batch, so the values are the same. If the teacher keeps batch norm statistics
@@ -62,29 +71,26 @@ Evidence: 81.55 / 81.97 / 82.32 % top-1 accuracy with ResNet-18 on CIFAR-100 aft
 epochs (the authors' tables; clean head of the teacher, median of the last 10 epochs).
 """
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from adautomix.methods.base import FeatureDict, Method, MethodSettings, MixInputs
+from adautomix.methods.base import FeatureDict, MixInputs
 from adautomix.methods.base_learned import (
     Combination,
+    LearnedMaskMethod,
+    LearnedMaskSettings,
     TwoMixParams,
-    View,
-    merge_if,
-    tapped_channels,
-    use_lam_near_edge,
-    view_logits,
 )
-from adautomix.methods.facts import LabelRule, Paper, Requirement
-from adautomix.metrics import mixture_accuracy
-from adautomix.mixing.generator import MixGenerator, Upsampling
-from adautomix.mixing.ops import Mixed, mix_by_lam, mix_by_masks
+from adautomix.methods.facts import Paper
+from adautomix.mixing.generator import MixGenerator, Upsampling, mask_spread
+from adautomix.mixing.mix_block import mask_loss
+from adautomix.mixing.ops import Mixed, mix_by_masks
 from adautomix.mixing.params import Shape, draw_permutations, draw_simplex
 from adautomix.models import (
     Classifier,
@@ -94,7 +100,7 @@ from adautomix.models import (
 )
 
 
-class AdAutoMixSettings(MethodSettings):
+class AdAutoMixSettings(LearnedMaskSettings):
     """Settings of AdAutoMix; the defaults are those of the CIFAR-100 ResNet recipes."""
 
     n: int = Field(3, ge=2, le=16, description="N, number of images per mix")
@@ -112,22 +118,10 @@ class AdAutoMixSettings(MethodSettings):
     beta: float = Field(
         0.3, ge=0, le=1, description="β, weight of the teacher's loss against the cosine"
     )
-    lam_margin: float = Field(
-        0.03, ge=0, lt=0.5, description="use plain Mixup where λ_1 is this close to 0 or 1"
-    )
     lam_embedding: bool = Field(False, description="feed λ to the generator")
     attention_norm: bool = Field(False, description="batch norm after query and key")
     upsampling: Upsampling = Field(
         "bilinear", description="upsampling of the masks: bilinear or nearest"
-    )
-    tap: int | None = Field(
-        None,
-        ge=1,
-        description="stage that feeds the generator; none: the third of four, or the middle block",
-    )
-    merged_tap: bool = Field(
-        False,
-        description="feed the generator the tapped map after patch merging and a layer norm (Swin)",
     )
     variant: Literal["alternating", "paper"] = Field(
         "alternating",
@@ -150,21 +144,21 @@ class AdAutoMixSettings(MethodSettings):
         description="updates of the teacher's batch-norm statistics that its clean pass counts as "
         "with teacher.buffers=own; the released code runs it 1 + n times",
     )
-    generator_every: int = Field(1, ge=1, description="train the generator once in this many steps")
-    generator_lr: float | None = Field(
-        None, gt=0, description="learning rate of the generator; none: the student's"
-    )
-    generator_min_lr: float | None = Field(
-        None, ge=0, description="last learning rate of the generator; none: the student's"
-    )
-    generator_warmup: bool = Field(
-        True, description="warm up the learning rate of the generator like the student's"
-    )
+
+    @property
+    def view_weights(self) -> dict[str, float]:
+        """Weights 1 - α, α and 1 of the classifier's terms that are switched on."""
+        terms = {
+            "clean": self.clean_term * (1 - self.alpha),
+            "mixup": self.mixup_term * self.alpha,
+            "mixed": self.mixed_term * 1.0,
+        }
+        return {name: weight for name, weight in terms.items() if weight}
 
     @property
     def step_cycle(self) -> int:
-        """Steps from one adversarial generator step to the next."""
-        return 2 * self.generator_every
+        """The generator's steps are adversarial and cooperative in turn."""
+        return math.lcm(2 * self.generator_every, super().step_cycle)
 
 
 @dataclass(frozen=True)
@@ -194,7 +188,7 @@ def cosine_to_sources(logits: Tensor, source_logits: Tensor, perm: Tensor, lam: 
     return (lam * cosine).sum(dim=1).mean()
 
 
-class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
+class AdAutoMix(LearnedMaskMethod[AdAutoMixSettings, AdAutoMixParams]):
     """AdAutoMix (Qin et al., ICLR 2024)."""
 
     name = "adautomix"
@@ -206,47 +200,31 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
         year=2024,
         arxiv="2312.11954",
     )
-    requires = frozenset({Requirement.STAGE_FEATURES, Requirement.TEACHER})
     cost = 12.0
-    needs_float32 = True
-    label_rule = LabelRule.LAMBDA
-    label_note = "λ is drawn, masks are learned"
-    heads = ("clean", "mixed")
-    supports_own_teacher_buffers = True
     Settings = AdAutoMixSettings
+    generator: MixGenerator
 
-    def build(self, model: nn.Module | None) -> None:
-        """Create the generator for the feature map of the tapped stage."""
-        network, s = self.network_with(model, "tap_shape"), self.settings
-        self.tap = s.tap or network.default_tap()
-        channels = tapped_channels(network, self.tap, merged=s.merged_tap)
-        self.generator = MixGenerator(
+    def make_generator(self, channels: int) -> MixGenerator:
+        """Attention between the maps of N images."""
+        s = self.settings
+        return MixGenerator(
             channels,
             lam_embedding=s.lam_embedding,
             upsampling=s.upsampling,
+            init=s.generator_init,
             attention_norm=s.attention_norm,
         )
 
     @property
     def min_batch(self) -> int:
         """A mix takes N different images."""
-        return self.settings.n
+        return max(self.settings.n, self.view_parts)
 
     @property
     def eval_head(self) -> str:
         """The clean head, unless an ablation leaves it untrained."""
         trained = self.settings.clean_term and self.settings.alpha < 1
         return "clean" if trained else "mixed"
-
-    @property
-    def warms_up(self) -> bool:
-        """Whether the learning rate of the generator warms up like the student's."""
-        return self.settings.generator_warmup
-
-    def learning_rates(self, lr: float, min_lr: float) -> tuple[float, float]:
-        """Return the generator's own learning rates where they are set."""
-        s = self.settings
-        return s.generator_lr or lr, min_lr if s.generator_min_lr is None else s.generator_min_lr
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> AdAutoMixParams:
         """Draw two independent sets of mixes, and look up what the generator does at this step."""
@@ -258,6 +236,7 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
             *for_generator,
             adversarial=turn % 2 == 0,
             trains_generator=offset == 0,
+            **self.draw_views(shape[0], generator, step),
         )
 
     @torch.no_grad()
@@ -272,29 +251,21 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
         """Return the teacher's feature map `[B, C, h, w]`, and its logits if the loss needs them.
 
         The stages above the tap are skipped at steps without a cosine term, unless the teacher
-        keeps its own batch norm statistics, which every clean batch must update.
+        keeps its own batch norm statistics, which every clean batch must update. Nothing is
+        computed at steps without masks.
         """
-        if "cosine" in self.generator_weights(params) or updates_running_stats(teacher):
+        weights = self.generator_weights(params)
+        if "cosine" in weights or updates_running_stats(teacher):
             with repeated_updates(teacher, self.settings.clean_updates):
                 clean = teacher.features(images, self.tap)
             assert clean.tap is not None
-            features = merge_if(self.settings.merged_tap, teacher, clean.tap, self.tap)
+            features = self.generator_input(teacher, clean.tap)
             return {"features": features, "logits": teacher.logits(clean.pooled, "mixed")}
-        tapped = teacher.feature_map(images, self.tap)
-        return {"features": merge_if(self.settings.merged_tap, teacher, tapped, self.tap)}
-
-    def mix(
-        self, images: Tensor, targets: Tensor, params: AdAutoMixParams, **features: Tensor
-    ) -> Mixed:
-        """Return the mixes that the student is trained on; no gradient reaches the generator.
-
-        Mixes with λ near 0 or 1 are plain Mixup.
-        """
-        perm, lam = params.classifier
-        with torch.no_grad():
-            masks = self.generator(features["features"], perm, lam, images.shape[2:])
-            masks = use_lam_near_edge(masks, lam, self.settings.lam_margin)
-            return mix_by_masks(images, targets, perm, lam, masks)
+        if weights or self.shows_masks(params):
+            return {
+                "features": self.generator_input(teacher, teacher.feature_map(images, self.tap))
+            }
+        return {}
 
     def generator_mix(
         self, images: Tensor, targets: Tensor, params: AdAutoMixParams, features: Tensor
@@ -312,49 +283,15 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
         One backward pass of the sum therefore trains each player on its own objective.
         """
         # Minimized by the student; the masks are constants.
-        classifier_loss, classifier_parts = self.classifier_loss(sources, student, params)
+        student_loss, student_parts = self.student_loss(sources, student, params)
         # Minimized by the generator; student and teacher are held fixed.
         generator_loss, generator_parts = self.generator_loss(sources, student, teacher, params)
-        return {"loss": classifier_loss + generator_loss, **classifier_parts, **generator_parts}
-
-    def classifier_loss(
-        self, sources: MixInputs, student: Classifier, params: AdAutoMixParams
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute L_C, the loss of the student.
-
-        Returns:
-            The loss, and its parts and the mixture accuracy, detached.
-        """
-        views = list(self.classifier_views(sources, params))
-        loss = sources.images.new_zeros((), dtype=torch.float32)
-        parts: dict[str, Tensor] = {}
-        # Up to three forward passes with gradient, one per view: clean, plain Mixup, mixed.
-        outputs = view_logits(student, views)
-        for view, logits in zip(views, outputs, strict=True):
-            part = self.cross_entropy(logits, view.targets)
-            loss = loss + view.weight * part
-            parts[view.name] = part.detach()
-        # The last view is the generated mixes, unless an ablation leaves them out.
-        if views:
-            parts["mixture_accuracy"] = mixture_accuracy(outputs[-1], views[-1].targets)
-        return loss, parts
-
-    def classifier_views(self, sources: MixInputs, params: AdAutoMixParams) -> Iterator[View]:
-        """Yield the batches that the student is trained on, in the order its batch norm sees."""
-        s, images, targets = self.settings, sources.images, sources.targets
-        if s.clean_term and s.alpha < 1:
-            yield View("clean", 1 - s.alpha, "clean", images[sources.own], targets[sources.own])
-        if s.mixup_term and s.alpha > 0:
-            linear = mix_by_lam(images, targets, *params.classifier)
-            yield View("mixup", s.alpha, "mixed", linear.images, linear.targets)
-        if s.mixed_term:
-            mixed = self.mix(images, targets, params, **sources.features)
-            yield View("mixed", 1.0, "mixed", mixed.images, mixed.targets)
+        return {"loss": student_loss + generator_loss, **student_parts, **generator_parts}
 
     def generator_loss(
         self, sources: MixInputs, student: Classifier, teacher: Classifier, params: AdAutoMixParams
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of the generator, a weighted sum of up to three terms.
+        """Compute the loss of the generator, a weighted sum of up to four terms.
 
         Returns:
             The loss, and its terms, detached; 0 and no terms at steps that do not train it.
@@ -367,6 +304,8 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
         parts: dict[str, Tensor] = {}
         # A second set of mixes, this time with gradient through the masks.
         mixed = self.generator_mix(sources.images, sources.targets, params, features["features"])
+        masks = mixed.masks
+        assert masks is not None
         # The gradient passes through the teacher, whose weights require none, into the masks.
         if weights.keys() & {"teacher", "cosine"}:
             logits = teacher(mixed.images, head="mixed")
@@ -378,16 +317,22 @@ class AdAutoMix(Method[AdAutoMixSettings, AdAutoMixParams]):
         if "student" in weights:
             logits = fixed_forward(student, mixed.images, head="mixed")
             parts["student"] = self.cross_entropy(logits, mixed.targets)
+        if "mask" in weights:
+            split = len(masks) < len(sources.images)
+            parts["mask"] = mask_loss(masks, mixed.lam, self.settings.mask_margin, split=split)
         # Negative weights are the adversarial terms.
         for name, weight in weights.items():
             loss = loss + weight * parts[name]
-        return loss, {f"generator_{name}": part.detach() for name, part in parts.items()}
+        detached = {f"generator_{name}": part.detach() for name, part in parts.items()}
+        return loss, {**detached, "mask_spread": mask_spread(masks)}
 
     def generator_weights(self, params: AdAutoMixParams) -> dict[str, float]:
         """Return the weight of each term of the generator's loss at this step; empty if none."""
         if not params.trains_generator:
             return {}
-        return generator_weights(self.settings, adversarial=params.adversarial)
+        weights = generator_weights(self.settings, adversarial=params.adversarial)
+        mask = self.settings.mask_weight
+        return {**weights, "mask": mask} if mask else weights
 
     def _draw_n(self, generator: torch.Generator) -> int:
         n = self.settings.n

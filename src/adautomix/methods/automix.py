@@ -37,6 +37,11 @@ Settings:
 - generator_lr: none (the student's) in the authors' CIFAR recipes for CNNs.
 - generator_min_lr: none (the student's) in the authors' CIFAR recipes for CNNs.
 - lam_embedding: off in the authors' CIFAR recipes for CNNs; on for ViTs and larger images.
+- views: `full`, as in the authors' code; `split` and `alternate` are of this implementation.
+- label: `lam`, as in the authors' code; `area` and `scaled` are of this implementation.
+- generator_init: `released`, as in the authors' code; `scaled` is of this implementation.
+- generator_optimizer: `same`, as in the authors' code; `adamw` is of this implementation.
+- mask_warmup: 0, as in the authors' code.
 Deviations:
 - Convolutions are applied to the B maps and rows are selected afterwards; a plane of λ is λ times
   its column of weights. The numbers are those of the authors' code.
@@ -57,8 +62,8 @@ from torch import Tensor, nn
 
 from adautomix.methods.base_learned import MixBlockMethod, MixBlockSettings
 from adautomix.methods.facts import Paper
-from adautomix.mixing.generator import Upsampling
-from adautomix.mixing.mix_block import MixBlock, init_conv, select_maps
+from adautomix.mixing.generator import ATTENTION_GAIN, GeneratorInit, Upsampling, init_conv
+from adautomix.mixing.mix_block import MixBlock, select_maps
 
 
 class AutoMixSettings(MixBlockSettings):
@@ -74,16 +79,23 @@ class AutoMixBlock(MixBlock):
         channels: number of channels C of the feature map.
         lam_embedding: append a constant plane of λ to the first map and one of 1 - λ to the second.
         upsampling: how h×w maps become H×W masks.
+        init: initial weights, see `init_conv`.
     """
 
     def __init__(
-        self, channels: int, *, lam_embedding: bool = False, upsampling: Upsampling = "nearest"
+        self,
+        channels: int,
+        *,
+        lam_embedding: bool = False,
+        upsampling: Upsampling = "nearest",
+        init: GeneratorInit = "released",
     ) -> None:
         super().__init__(upsampling)
         self.lam_embedding = lam_embedding
         inputs = channels + lam_embedding
-        self.query = init_conv(nn.Conv2d(inputs, max(1, channels // 2), kernel_size=1))
-        self.value = init_conv(nn.Conv2d(inputs, 1, kernel_size=1))
+        query = nn.Conv2d(inputs, max(1, channels // 2), kernel_size=1)
+        self.query = init_conv(query, init, gain=ATTENTION_GAIN, shared=True)
+        self.value = init_conv(nn.Conv2d(inputs, 1, kernel_size=1), init)
 
     def project(self, features: Tensor, perm: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute query, key and value; see `MixBlock.project`."""
@@ -118,7 +130,12 @@ class AutoMix(MixBlockMethod[AutoMixSettings]):
     )
     Settings = AutoMixSettings
 
-    def make_block(self, channels: int) -> AutoMixBlock:
+    def make_generator(self, channels: int) -> AutoMixBlock:
         """Create the block that the settings describe."""
         s = self.settings
-        return AutoMixBlock(channels, lam_embedding=s.lam_embedding, upsampling=s.upsampling)
+        return AutoMixBlock(
+            channels,
+            lam_embedding=s.lam_embedding,
+            upsampling=s.upsampling,
+            init=s.generator_init,
+        )

@@ -219,6 +219,11 @@ class Method(nn.Module, ABC, Generic[S, P]):
         return 1
 
     @property
+    def min_part(self) -> int:
+        """The fewest images that each process, or part of an accumulated batch, can train on."""
+        return 2
+
+    @property
     def eval_head(self) -> str:
         """The head whose predictions are evaluated."""
         return "clean"
@@ -369,6 +374,11 @@ class Method(nn.Module, ABC, Generic[S, P]):
 
     def after_step(self, step: int) -> None:
         """Called after each optimizer step; most methods have nothing to do."""
+
+    @property
+    def own_optimizer(self) -> bool:
+        """Whether what the method learns has an AdamW of its own; else it is the student's."""
+        return False
 
     @property
     def warms_up(self) -> bool:

@@ -31,6 +31,11 @@ Settings:
 - generator_every: 1, as in the authors' code.
 - generator_lr: none (the student's) in the authors' CIFAR recipes for CNNs.
 - generator_min_lr: none (the student's) in the authors' CIFAR recipes for CNNs.
+- views: `full`, as in the authors' code; `split` and `alternate` are of this implementation.
+- label: `lam`, as in the authors' code; `area` and `scaled` are of this implementation.
+- generator_init: `released`, as in the authors' code; `scaled` is of this implementation.
+- generator_optimizer: `same`, as in the authors' code; `adamw` is of this implementation.
+- mask_warmup: 0, as in the authors' code.
 - lam_scale: 1 in the authors' recipes.
 - lam_curve: 0.25 in the authors' CIFAR recipes; none for ViTs, ImageNet and Tiny-ImageNet with
   ResNet-18; 1 for fine-grained data.
@@ -53,8 +58,8 @@ from torch import Tensor, nn
 
 from adautomix.methods.base_learned import MixBlockMethod, MixBlockSettings
 from adautomix.methods.facts import Paper
-from adautomix.mixing.generator import Upsampling
-from adautomix.mixing.mix_block import MixBlock, init_conv, select_maps
+from adautomix.mixing.generator import ATTENTION_GAIN, GeneratorInit, Upsampling, init_conv
+from adautomix.mixing.mix_block import MixBlock, select_maps
 
 
 class SAMixSettings(MixBlockSettings):
@@ -101,6 +106,7 @@ class SAMixBlock(MixBlock):
         curve: k of its S-curve, or None.
         dropout: dropout probability of the value.
         upsampling: how h×w maps become H×W masks.
+        init: initial weights, see `init_conv`.
     """
 
     def __init__(
@@ -111,17 +117,20 @@ class SAMixBlock(MixBlock):
         curve: float | None = 0.25,
         dropout: float = 0.0,
         upsampling: Upsampling = "bilinear",
+        init: GeneratorInit = "released",
     ) -> None:
         super().__init__(upsampling)
         self.scale, self.curve = scale, curve
         hidden = max(1, channels // 2)
-        self.query = init_conv(nn.Conv2d(2 * channels, hidden, kernel_size=1))
-        self.key = init_conv(nn.Conv2d(2 * channels, hidden, kernel_size=1))
+        query = nn.Conv2d(2 * channels, hidden, kernel_size=1)
+        self.query = init_conv(query, init, gain=ATTENTION_GAIN)
+        key = nn.Conv2d(2 * channels, hidden, kernel_size=1)
+        self.key = init_conv(key, init, gain=ATTENTION_GAIN)
         self.value = nn.Sequential(
-            init_conv(nn.Conv2d(channels, hidden, kernel_size=1, bias=False)),
+            init_conv(nn.Conv2d(channels, hidden, kernel_size=1, bias=False), init),
             nn.BatchNorm2d(hidden, track_running_stats=False),
             nn.ELU(),
-            init_conv(nn.Conv2d(hidden, 1, kernel_size=1, bias=False)),
+            init_conv(nn.Conv2d(hidden, 1, kernel_size=1, bias=False), init),
             nn.Dropout(dropout),
         )
 
@@ -163,7 +172,7 @@ class SAMix(MixBlockMethod[SAMixSettings]):
     )
     Settings = SAMixSettings
 
-    def make_block(self, channels: int) -> SAMixBlock:
+    def make_generator(self, channels: int) -> SAMixBlock:
         """Create the block that the settings describe."""
         s = self.settings
         return SAMixBlock(
@@ -172,4 +181,5 @@ class SAMix(MixBlockMethod[SAMixSettings]):
             curve=s.lam_curve,
             dropout=s.value_dropout,
             upsampling=s.upsampling,
+            init=s.generator_init,
         )

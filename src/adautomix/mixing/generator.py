@@ -13,6 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Upsampling = Literal["bilinear", "nearest"]
+GeneratorInit = Literal["released", "scaled"]
+
+# Gain of the scaled weights of query and key. With it masks start with a spread of about 0.05.
+ATTENTION_GAIN = 3.0
+FLAT = 1e-4  # spread below which masks count as flat
 
 
 class MixGenerator(nn.Module):
@@ -23,6 +28,7 @@ class MixGenerator(nn.Module):
         lam_embedding: append a constant plane of value λ_n to the feature map of image n.
         upsampling: how h×w attention maps become H×W masks; the authors' recipes use bilinear for
             convolutional networks and nearest for transformers.
+        init: initial weights, see `init_conv`.
         attention_norm: batch norm after the query and key convolutions, before their ReLU. Its
             statistics are those of the batch for each source n, always.
     """
@@ -33,6 +39,7 @@ class MixGenerator(nn.Module):
         *,
         lam_embedding: bool = False,
         upsampling: Upsampling = "bilinear",
+        init: GeneratorInit = "released",
         attention_norm: bool = False,
     ) -> None:
         super().__init__()
@@ -42,9 +49,9 @@ class MixGenerator(nn.Module):
         self.query = nn.Conv2d(inputs, inputs // 2, kernel_size=1)
         self.key = nn.Conv2d(inputs, inputs // 2, kernel_size=1)
         self.value = nn.Conv2d(inputs, 1, kernel_size=1)
-        for conv in (self.query, self.key, self.value):
-            nn.init.normal_(conv.weight, std=0.01)
-            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        init_conv(self.query, init, gain=ATTENTION_GAIN)
+        init_conv(self.key, init, gain=ATTENTION_GAIN)
+        init_conv(self.value, init)
         self.query_norm, self.key_norm = (
             nn.BatchNorm1d(inputs // 2, track_running_stats=False) if attention_norm else None
             for _ in range(2)
@@ -94,6 +101,50 @@ class MixGenerator(nn.Module):
             maps, list(size), mode=self.upsampling, align_corners=align_corners
         )
         return large
+
+
+def init_conv(
+    conv: nn.Conv2d, init: GeneratorInit = "released", *, gain: float = 1.0, shared: bool = False
+) -> nn.Conv2d:
+    """Initialize a 1×1 convolution of a mask generator and return it; biases are 0.
+
+    `released` draws weights from N(0, 0.01) (standard deviation) whatever the number of channels,
+    so masks start flat, most of all in narrow networks. `scaled` gives masks the same spread at
+    every width. How the parts of a mask vary over positions, for weights of standard deviation w:
+
+    - A value is a sum over C channels: standard deviation w √C.
+    - A score `q·k / √d` is a sum of d products of two such sums. If query and key have separate
+      weights, the products have random signs and their sum grows like √d: w² C after the division.
+    - If they share their weights, products add up wherever features are alike: w² C √d.
+
+    So w is gain / √C, and gain / (√C d^¼) for a convolution that query and key share.
+
+    Args:
+        conv: a convolution from C to d channels.
+        init: `released` or `scaled`.
+        gain: factor of the scaled weights.
+        shared: whether query and key share the convolution.
+    """
+    outputs, inputs = conv.weight.shape[:2]
+    scaled = gain / inputs**0.5 / (outputs**0.25 if shared else 1.0)
+    nn.init.normal_(conv.weight, std=0.01 if init == "released" else scaled)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+def mask_spread(masks: Tensor) -> Tensor:
+    """Mean over mixes and sources of the standard deviation of a mask over its pixels.
+
+    Args:
+        masks: `[M, N, H, W]`.
+
+    Returns:
+        A detached scalar, 0 to 0.5. It is 0 if masks are flat, as in plain Mixup: below `FLAT`
+        the standard deviation consists of rounding errors.
+    """
+    spread = masks.detach().float().flatten(2).std(dim=2, correction=0).mean()
+    return torch.where(spread < FLAT, 0.0, spread)
 
 
 def normalize(projected: Tensor, norm: nn.BatchNorm1d | None) -> Tensor:

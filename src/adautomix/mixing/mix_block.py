@@ -73,14 +73,6 @@ class MixBlock(nn.Module, ABC):
         return large
 
 
-def init_conv(conv: nn.Conv2d) -> nn.Conv2d:
-    """Initialize weights as N(0, 0.01) and biases as 0, as released: masks start near 1/2."""
-    nn.init.normal_(conv.weight, std=0.01)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
-    return conv
-
-
 def select_maps(maps: Tensor, rows: Tensor) -> Tensor:
     """Select rows of maps `[B, C, h, w]` and flatten them to `[M, C, hw]`.
 
@@ -101,12 +93,12 @@ def mask_loss(
 ) -> Tensor:
     """Penalize masks whose mean is far from λ, and reward their variance.
 
-    `max(|mean(M_a) - λ| - margin, 0) - variance_weight · var(M_a)`, where mean and variance are
-    taken over all pixels of the whole batch, not per image.
+    `max(|mean(M_n) - λ_n| - margin, 0) - variance_weight · var(M_n)`, averaged over the N sources,
+    where mean and variance are taken over all pixels of the whole batch, not per image.
 
     Args:
-        masks: `[M, 2, H, W]`.
-        lam: weights of both images, `[M, 2]`; their mean is used if mixes differ.
+        masks: `[M, N, H, W]`.
+        lam: weights of the images, `[M, N]`; their mean is used if mixes differ.
         margin: difference that costs nothing, 0 to 1.
         variance_weight: 0 or more.
         split: the masks are one part of a batch that is split over processes.
@@ -114,13 +106,14 @@ def mask_loss(
     Returns:
         A scalar.
     """
-    first = masks[:, 0]
-    means = torch.stack([first.mean(), lam[:, 0].mean()])
+    # Of two masks that sum to 1, the first says it all.
+    masks, lam = (part[:, :1] if part.shape[1] == 2 else part for part in (masks, lam))
+    means = torch.stack([masks.mean(dim=(0, 2, 3)), lam.mean(dim=0)])
     mean, lam_mean = mean_over_processes(means, split=split)
-    loss: Tensor = ((mean - lam_mean).abs() - margin).clamp_min(0)
+    loss: Tensor = ((mean - lam_mean).abs() - margin).clamp_min(0).mean()
     if variance_weight:
-        variance = mean_over_processes((first - mean).square().mean(), split=split)
-        loss = loss - variance_weight * variance
+        variance = (masks - mean[:, None, None]).square().mean()
+        loss = loss - variance_weight * mean_over_processes(variance, split=split)
     return loss
 
 
@@ -136,15 +129,19 @@ def mean_over_processes(values: Tensor, *, split: bool) -> Tensor:
 
 
 def scale_to_lam(masks: Tensor, lam: Tensor) -> Tensor:
-    """Scale masks `[M, 2, H, W]` so that their means are λ `[M, 2]`.
+    """Scale masks `[M, N, H, W]` so that their means are λ `[M, N]`.
 
-    The mask whose mean exceeds its weight is multiplied by a factor, and the other one gains what
-    it loses, so all values stay in [0, 1].
+    A mask whose mean exceeds its weight is multiplied by a factor. What it loses at a pixel goes to
+    the other masks in proportion to what their means lack, so all values stay in [0, 1] and sum to
+    1 at each pixel.
     """
     tiny = 1e-8
-    first = masks[:, :1].clamp(tiny, 1 - tiny)
-    mean, weight = first.mean(dim=(2, 3), keepdim=True), lam[:, :1, None, None]
-    shrunk = first * (weight / mean)
-    grown = 1 - (1 - first) * ((1 - weight) / (1 - mean).clamp_min(tiny))
-    scaled = torch.where(mean > weight, shrunk, grown)
-    return torch.cat([scaled, 1 - scaled], dim=1)
+    # The last weight is what the others leave, as the masks sum to 1 exactly.
+    lam = torch.cat([lam[:, :-1], 1 - lam[:, :-1].sum(dim=1, keepdim=True)], dim=1)
+    mean = masks.mean(dim=(2, 3))
+    factor = (lam / mean.clamp_min(tiny)).clamp_max(1)
+    lacking = (lam - mean).clamp_min(0)
+    gain = lacking / lacking.sum(dim=1, keepdim=True).clamp_min(tiny)
+    shrunk = masks * factor[:, :, None, None]
+    lost = (masks - shrunk).sum(dim=1, keepdim=True)
+    return shrunk + gain[:, :, None, None] * lost

@@ -41,7 +41,11 @@ class MixParams:
         return dataclasses.replace(self, **moved)
 
     def rows(self, index: slice) -> Self:
-        """Return the parameters of some of the mixes."""
+        """Return the parameters of some of the mixes, all of which one process computes."""
+        return self.select(index)
+
+    def select(self, index: slice | Tensor) -> Self:
+        """Return the parameters of some of the mixes, in any order."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         selected = {
             name: value[index] for name, value in values.items() if isinstance(value, Tensor)

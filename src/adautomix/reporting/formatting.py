@@ -69,12 +69,24 @@ def points(difference: float) -> str:
 
 def points_plus_minus(interval: Interval | None) -> str:
     """Return a signed mean difference in percentage points with its half-width."""
+    return difference_plus_minus(interval, "top1")
+
+
+def difference_plus_minus(interval: Interval | None, metric: str) -> str:
+    """Return a signed mean difference with its half-width, in points except for NLL."""
     if interval is None:
         return MISSING
+    scale, places = (1, 3) if metric == "nll" else (100, 2)
+    mean = f"{scale * interval.mean:+z.{places}f}"
     if interval.half_width is None:
-        return points(interval.mean)
+        return mean
     space = _NO_BREAK_SPACE
-    return f"{points(interval.mean)}{space}±{space}{100 * interval.half_width:.2f}"
+    return f"{mean}{space}±{space}{scale * interval.half_width:.{places}f}"
+
+
+def difference_unit(metric: str) -> str:
+    """Return what follows a difference of a metric: " points", or nothing for NLL."""
+    return "" if metric == "nll" else " points"
 
 
 def points_range(bounds: tuple[float, float] | None) -> str:

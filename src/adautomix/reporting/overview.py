@@ -9,17 +9,17 @@ from adautomix.reporting.formatting import (
     METRICS,
     MISSING,
     NETWORKS,
+    difference_plus_minus,
     mebibytes,
     percent,
     plus_minus,
-    points_plus_minus,
     points_range,
     seconds,
     six_digits,
 )
 from adautomix.reporting.groups import differing_settings, flatten
 from adautomix.reporting.section import embedded
-from adautomix.reporting.significance import PairedTest
+from adautomix.reporting.significance import TITLES, PairedTest
 from adautomix.reporting.snapshots import GroupSnapshot, GroupSummary, peak_memory
 from adautomix.reporting.statistics import Interval
 from adautomix.runs.records import Run, number_at
@@ -101,10 +101,11 @@ def _mean_row(summary: GroupSummary) -> dict[str, Any]:
 def cells_of_test(test: PairedTest) -> list[str]:
     """Return the numbers of a significance test."""
     return [
+        TITLES[test.metric],
         str(len(test.differences)),
-        points_plus_minus(test.interval),
+        difference_plus_minus(test.interval, test.metric),
         points_range(test.bootstrap),
-        points_plus_minus(test.equal_time_interval),
+        difference_plus_minus(test.equal_time_interval, test.metric),
     ]
 
 

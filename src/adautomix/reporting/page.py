@@ -17,10 +17,11 @@ from adautomix.reporting.evaluations import (
     read_evaluated,
     write_evaluations,
 )
+from adautomix.reporting.flat_masks import flat_mask_lines
 from adautomix.reporting.formatting import MEMORY_NOTE, METRICS, MISSING, NETWORKS
 from adautomix.reporting.plots import curves, efficiency_chart, time_chart
 from adautomix.reporting.render import render, write_html
-from adautomix.reporting.significance import explain_tests
+from adautomix.reporting.significance import explain_tests, summarize_tests
 from adautomix.reporting.sources import Sources
 from adautomix.runs.records import Run, read_runs
 
@@ -78,7 +79,9 @@ def write_page(comparison: Comparison, out: Path, evaluations: Sequence[Evaluati
         best_splits=overview.best_splits(runs),
         means=overview.mean_rows(comparison),
         significance=[(test, overview.cells_of_test(test)) for test in comparison.tests],
+        test_summary=summarize_tests(comparison.tests),
         test_notes=explain_tests(comparison.tests),
+        flat_masks=flat_mask_lines(runs),
         equal_time=overview.equal_time_table(comparison),
         time_charts=_safe([*time_chart(comparison), *efficiency_chart(comparison)]),
         charts=_safe(curves(comparison)),

@@ -11,7 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from adautomix.errors import UsageError
-from adautomix.reporting.formatting import NETWORKS, points_plus_minus
+from adautomix.reporting.formatting import (
+    METRICS,
+    NETWORKS,
+    difference_plus_minus,
+    difference_unit,
+)
 from adautomix.reporting.groups import Group, differing_settings
 from adautomix.reporting.snapshots import RunSnapshots, Snapshot
 from adautomix.reporting.statistics import (
@@ -25,6 +30,9 @@ from adautomix.reporting.statistics import (
 from adautomix.runs.records import Run, number_at
 
 DEFAULT_BASELINE = "vanilla"
+TESTED = {"top1": 1, "nll": -1, "ece": -1}
+"""The metrics that are tested: 1 if higher is better, else -1."""
+TITLES = {metric.key: metric.title for metric in METRICS}
 
 _SEED_NOTE = (
     "A difference is called significant if the 95 % Student-t interval of the paired differences "
@@ -49,18 +57,19 @@ Take = Callable[[RunSnapshots], Snapshot | None]
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Top-1 accuracy of one network of a method, compared with the baseline seed by seed.
+    """A metric of one network of a method, compared with the baseline seed by seed.
 
     Attributes:
         method: label of the group of the method.
         baseline: label of the group of the baseline.
         network: "student" or "teacher".
-        differences: accuracy of the method minus that of the baseline after the last epoch, one
-            per seed that both have, -1 to 1.
+        differences: the method's value minus that of the baseline after the last epoch, one per
+            seed that both have.
         equal_time_differences: the same at equal training time.
-        bootstrap: bounds of the bootstrap interval over test images; None if predictions of the
-            same images are not available for every seed.
+        bootstrap: bounds of the bootstrap interval of top-1 over test images; None if predictions
+            of the same images are not available for every seed.
         other_settings: settings that differ in addition to those of the two methods.
+        metric: "top1", "nll" or "ece".
     """
 
     method: str
@@ -70,6 +79,12 @@ class PairedTest:
     equal_time_differences: tuple[float, ...]
     bootstrap: tuple[float, float] | None
     other_settings: tuple[str, ...]
+    metric: str = "top1"
+
+    @property
+    def subject(self) -> str:
+        """What is compared: the network for top-1 accuracy, else network and metric."""
+        return self.network if self.metric == "top1" else f"{self.network} {TITLES[self.metric]}"
 
     @property
     def interval(self) -> Interval | None:
@@ -91,7 +106,8 @@ class PairedTest:
             return "only one common seed, so significance cannot be tested"
         if not interval.excludes_zero:
             return "no significant difference"
-        return "significantly better" if interval.mean > 0 else "significantly worse"
+        better = TESTED[self.metric] * interval.mean > 0
+        return "significantly better" if better else "significantly worse"
 
     @property
     def inconclusive(self) -> bool:
@@ -111,10 +127,11 @@ class PairedTest:
     def sentence(self) -> str:
         """The result of the test in one sentence."""
         n = len(self.differences)
-        parts = [f"{self.method} vs. {self.baseline}, {self.network}: {self.conclusion}"]
+        parts = [f"{self.method} vs. {self.baseline}, {self.subject}: {self.conclusion}"]
         if n:
             seeds = f", {n} seeds" if n > 1 else ""
-            parts[0] += f" ({points_plus_minus(self.interval)} points{seeds})"
+            difference = difference_plus_minus(self.interval, self.metric)
+            parts[0] += f" ({difference}{difference_unit(self.metric)}{seeds})"
         if self.inconclusive:
             parts.append(f"{_more_seeds(self.seeds_needed)} would be needed")
         if self.other_settings:
@@ -125,7 +142,7 @@ class PairedTest:
 def paired_tests(
     groups: Sequence[Group], snapshots: Mapping[str, RunSnapshots], baseline: str
 ) -> list[PairedTest]:
-    """Test both networks of every group against the baseline.
+    """Test both networks of every group against the baseline, in each metric.
 
     Args:
         groups: groups that have a finished run.
@@ -135,11 +152,44 @@ def paired_tests(
     """
     pairs = [(group, find_reference(group, groups, baseline)) for group in groups]
     return [
-        compare_groups(group, reference, network, snapshots)
+        compare_groups(group, reference, network, metric, snapshots)
         for group, reference in pairs
         if reference is not None and reference is not group
+        for metric in TESTED
         for network in NETWORKS
     ]
+
+
+def summarize_tests(tests: Sequence[PairedTest]) -> list[str]:
+    """Return one sentence per method about what the seeds decide; none for single seeds."""
+    several = [test for test in tests if len(test.differences) > 1]
+    pairs = dict.fromkeys((test.method, test.baseline) for test in several)
+    return [
+        _summary([test for test in several if (test.method, test.baseline) == pair])
+        for pair in pairs
+    ]
+
+
+def _summary(tests: Sequence[PairedTest]) -> str:
+    """Summarize the tests of one method."""
+    first = tests[0]
+    found = {
+        conclusion: [
+            f"{TITLES[test.metric]} of the {test.network} "
+            f"({difference_plus_minus(test.interval, test.metric)})"
+            for test in tests
+            if test.conclusion == conclusion
+        ]
+        for conclusion in ("significantly better", "significantly worse")
+    }
+    parts = [f"{word} in {', '.join(names)}" for word, names in found.items() if names]
+    seeds = f"{first.method} vs. {first.baseline} over {len(first.differences)} seeds"
+    if not parts:
+        return f"{seeds}: no significant difference in accuracy, NLL or ECE."
+    rest = sum(test.inconclusive for test in tests)
+    return (
+        f"{seeds}: {'; '.join(parts)}; no significant difference in {rest} of {len(tests)} tests."
+    )
 
 
 def explain_tests(tests: Sequence[PairedTest]) -> list[str]:
@@ -147,9 +197,10 @@ def explain_tests(tests: Sequence[PairedTest]) -> list[str]:
     notes = [_SEED_NOTE] if tests else []
     if any(test.inconclusive for test in tests):
         notes.append(_SEEDS_NEEDED_NOTE)
-    if any(test.bootstrap for test in tests):
+    of_accuracy = [test for test in tests if test.metric == "top1"]
+    if any(test.bootstrap for test in of_accuracy):
         notes.append(_BOOTSTRAP_NOTE)
-    if not all(test.bootstrap for test in tests):
+    if not all(test.bootstrap for test in of_accuracy):
         notes.append(_NO_BOOTSTRAP_NOTE)
     return notes
 
@@ -192,19 +243,23 @@ def other_settings(group: Group, reference: Group) -> tuple[str, ...]:
 
 
 def compare_groups(
-    group: Group, reference: Group, network: str, snapshots: Mapping[str, RunSnapshots]
+    group: Group,
+    reference: Group,
+    network: str,
+    metric: str,
+    snapshots: Mapping[str, RunSnapshots],
 ) -> PairedTest:
-    """Compare one network of two groups."""
+    """Compare one metric of one network of two groups."""
 
     def differences(take: Take) -> tuple[float, ...]:
-        def top1(run: Run) -> float | None:
-            return number_at(take(snapshots[run.name]), ("scores", network, "top1"))
+        def value(run: Run) -> float | None:
+            return number_at(take(snapshots[run.name]), ("scores", network, metric))
 
-        first, second = group.seed_means(top1), reference.seed_means(top1)
+        first, second = group.seed_means(value), reference.seed_means(value)
         return tuple(first[seed] - second[seed] for seed in first if seed in second)
 
     final = differences(lambda run: run.final)
-    images = image_differences(group, reference, network)
+    images = image_differences(group, reference, network) if metric == "top1" else []
     return PairedTest(
         group.label,
         reference.label,
@@ -213,6 +268,7 @@ def compare_groups(
         differences(lambda run: run.equal_time),
         bootstrap_interval(images) if len(images) == len(final) else None,
         other_settings(group, reference),
+        metric,
     )
 
 

@@ -15,7 +15,7 @@ from adautomix.reporting.formatting import (
     seconds,
 )
 from adautomix.reporting.groups import Group
-from adautomix.reporting.significance import explain_tests
+from adautomix.reporting.significance import explain_tests, summarize_tests
 from adautomix.reporting.snapshots import GroupSnapshot, GroupSummary, peak_memory
 from adautomix.runs.records import Run
 from adautomix.text import printable
@@ -59,13 +59,14 @@ def markdown_table(comparison: Comparison) -> str:
 
 
 def significance_lines(comparison: Comparison) -> list[str]:
-    """Return one line per significance test, then what the tests mean; none without tests."""
+    """Return what the tests decide, one line per test, and what they mean; none without tests."""
     lines = [
         test.sentence
         + (f" Bootstrap: {points_range(test.bootstrap)} points." if test.bootstrap else "")
         for test in comparison.tests
     ]
-    return [f"- {line}" for line in (*lines, *explain_tests(comparison.tests))]
+    summary = summarize_tests(comparison.tests)
+    return [f"- {line}" for line in (*summary, *lines, *explain_tests(comparison.tests))]
 
 
 def _add(table: Table, cells: Cells, style: str = "") -> None:

@@ -123,10 +123,11 @@ def check_smallest_part(config: TrainConfig, images: int, method: Method) -> Non
     """
     last = 0 if config.drop_last else images % config.batch_size
     smallest = last or config.batch_size
-    if smallest < method.min_batch or smallest // (config.accumulate * world_size()) < 2:
+    least = method.min_part
+    if smallest < method.min_batch or smallest // (config.accumulate * world_size()) < least:
         raise UsageError(
-            f"{method.name} mixes {method.min_batch} images and batch norm needs 2 per part, but a "
-            f"batch has {smallest} images: choose another batch_size, accumulate or drop_last"
+            f"{method.name} mixes {method.min_batch} images and batch norm needs {least} per part, "
+            f"but a batch has {smallest} images: choose another batch_size, accumulate or drop_last"
         )
 
 

@@ -1,6 +1,7 @@
 """The training loop: steps, epochs, logging and checkpoints."""
 
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 import torch
@@ -36,7 +37,12 @@ from adautomix.runs.schema import BestEpoch, EpochRow, Row, TrainRow
 from adautomix.training.evaluator import Evaluator, best_so_far
 from adautomix.training.graphs import GraphedStep
 from adautomix.training.meters import NEVER, Figures, FiniteWatch, Meters
-from adautomix.training.optim import build_optimizer, cosine_schedule, learning_rate
+from adautomix.training.optim import (
+    build_method_optimizer,
+    build_optimizer,
+    cosine_schedule,
+    learning_rate,
+)
 from adautomix.training.progress import Display
 from adautomix.training.runtimes import StopRequest, pick_runtime, stop_on_signals
 from adautomix.training.step import TrainStep
@@ -90,6 +96,7 @@ class Trainer:
             config, self.data, self.method, self.student, self.teacher.model, self.device
         )
         self.optimizer = build_optimizer(config, self.student, self.method)
+        self.method_optimizer = build_method_optimizer(config, self.method)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.runtime = pick_runtime(config, self.device)
         self.eager_step = TrainStep(
@@ -98,7 +105,7 @@ class Trainer:
             self.student,
             self.method,
             self.teacher,
-            self.optimizer,
+            [optimizer for optimizer in (self.optimizer, self.method_optimizer) if optimizer],
             self.scaler,
             compiled=self.runtime == "compile",
         )
@@ -129,6 +136,8 @@ class Trainer:
         silent = quiet or not is_main()
         self.display = Display(f"{config.method} s{config.seed}", self.steps, quiet=silent)
         self.stop = StopRequest()
+        # Called with the row of each epoch; what it raises ends the training.
+        self.on_epoch: Callable[[EpochRow], None] = lambda row: None
 
     # ------------------------------------------------------------------ the loop
 
@@ -223,6 +232,7 @@ class Trainer:
         kept = epoch_checkpoint_name(epoch) if every and epoch % every == 0 else None
         if epoch % self.config.checkpoint_every == 0 or last or better or kept:
             self.save(best=better is not None, kept=kept)
+        self.on_epoch(row)
 
     def save_and_stop(self) -> NoReturn:
         """Save a checkpoint and end the run because a signal asked for it.
@@ -322,6 +332,8 @@ class Trainer:
             "best": self.best and self.best.model_dump(),
             "seconds": self.seconds(),
         }
+        if self.method_optimizer is not None:
+            state["method_optimizer"] = self.method_optimizer.state_dict()
         settings, facts = self.config.resolved(), data_info(self.data)
         return Checkpoint(self.step, self.weights(), state, settings, facts)
 
@@ -343,6 +355,8 @@ class Trainer:
         self.method.load_state_dict(checkpoint.part("method"))
         state = checkpoint.state
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.method_optimizer is not None:
+            self.method_optimizer.load_state_dict(state["method_optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch_meters.load_state_dict(state["epoch_meters"], self.device)
         self.log_meters.load_state_dict(state["log_meters"], self.device)

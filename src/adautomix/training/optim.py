@@ -14,20 +14,14 @@ from adautomix.methods import Method
 def build_optimizer(
     config: TrainConfig, student: nn.Module, method: Method
 ) -> torch.optim.Optimizer:
-    """Build SGD or AdamW over the student and the method's own parameters.
+    """Build SGD or AdamW over the student and, unless they have their own, the method's parameters.
 
     Each parameter group stores the range of its learning rate as `max_lr` and `min_lr`, and
     whether it belongs to the method as `of_method`.
     """
-    groups = [
-        *parameter_groups(student.named_parameters(), config, config.lr, config.min_lr),
-        *parameter_groups(
-            method.named_parameters(),
-            config,
-            *method.learning_rates(config.lr, config.min_lr),
-            of_method=True,
-        ),
-    ]
+    groups = parameter_groups(student.named_parameters(), config, config.lr, config.min_lr)
+    if not method.own_optimizer:
+        groups += method_groups(config, method)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(
             groups,
@@ -44,6 +38,20 @@ def build_optimizer(
         for parameter in (p for group in sgd.param_groups for p in group["params"]):
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return sgd
+
+
+def build_method_optimizer(config: TrainConfig, method: Method) -> torch.optim.Optimizer | None:
+    """AdamW over the method's parameters, or None where the student's optimizer has them."""
+    if not method.own_optimizer:
+        return None
+    groups = method_groups(config, method)
+    return torch.optim.AdamW(groups, fused=True, capturable=next(method.parameters()).is_cuda)
+
+
+def method_groups(config: TrainConfig, method: Method) -> list[dict[str, Any]]:
+    """Groups of the method's parameters with its own learning rates."""
+    rates = method.learning_rates(config.lr, config.min_lr)
+    return parameter_groups(method.named_parameters(), config, *rates, of_method=True)
 
 
 def parameter_groups(
@@ -105,6 +113,12 @@ def learning_rate(group: dict[str, Any], factor: float | Tensor) -> float | Tens
     """
     rate: float | Tensor = group["min_lr"] + (group["max_lr"] - group["min_lr"]) * factor
     return rate.float() if isinstance(rate, Tensor) else rate
+
+
+def has_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether any parameter has a gradient; those of a generator that rests have none."""
+    groups = optimizer.param_groups
+    return any(weight.grad is not None for group in groups for weight in group["params"])
 
 
 def set_learning_rate(

@@ -6,7 +6,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from adautomix.ema import Teacher
 from adautomix.methods import Method, MixInputs, MixParams
 from adautomix.models import Classifier
 from adautomix.rng import seed_at
-from adautomix.training.optim import set_learning_rate
+from adautomix.training.optim import has_gradients, set_learning_rate
 
 Losses = dict[str, Tensor]
 """The loss under "loss", and detached scalars such as "mixture_accuracy" for the log."""
@@ -70,7 +70,7 @@ class TrainStep:
         student: the trained network.
         method: the mixing method.
         teacher: the moving average of the student.
-        optimizer: optimizes the parameters of student and method.
+        optimizers: the optimizer of the student and, if the method has its own, that of the method.
         scaler: scales the loss in fp16.
         compiled: compile the forward and backward passes with `torch.compile`.
     """
@@ -82,14 +82,14 @@ class TrainStep:
         student: Classifier,
         method: Method,
         teacher: Teacher[Classifier],
-        optimizer: torch.optim.Optimizer,
+        optimizers: Sequence[torch.optim.Optimizer],
         scaler: torch.amp.GradScaler,
         *,
         compiled: bool = False,
     ) -> None:
         self.config, self.batches = config, batches
         self.student, self.method, self.teacher = student, method, teacher
-        self.optimizer, self.scaler = optimizer, scaler
+        self.optimizers, self.scaler = optimizers, scaler
         self.device = next(student.parameters()).device
         self.prepare: Callable[..., MixInputs] = method.prepare
         self.compute_loss: nn.Module = LossModule(method, student, teacher.model)
@@ -171,15 +171,21 @@ class TrainStep:
     def apply_gradients(
         self, lr_factor: float | Tensor, method_lr_factor: float | Tensor | None = None
     ) -> None:
-        """Clip the gradients if the settings ask for it, step the optimizer and zero them."""
-        set_learning_rate(self.optimizer, lr_factor, method_lr_factor)
+        """Clip the gradients if the settings ask for it, step the optimizers and zero them."""
+        for optimizer in self.optimizers:
+            set_learning_rate(optimizer, lr_factor, method_lr_factor)
+        # The scaler refuses to step an optimizer without gradients.
+        stepping = [optimizer for optimizer in self.optimizers if has_gradients(optimizer)]
         if self.config.clip_grad is not None:
-            self.scaler.unscale_(self.optimizer)
+            for optimizer in stepping:
+                self.scaler.unscale_(optimizer)
             weights = [*self.student.parameters(), *self.method.parameters()]
             torch.nn.utils.clip_grad_norm_(weights, self.config.clip_grad)
-        self.scaler.step(self.optimizer)
+        for optimizer in stepping:
+            self.scaler.step(optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
     def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Average gradients over the processes only in the last part of a batch."""

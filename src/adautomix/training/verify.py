@@ -90,7 +90,12 @@ def fingerprint(trainer: Trainer, checkpoint: Checkpoint, run: RunFolder) -> dic
     hashes = {
         owner: tensor_hash(checkpoint.part(owner)) for owner in ("student", "teacher", "method")
     }
-    hashes["optimizer"] = tensor_hash(flatten(checkpoint.state["optimizer"]["state"]))
+    optimizers = {
+        name: checkpoint.state[name]["state"]
+        for name in ("optimizer", "method_optimizer")
+        if name in checkpoint.state
+    }
+    hashes["optimizer"] = tensor_hash(flatten(optimizers))
     hashes["next batch"] = tensor_hash(next_batch(trainer, checkpoint.step))
     logged = [row.without_timing() for row in run.rows() if row.step <= checkpoint.step]
     hashes["metrics"] = hashlib.sha256(json.dumps(logged).encode()).hexdigest()

@@ -1,0 +1,34 @@
+"""Presets: when and how to mix, as measurement supports it (docs/findings.md).
+
+A preset is a set of settings of the mixing schedule and of methods. Everything that is set
+explicitly overrides it. `published` changes nothing: every method then works as its paper says.
+"""
+
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any, Literal, get_args
+
+from adautomix.config.files import merge, read_yaml
+
+Preset = Literal["auto", "finetune", "scratch", "published"]
+
+
+def apply_preset(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return nested settings over those of the preset that they name, if any.
+
+    Args:
+        values: nested settings; `preset` may be absent, or a name that validation will reject.
+    """
+    name = values.get("preset")
+    if name == "auto":
+        name = "finetune" if starts_pretrained(values) else "scratch"
+    if name not in get_args(Preset) or name == "published":
+        return values
+    with resources.as_file(resources.files(__package__) / "presets" / f"{name}.yaml") as path:
+        return merge(read_yaml(path), values)
+
+
+def starts_pretrained(values: Mapping[str, Any]) -> bool:
+    """Whether training starts from given weights; values may be text from a command line."""
+    pretrained = str(values.get("pretrained", False)).lower()
+    return bool(values.get("init")) or pretrained in ("true", "1", "yes", "on", "t", "y")
