@@ -29,12 +29,14 @@ Settings:
   Aircraft configurations have it on, but the logs of these runs do not.
 - beta_parameter: 1, as in the paper.
 - per_sample: off, as in the authors' code.
+- derange: off in the authors' configurations but that of CUB-200 with ResNeXt-50.
 - alpha: 0.5, as in the paper.
 - beta: 0.3, as in the paper for CIFAR-100 and in the log of the 800-epoch run. The first records of
   the 200-epoch log fit 0.7.
 - lam_margin: 0.03 in the authors' CIFAR-100 configurations.
 - lam_embedding: off in the authors' CIFAR-100 ResNet configurations; on for transformers and larger
   images.
+- attention_norm: off in the authors' configurations but that of ImageNet with ResNet-50.
 - upsampling: `bilinear` in the authors' CIFAR-100 ResNet configurations; `nearest` for
   transformers.
 - tap: none (the third of four stages), as in the paper.
@@ -46,6 +48,7 @@ Settings:
 - teacher_term: on, as in the paper.
 - student_term: on, as in the paper.
 - cosine_term: on, as in the paper.
+- clean_updates: 1 is a choice of this implementation, see below.
 - generator_every: 1, as in the authors' code.
 - generator_lr: none (the student's) in the authors' CIFAR-100 ResNet configurations.
 - generator_min_lr: none (the student's) in the authors' CIFAR-100 ResNet configurations.
@@ -56,6 +59,8 @@ Settings:
 - generator_init: `released`, as in the authors' code; `scaled` is of this implementation.
 - generator_optimizer: `same`, as in the authors' code; `adamw` is of this implementation.
 - mask_warmup: 0, as in the authors' code.
+- generator_warmup: on is a choice of this implementation. In the authors' code the generator has
+  no warm-up; their CIFAR recipes for CNNs have none at all.
 Deviations:
 - The teacher's logits of the sources are rows of its one clean pass. Batch statistics do not depend
   on the order of the batch, so the values are the same. If the teacher keeps batch norm statistics
