@@ -29,12 +29,14 @@ Settings:
   Aircraft configurations have it on, but the logs of these runs do not.
 - beta_parameter: 1, as in the paper.
 - per_sample: off, as in the authors' code.
+- derange: off in the authors' configurations but that of CUB-200 with ResNeXt-50.
 - alpha: 0.5, as in the paper.
 - beta: 0.3, as in the paper for CIFAR-100 and in the log of the 800-epoch run. The first records of
   the 200-epoch log fit 0.7.
 - lam_margin: 0.03 in the authors' CIFAR-100 configurations.
 - lam_embedding: off in the authors' CIFAR-100 ResNet configurations; on for transformers and larger
   images.
+- attention_norm: off in the authors' configurations but that of ImageNet with ResNet-50.
 - upsampling: `bilinear` in the authors' CIFAR-100 ResNet configurations; `nearest` for
   transformers.
 - tap: none (the third of four stages), as in the paper.
@@ -46,11 +48,14 @@ Settings:
 - teacher_term: on, as in the paper.
 - student_term: on, as in the paper.
 - cosine_term: on, as in the paper.
+- clean_updates: 1 is a choice of this implementation, see below.
 - generator_every: 1, as in the authors' code.
 - generator_prob: 1, as in the authors' released configurations. The logs of Swin and ConvNeXt have
   0.8 (`switch_off`).
 - generator_lr: none (the student's) in the authors' CIFAR-100 ResNet configurations.
 - generator_min_lr: none (the student's) in the authors' CIFAR-100 ResNet configurations.
+- generator_warmup: on is a choice of this implementation. In the authors' code the generator has
+  no warm-up; their CIFAR recipes for CNNs have none at all.
 - mask_weight: 0 in the authors' CIFAR-100 configurations; their Tiny-ImageNet log has it on.
 - mask_margin: 0.1 in the authors' AutoMix recipes.
 - views: `full`, as in the paper; `split` and `alternate` are of this implementation.

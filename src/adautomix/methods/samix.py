@@ -22,6 +22,7 @@ Settings:
 - alpha: 2 in the authors' CIFAR recipes.
 - per_sample: off, as in the authors' code.
 - lam_margin: 0.08 in the authors' CIFAR recipes.
+- derange: off in the authors' recipes but those of CUB-200 and Aircraft.
 - mask_adjust: 0.25 in the authors' CIFAR recipes for 800 epochs; 0 in those for 200 and 400.
 - mask_weight: 0.1 in the authors' CIFAR recipes.
 - mask_margin: 0.1 in the authors' CIFAR recipes.
@@ -31,6 +32,8 @@ Settings:
 - generator_every: 1, as in the authors' code.
 - generator_lr: none (the student's) in the authors' CIFAR recipes for CNNs.
 - generator_min_lr: none (the student's) in the authors' CIFAR recipes for CNNs.
+- generator_warmup: on is a choice of this implementation. In the authors' code the generator has
+  no warm-up; their CIFAR recipes for CNNs have none at all.
 - views: `full`, as in the authors' code; `split` and `alternate` are of this implementation.
 - label: `lam`, as in the authors' code; `area` and `scaled` are of this implementation.
 - generator_init: `released`, as in the authors' code; `scaled` is of this implementation.
