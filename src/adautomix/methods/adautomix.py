@@ -273,9 +273,12 @@ class AdAutoMix(LearnedMaskMethod[AdAutoMixSettings, AdAutoMixParams]):
             with repeated_updates(teacher, self.settings.clean_updates):
                 clean = teacher.features(images, self.tap)
             assert clean.tap is not None
-            return {"features": clean.tap, "logits": teacher.logits(clean.pooled, "mixed")}
+            features = self.generator_input(teacher, clean.tap)
+            return {"features": features, "logits": teacher.logits(clean.pooled, "mixed")}
         if weights or self.shows_masks(params):
-            return {"features": teacher.feature_map(images, self.tap)}
+            return {
+                "features": self.generator_input(teacher, teacher.feature_map(images, self.tap))
+            }
         return {}
 
     def generator_mix(
