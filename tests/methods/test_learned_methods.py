@@ -231,9 +231,20 @@ def test_they_need_build_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["automix", "samix", "dada"])
 def test_generators_own_learning_rates(name: str) -> None:
-    assert make(name).learning_rates(0.1, 0.05) == (0.1, 0.05)
-    assert make(name, generator_lr=0.02).learning_rates(0.1, 0.05) == (0.02, 0.05)
-    assert make(name, generator_min_lr=0.0).learning_rates(0.1, 0.05) == (0.1, 0.0)
+    def rates(**settings: Any) -> tuple[float, float]:
+        method = make(name, generator_optimizer="same", **settings)
+        found: tuple[float, float] = method.learning_rates(0.1, 0.05)
+        return found
+
+    assert rates() == (0.1, 0.05)
+    assert rates(generator_lr=0.02) == (0.02, 0.05)
+    assert rates(generator_min_lr=0.0) == (0.1, 0.0)
+
+
+def test_dadas_own_adam_has_a_constant_learning_rate() -> None:
+    assert make("dada").learning_rates(0.1, 0.05) == (3e-4, 3e-4)
+    assert make("dada", generator_lr=0.02).learning_rates(0.1, 0.05) == (0.02, 0.02)
+    assert make("dada", generator_min_lr=0.0).learning_rates(0.1, 0.05) == (3e-4, 0)
 
 
 # ---------------------------------------------------------------------- the block, by hand

@@ -51,6 +51,8 @@ Settings:
 - cosine_term: on, as in the paper.
 - clean_updates: 1 is a choice of this implementation, see below.
 - generator_every: 1, as in the authors' code.
+- generator_prob: 1, as in the authors' released configurations. The logs of Swin and ConvNeXt have
+  0.8 (`switch_off`).
 - generator_lr: none (the student's) in the authors' CIFAR-100 ResNet configurations.
 - generator_min_lr: none (the student's) in the authors' CIFAR-100 ResNet configurations.
 - mask_weight: 0 in the authors' CIFAR-100 configurations; their Tiny-ImageNet log has it on.
@@ -68,7 +70,8 @@ Deviations:
   of its own, clean images update them once per step instead of 1 + N times; `clean_updates: 4`
   gives this one update the weight of four.
 - N = 2 follows the formulas for N images. The released code omits the Mixup term at N = 2 and gives
-  the clean term weight 1; `alpha: 0` does the same.
+  the clean term weight 1; `alpha: 0` does the same. With `random_n`, α is the same for every N; no
+  published run drew N at random.
 - At N = 2 both permutations are drawn. The released code keeps the first image in place.
 - λ is drawn separately for the generator's and the classifier's mixes. The released code shares it
   from N = 3 on.
@@ -149,6 +152,12 @@ class AdAutoMixSettings(LearnedMaskSettings):
         ge=1,
         description="updates of the teacher's batch-norm statistics that its clean pass counts as "
         "with teacher.buffers=own; the released code runs it 1 + n times",
+    )
+    generator_prob: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="probability that a step trains the generator; lower: less often",
     )
 
     @property
@@ -241,7 +250,7 @@ class AdAutoMix(LearnedMaskMethod[AdAutoMixSettings, AdAutoMixParams]):
             *for_classifier,
             *for_generator,
             adversarial=turn % 2 == 0,
-            trains_generator=offset == 0,
+            trains_generator=offset == 0 and self._generator_learns(generator),
             **self.draw_views(shape[0], generator, step),
         )
 
@@ -339,6 +348,10 @@ class AdAutoMix(LearnedMaskMethod[AdAutoMixSettings, AdAutoMixParams]):
         weights = generator_weights(self.settings, adversarial=params.adversarial)
         mask = self.settings.mask_weight
         return {**weights, "mask": mask} if mask else weights
+
+    def _generator_learns(self, generator: torch.Generator) -> bool:
+        prob = self.settings.generator_prob
+        return prob == 1 or float(torch.rand((), generator=generator)) < prob
 
     def _draw_n(self, generator: torch.Generator) -> int:
         n = self.settings.n
