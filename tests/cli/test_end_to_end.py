@@ -116,7 +116,9 @@ def test_train_prints_where_everything_is(photos: Path, tmp_path: Path, command:
     assert f"student {figures['top1']:.2%}" in outcome.err
     quiet = command("train", *args, "--out", tmp_path / "quiet", "--json")
     assert quiet.err == ""
-    assert quiet.json == summary_of(tmp_path / "quiet")
+    stored = summary_of(tmp_path / "quiet")
+    assert len(stored.pop("checksum")) == 64
+    assert quiet.json == stored
     assert quiet.json["final"] == summary_of(tmp_path / "run")["final"]
 
 
@@ -332,6 +334,8 @@ def test_a_comparison_continues_where_it_stopped(
     (early / "summary.json").unlink()
     (late / "summary.json").unlink()
     shutil.rmtree(early / "checkpoints")
+    for name in ("predictions.safetensors", "report.html"):
+        (early / name).unlink(missing_ok=True)
     shutil.rmtree(late / "checkpoints" / "last")
     assert command(*args).status == 0
     assert trained == ["vanilla-s1", "mixup-s1"]

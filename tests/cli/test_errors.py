@@ -158,12 +158,6 @@ def test_a_missing_folder(train_fails: Fails) -> None:
     assert "did you mean 'digits'?" in train_fails("--data", "digist")
 
 
-def test_a_class_without_images(own_photos: Path, train_fails: Fails) -> None:
-    empty = own_photos / "train" / "empty"
-    empty.mkdir()
-    assert train_fails("--data", own_photos).startswith(f"class folder {empty} holds no image")
-
-
 def test_a_class_without_training_images(own_photos: Path, train_fails: Fails) -> None:
     shutil.rmtree(own_photos / "train" / CLASSES[1])
     line = train_fails("--data", own_photos)

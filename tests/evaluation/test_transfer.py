@@ -327,7 +327,7 @@ def test_fine_tuning_is_a_run_from_each_backbone(
     result = run_suite(load_run(run, tmp_path / "results"), **settings)
     same = {"data": str(photos), "epochs": 1, "batch_size": 6, "lr": 0.02, "method": "vanilla"}
     reference = train(make_config({**same, "init": exported, "out": tmp_path / "run"}), quiet=True)
-    final = {name: scores._asdict() for name, scores in reference.final.items()}
+    final = {name: scores.present() for name, scores in reference.final.items()}
     assert result.networks["teacher"].finetuned == final
     assert result.networks["student"].finetuned != final
 

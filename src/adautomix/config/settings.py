@@ -94,9 +94,11 @@ def _title_of(model: type[BaseModel], name: str) -> str:
 
 def _default_text(value: Any) -> str:
     """A default as it would be written on the command line."""
+    if value is None or value == ():
+        return "none"
     if isinstance(value, tuple):
         return ",".join(map(str, value))
-    return "none" if value is None else str(value)
+    return str(value)
 
 
 def _without_none(annotation: Any) -> Any:

@@ -34,6 +34,7 @@ class PixelNetwork(nn.Module):
         super().__init__()
         self.model: Any = model
         self.head = head
+        self.normalization = (*mean, *std)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 

@@ -293,6 +293,8 @@ def finetune(
         settings,
         **target.architecture,
         init=start,
+        # What the weights were trained with; the file of weights does not say it.
+        normalize=",".join(map(repr, target.networks[name].normalization)),
         epochs=settings.finetune,
         lr=settings.lr,
         batch_size=settings.batch_size,
