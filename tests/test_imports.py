@@ -16,7 +16,7 @@ NAME = adautomix.__name__
 NOT_IMPORTED = PACKAGE / "runs" / "templates"
 
 LAYERS = (
-    ("version", "errors", "text"),
+    ("version", "errors", "text", "decoder"),
     ("rng", "validation", "files", "subsample", "commit"),
     ("distributed",),
     ("device",),

@@ -21,16 +21,23 @@ from torch import Tensor
 from adautomix.data import DATASETS, ImageData, Split, TrainBatches, eval_batches, load_data
 from adautomix.data.augment import apply_crop, apply_resized_crop, draw_crop, draw_resized_crop
 from adautomix.data.dataset import InMemory, OnDisk
-from adautomix.data.decoding import worker as decode_module
 from adautomix.data.decoding.decoders import DecoderPool
-from adautomix.data.decoding.worker import decode
 from adautomix.data.partition import partition
 from adautomix.data.sources.cifar import read_cifar
 from adautomix.data.sources.folders import list_folder
+from adautomix.decoder import __main__ as program
+from adautomix.decoder.reading import Rules, read_view
 from adautomix.errors import RunError, UsageError
 from adautomix.rng import generator_at
 
 CPU = torch.device("cpu")
+
+
+def decode(path: str, side: int) -> Image.Image:
+    """The center square of a file."""
+    return read_view(path, ("square",), side, Rules())[0]
+
+
 Load = Callable[..., ImageData]
 
 
@@ -215,7 +222,7 @@ def test_images_of_several_sizes_are_seen_at_224(tree: Path, load: Load) -> None
     write_image(tree / "dog" / "other.png", side=9)
     data = load(tree)
     assert (data.image_size, data.crop, data.pad) == (224, "resized", 28)
-    assert stored(data.train) == (3, 256, 256)
+    assert stored(data.train) == (3, 224, 224)
 
 
 def test_large_images_are_seen_at_224(tmp_path: Path, load: Load) -> None:
@@ -224,7 +231,7 @@ def test_large_images_are_seen_at_224(tmp_path: Path, load: Load) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "kept", "crop"), [(32, 32, "pad"), (96, 96, "pad"), (112, 128, "resized")]
+    ("asked", "kept", "crop"), [(32, 32, "pad"), (96, 96, "pad"), (112, 112, "resized")]
 )
 def test_an_asked_size_wins(tree: Path, load: Load, asked: int, kept: int, crop: str) -> None:
     data = load(tree, image_size=asked)
@@ -306,8 +313,8 @@ def test_large_jpegs_decode_to_what_a_full_decode_gives(tmp_path: Path) -> None:
 
 
 def test_a_decoding_process_does_not_import_torch() -> None:
-    program = "import runpy, sys; runpy.run_path(sys.argv[1]); print('torch' in sys.modules)"
-    command = [sys.executable, "-P", "-c", program, decode_module.__file__]
+    run = "import runpy, sys; runpy.run_path(sys.argv[1]); print('torch' in sys.modules)"
+    command = [sys.executable, "-P", "-c", run, program.__file__]
     assert subprocess.check_output(command, text=True).strip() == "False"
 
 
@@ -315,7 +322,7 @@ def test_a_decoding_process_that_dies_is_an_error(
     tree: Path, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "dies.py").write_text("input()")
-    monkeypatch.setattr(decode_module, "__file__", str(tmp_path / "dies.py"))
+    monkeypatch.setattr(program, "__file__", str(tmp_path / "dies.py"))
     with pytest.raises(RunError, match=r"decoding process ended while it read .*axolotl-000.png"):
         load(tree)
 
@@ -388,11 +395,12 @@ def test_a_mended_image_is_read_again(bad_tree: Path, load: Load) -> None:
 def test_a_file_that_becomes_readable_unchanged_is_read_again(
     bad_tree: Path, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load(bad_tree, skip_bad=True)
-    monkeypatch.setattr("adautomix.data.image_folder.is_readable", lambda path, side: True)
-    forbid_decoding(monkeypatch)
-    with pytest.raises(NotImplementedError):
-        load(bad_tree, skip_bad=True)
+    """As if its disk had only failed: the content is the same and can be read now."""
+    monkeypatch.setattr("adautomix.data.sources.listing.Listing.fingerprint", lambda _: "same")
+    assert len(load(bad_tree, skip_bad=True).bad_files) == 3
+    (bad_tree / "cat" / "cut.png").write_bytes((bad_tree / "cat" / "cat-000.png").read_bytes())
+    data = load(bad_tree, skip_bad=True)
+    assert [Path(path).name for path in data.bad_files] == ["empty.jpg", "nowhere.png"]
 
 
 def test_a_class_of_unreadable_images_is_named(tree: Path, load: Load) -> None:
@@ -409,7 +417,8 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise NotImplementedError("decoded")
 
-    monkeypatch.setattr(DecoderPool, "decode", refuse)
+    monkeypatch.setattr(DecoderPool, "render", refuse)
+    monkeypatch.setattr(DecoderPool, "whole", refuse)
 
 
 def test_the_second_load_does_not_decode(
@@ -489,6 +498,9 @@ def test_a_moved_folder_is_still_known(
     assert load(moved).name == "animals"
 
 
+FLIP = 1  # one bit in the middle
+
+
 def npy(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.save(file, array)
@@ -499,6 +511,9 @@ def npy(array: np.ndarray) -> bytes:
     ("name", "content"),
     [
         ("pixels.npy", None),
+        ("pixels.npy", FLIP),
+        ("moments.npy", FLIP),
+        ("meta.json", FLIP),
         ("moments.npy", b"\x93NUMPY"),
         ("moments.npy", npy(np.zeros((16, 2, 3)))),
         ("meta.json", b"[]"),
@@ -506,11 +521,16 @@ def npy(array: np.ndarray) -> bytes:
     ],
 )
 def test_a_damaged_cache_is_made_again(
-    tree: Path, load: Load, tmp_path: Path, name: str, content: bytes | None
+    tree: Path, load: Load, tmp_path: Path, name: str, content: bytes | int | None
 ) -> None:
     mean, pixels = load(tree).mean, pixels_of(load(tree).train)
     (file,) = (tmp_path / "cache").glob(f"*/pixels-8/{name}")
-    file.write_bytes(file.read_bytes()[:-1] if content is None else content)
+    before = file.read_bytes()
+    if content == FLIP:
+        middle = len(before) // 2
+        content = before[:middle] + bytes([before[middle] ^ 1]) + before[middle + 1 :]
+    assert not isinstance(content, int)
+    file.write_bytes(before[:-1] if content is None else content)
     again = load(tree)
     assert pixels_of(again.train) == pixels
     assert again.mean == mean
@@ -524,6 +544,18 @@ def test_nothing_half_written_stays(
         load(tree)
     kept = [path.name for path in (tmp_path / "cache").glob("*/*")]
     assert kept == ["size"]
+
+
+def test_leftovers_of_killed_processes_are_deleted(tree: Path, load: Load, tmp_path: Path) -> None:
+    old, new = (tmp_path / "cache" / "x-v2" / f"{name}.tmp" for name in ("old", "new"))
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+        (folder / "pixels.npy").write_bytes(b"half")
+    for path in (old / "pixels.npy", old):
+        os.utime(path, (0, 0))
+    load(tree)
+    assert not old.exists()
+    assert new.exists()
 
 
 def test_the_cache_is_where_the_environment_says(
@@ -920,7 +952,7 @@ def test_a_resized_epoch_by_hand(data: ImageData) -> None:
     ((batch, _),) = augmented(batches, 0)
     order = torch.randperm(13, generator=generator_at(7, 0, "order"))
     params = draw_resized_crop(13, False, generator_at(7, 0, "augment"), (0.5, 1.0))
-    expected = apply_resized_crop(everything(data.train)[0][order], params, 8)
+    expected = apply_resized_crop(everything(data.train)[0][order], params, 8, "bicubic")
     torch.testing.assert_close(batch, by_hand(data, expected), atol=1e-4, rtol=0)
 
 
@@ -993,7 +1025,7 @@ def test_evaluation_reads_the_whole_split_in_order(tree: Path, load: Load) -> No
     batches = list(eval_batches(data.train, data, batch_size=5, device=CPU))
     assert [len(labels) for _, labels in batches] == [5, 5, 3]
     images, labels = everything(data.train)
-    expected = by_hand(data, images[:, :, 8:120, 8:120])
+    expected = by_hand(data, images)
     torch.testing.assert_close(torch.cat([b for b, _ in batches]), expected, atol=1e-5, rtol=0)
     assert torch.equal(torch.cat([b for _, b in batches]), labels)
 

@@ -12,7 +12,8 @@ import torch
 
 from adautomix.config import TrainConfig, make_config, merge
 from adautomix.data import Batch, ImageData
-from adautomix.data.dataset import InMemory, default_crop
+from adautomix.data.dataset import InMemory
+from adautomix.data.preparation import default_crop
 from adautomix.device import pick_device
 from adautomix.errors import UsageError
 from adautomix.runs.folder import RunFolder

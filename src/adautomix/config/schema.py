@@ -38,6 +38,19 @@ def split_names(value: Any) -> Any:
     return tuple(name.strip() for name in value.split(",") if name.strip())
 
 
+_NUMBER = r"-?\d*\.?\d+"
+
+
+def _text_or_off(value: Any) -> str:
+    """Text as it is written on the command line; YAML reads `off` as false."""
+    return "off" if value is False else str(value)
+
+
+def _joined(value: Any) -> str:
+    """A list of numbers as it is written on the command line."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 class SettingsGroup(BaseModel):
     """A titled group of settings. Groups are immutable and documented by their fields."""
 
@@ -120,6 +133,25 @@ class DataSettings(SettingsGroup, title="Data"):
     workers: int | None = Field(
         None, ge=0, description="Number of processes that decode images; none: one per CPU core."
     )
+    cache: Annotated[str, BeforeValidator(_text_or_off)] = Field(
+        "exact",
+        pattern=r"^(exact|off|[1-9]\d*)$",
+        description="Keep decoded pictures: exact, at full size if all fit into 4 GiB; a number, "
+        "with the shorter side shrunk to so many pixels; off: decode at every reading.",
+    )
+    max_pixels: int = Field(
+        178_956_970,
+        ge=1,
+        description="Number of pixels above which a picture is refused; raising it needs more "
+        "memory.",
+    )
+    normalize: Annotated[str, BeforeValidator(_joined)] = Field(
+        "auto",
+        pattern=rf"^(auto|model|data|{_NUMBER}(,{_NUMBER}){{5}})$",
+        description="Mean and standard deviation that images are normalized with: of the model's "
+        "weights, of the training images (data), or six numbers for pixels from 0 to 1. auto: "
+        "those of the weights if it starts from any, else data.",
+    )
 
 
 class AugmentationSettings(SettingsGroup, title="Augmentation"):
@@ -146,6 +178,91 @@ class AugmentationSettings(SettingsGroup, title="Augmentation"):
         le=1,
         description="Minimum area of a resized crop, as a fraction of the image; raising it "
         "weakens the augmentation.",
+    )
+    interpolation: Literal["auto", "bicubic", "bilinear"] = Field(
+        "auto",
+        description="Filter of resized crops and of evaluation, with antialiasing. auto: that of "
+        "the model's weights if it starts from any, else bicubic.",
+    )
+    crop_fraction: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Side of the center crop of evaluation as a fraction of the resized shorter "
+        "side, above 96 pixels; none: that of the model's weights if it starts from any, else "
+        "0.875.",
+    )
+    augment: Literal["randaugment", "trivialaugment", "autoaugment", "colorjitter"] | None = Field(
+        None, description="Automatic augmentation after crop and flip; none: off."
+    )
+    random_erasing: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Probability of erasing a box of a training image; raising it regularizes "
+        "more.",
+    )
+    erasing_fill: Literal["const", "rand", "pixel"] = Field(
+        "pixel",
+        description="What erased boxes are filled with: the mean color (const), or normal noise "
+        "per box (rand) or per pixel.",
+    )
+    repeats: int = Field(
+        1,
+        ge=1,
+        description="Repeated augmentation: how often an image comes in a row, augmented anew; "
+        "raising it shows fewer images per epoch.",
+    )
+
+
+class RandAugmentSettings(BaseModel):
+    """RandAugment; the defaults are timm's rand-m9-mstd0.5-inc1, as Swin, DeiT and ConvNeXt use."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, title="RandAugment")
+
+    space: Literal["timm", "torchvision", "openmixup"] = Field(
+        "timm", description="Whose operations and ranges are drawn from."
+    )
+    operations: int = Field(
+        2, ge=1, le=16, description="Operations per image; raising it augments more."
+    )
+    magnitude: float = Field(
+        9.0,
+        ge=0,
+        le=30,
+        description="Strength of the operations, 0 to 10; 0 to 30 for torchvision.",
+    )
+    std: float = Field(
+        0.5, ge=0, description="Standard deviation of the magnitude; torchvision has none."
+    )
+    probability: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Probability of each operation; torchvision always applies them.",
+    )
+
+
+class AutoAugmentSettings(BaseModel):
+    """AutoAugment."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, title="AutoAugment")
+
+    policy: Literal["imagenet", "cifar10"] = Field(
+        "imagenet", description="Data set that the pairs of operations were learned for."
+    )
+
+
+class ColorJitterSettings(BaseModel):
+    """Color jitter."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, title="Color jitter")
+
+    brightness: float = Field(0.4, ge=0, description="Factors are drawn from 1 ± brightness.")
+    contrast: float = Field(0.4, ge=0, description="Factors are drawn from 1 ± contrast.")
+    saturation: float = Field(0.4, ge=0, description="Factors are drawn from 1 ± saturation.")
+    hue: float = Field(
+        0.0, ge=0, le=0.5, description="Maximum shift of the hue, as a fraction of the circle."
     )
 
 
@@ -394,6 +511,15 @@ class TrainConfig(
     mix: MixSettings = Field(MixSettings(), description="When to mix.")
     teacher: TeacherSettings = Field(
         TeacherSettings(), description="The moving average of the student."
+    )
+    randaugment: RandAugmentSettings = Field(
+        RandAugmentSettings(), description="Settings of augment = randaugment."
+    )
+    autoaugment: AutoAugmentSettings = Field(
+        AutoAugmentSettings(), description="Settings of augment = autoaugment."
+    )
+    colorjitter: ColorJitterSettings = Field(
+        ColorJitterSettings(), description="Settings of augment = colorjitter."
     )
 
     @model_validator(mode="before")

@@ -6,12 +6,14 @@ and applying it is a pure function of images and draw. Images are squares, `[B, 
 
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adautomix.data.preparation import Interpolation
+from adautomix.decoder.views import RATIO
 from adautomix.errors import UsageError
 
 _TRIES = 10  # boxes drawn per image before a whole-image box is taken, as the field does
@@ -36,6 +38,11 @@ class _Params:
 
 
 @dataclass(frozen=True)
+class FlipParams(_Params):
+    """The random part that is left for images that were cropped when they were decoded."""
+
+
+@dataclass(frozen=True)
 class CropParams(_Params):
     """Where each image of a batch is cut out of its padded self."""
 
@@ -43,6 +50,44 @@ class CropParams(_Params):
     """int64 `[B]`, 0 to 2 pad."""
     left: Tensor
     """int64 `[B]`, 0 to 2 pad."""
+
+
+@dataclass(frozen=True)
+class BoxParams(_Params):
+    """Boxes to try, in order, in each picture of a batch, whatever its size."""
+
+    area: Tensor
+    """float32 `[B, 10]`, fractions of the picture."""
+    ratio: Tensor
+    """float32 `[B, 10]`, width by height."""
+    top: Tensor
+    """float32 `[B]` in [0, 1): where in the free room, from the top."""
+    left: Tensor
+    """float32 `[B]` in [0, 1): where in the free room, from the left."""
+
+    def views(self) -> list[tuple[Any, ...]]:
+        """The view of each picture, see `adautomix.decoder.views`."""
+        values = (self.area, self.ratio, self.top, self.left)
+        return [("box", *view) for view in zip(*(v.tolist() for v in values), strict=True)]
+
+    def in_squares(self, ratio: tuple[float, float]) -> "ResizedCropParams":
+        """The first box of each that fits into a square; else the largest in the middle.
+
+        Args:
+            ratio: the range of `ratio`.
+        """
+        width, height = (self.area * self.ratio).sqrt(), (self.area / self.ratio).sqrt()
+        fits = (width <= 1) & (height <= 1)
+        first = fits.int().argmax(1, keepdim=True)
+        found = fits.any(1)
+        widest = min(max(1.0, ratio[0]), ratio[1])  # the allowed shape nearest to a square
+        return ResizedCropParams(
+            flip=self.flip,
+            height=torch.where(found, height.gather(1, first)[:, 0], min(1.0, 1 / widest)),
+            width=torch.where(found, width.gather(1, first)[:, 0], min(1.0, widest)),
+            top=torch.where(found, self.top, 0.5),
+            left=torch.where(found, self.left, 0.5),
+        )
 
 
 @dataclass(frozen=True)
@@ -102,60 +147,81 @@ def _reflect(position: Tensor, side: int) -> Tensor:
     return (side - 1) - ((side - 1) - position.abs()).abs()
 
 
+def draw_boxes(
+    batch: int,
+    flip: bool,
+    generator: torch.Generator,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = RATIO,
+) -> BoxParams:
+    """Boxes of random area (`scale`, fraction of the picture) and shape (`ratio`).
+
+    Area is uniform, the logarithm of the ratio is uniform, the place is uniform.
+    """
+    area = torch.empty(batch, _TRIES).uniform_(*scale, generator=generator)
+    bounds = torch.tensor(ratio).log().tolist()
+    shape = torch.empty(batch, _TRIES).uniform_(*bounds, generator=generator).exp()
+    top, left = torch.rand(2, batch, generator=generator)
+    return BoxParams(_draw_flip(batch, flip, generator), area, shape, top, left)
+
+
 def draw_resized_crop(
     batch: int,
     flip: bool,
     generator: torch.Generator,
     scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    ratio: tuple[float, float] = RATIO,
 ) -> ResizedCropParams:
-    """Boxes of random area (`scale`, share of the image) and shape (`ratio`, width by height).
+    """The boxes of `draw_boxes` in square images.
 
-    Area is uniform, the logarithm of the ratio is uniform, the place is uniform. Boxes that
-    stick out are drawn again, ten times at most; then the largest box in the middle is taken.
+    Boxes that stick out are drawn again, ten times at most; then the largest box in the middle is
+    taken.
     """
-    area = torch.empty(batch, _TRIES).uniform_(*scale, generator=generator)
-    bounds = torch.tensor(ratio).log().tolist()
-    shape = torch.empty(batch, _TRIES).uniform_(*bounds, generator=generator).exp()
-    width, height = (area * shape).sqrt(), (area / shape).sqrt()
-    fits = (width <= 1) & (height <= 1)
-    first = fits.int().argmax(1, keepdim=True)
-    found = fits.any(1)
-    widest = min(max(1.0, ratio[0]), ratio[1])  # the allowed shape nearest to a square
-    top, left = torch.rand(2, batch, generator=generator)
-    return ResizedCropParams(
-        flip=_draw_flip(batch, flip, generator),
-        height=torch.where(found, height.gather(1, first)[:, 0], min(1.0, 1 / widest)),
-        width=torch.where(found, width.gather(1, first)[:, 0], min(1.0, widest)),
-        top=torch.where(found, top, 0.5),
-        left=torch.where(found, left, 0.5),
-    )
+    return draw_boxes(batch, flip, generator, scale, ratio).in_squares(ratio)
 
 
-def apply_resized_crop(images: Tensor, draw: ResizedCropParams, size: int) -> Tensor:
+def apply_flip(images: Tensor, flip: Tensor) -> Tensor:
+    """Mirror images `[B, C, H, W]` left to right where `flip`, bool `[B]`, is true."""
+    return torch.where(flip[:, None, None, None], images.flip(-1), images)
+
+
+def apply_resized_crop(
+    images: Tensor, draw: ResizedCropParams, size: int, interpolation: Interpolation = "bilinear"
+) -> Tensor:
     """Resize each image's box to `size` × `size` and flip: float32 `[B, C, size, size]`, 0 to 255.
 
-    Bilinear with antialiasing. Resampling is separable and linear, so a batch whose boxes all
-    differ is two batched matrix products.
+    With antialiasing. Resampling is separable and linear, so a batch whose boxes all differ is two
+    batched matrix products.
     """
     side = images.shape[-1]
     top, left, height, width = draw.boxes(side)
-    down = _resampling(top, height, side, size)
-    across = _resampling(left, width, side, size)
+    down = _resampling(top, height, side, size, interpolation)
+    across = _resampling(left, width, side, size, interpolation)
     across = torch.where(draw.flip[:, None, None], across.flip(1), across)
-    return down[:, None] @ images.float() @ across.transpose(1, 2)[:, None]
+    cropped = down[:, None] @ images.float() @ across.transpose(1, 2)[:, None]
+    return cropped.clamp(0, 255) if interpolation == "bicubic" else cropped
 
 
-def _resampling(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
+def _resampling(
+    start: Tensor, length: Tensor, side: int, size: int, interpolation: Interpolation
+) -> Tensor:
     """Weights `[B, size, side]` that resample pixels [start, start + length) to `size` pixels."""
     start, length = start[:, None, None].float(), length[:, None, None].float()
     scale = length / size
     source = torch.arange(side, device=start.device) + 0.5
     target = torch.arange(size, device=start.device)[:, None] + 0.5
-    distance = (source - (start + target * scale)).abs()
+    distance = (source - (start + target * scale)).abs() / scale.clamp(min=1)
     inside = (source > start) & (source < start + length)
-    weights = (1 - distance / scale.clamp(min=1)).clamp(min=0) * inside
+    kernel = _cubic(distance) if interpolation == "bicubic" else (1 - distance).clamp(min=0)
+    weights = kernel * inside
     return weights / weights.sum(2, keepdim=True)
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    """Keys' cubic convolution kernel with a = -1/2, as Pillow and PyTorch use it to antialias."""
+    near = (1.5 * distance - 2.5) * distance.square() + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
 
 
 def center_crop(images: Tensor, size: int) -> Tensor:
@@ -164,11 +230,12 @@ def center_crop(images: Tensor, size: int) -> Tensor:
     return images[..., start : start + size, start : start + size]
 
 
-def resize(images: Tensor, size: int) -> Tensor:
-    """Bilinear, antialiased; images of that size already come back untouched, others float32."""
+def resize(images: Tensor, size: int, interpolation: Interpolation = "bilinear") -> Tensor:
+    """Resize with antialiasing; images of that size already come back untouched, others float32."""
     if images.shape[-1] == size:
         return images
-    return F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+    resized = F.interpolate(images.float(), (size, size), mode=interpolation, antialias=True)
+    return resized.clamp(0, 255) if interpolation == "bicubic" else resized
 
 
 def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

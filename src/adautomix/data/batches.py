@@ -1,6 +1,6 @@
 """The batches of an epoch: read, augmented and normalized on the device."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,23 +8,42 @@ import torch
 from torch import Tensor
 
 from adautomix.data.augment import (
+    BoxParams,
     CropParams,
+    FlipParams,
     ResizedCropParams,
     apply_crop,
+    apply_flip,
     apply_resized_crop,
     center_crop,
+    draw_boxes,
     draw_crop,
-    draw_resized_crop,
     normalize,
     resize,
 )
 from adautomix.data.balance import balanced_order
-from adautomix.data.dataset import ImageData, Split
+from adautomix.data.dataset import ImageData, InMemory, OnDisk, Split
+from adautomix.data.decoding.decoders import GRAY, DecoderPool, Request
+from adautomix.data.erasing import EraseParams, Fill, draw_erasing, erase
+from adautomix.data.policies import Policy
+from adautomix.data.preparation import CropSetting
+from adautomix.data.rendering import render
+from adautomix.decoder.reading import Rules
+from adautomix.decoder.views import RATIO
 from adautomix.errors import UsageError
 from adautomix.rng import generator_at
 
-CropSetting = Literal["auto", "pad", "resized", "off"]
+_CPU = torch.device("cpu")
+
 Sampler = Literal["shuffle", "balanced"]
+
+
+@dataclass(frozen=True)
+class Erasing:
+    """Random erasing of training images, see `data.erasing`."""
+
+    probability: float
+    fill: Fill = "pixel"
 
 
 @dataclass(frozen=True)
@@ -34,12 +53,14 @@ class Batch:
     Attributes:
         pixels: uint8 `[B, 3, S, S]`.
         labels: int64 `[B]`.
-        crop: the random part of the augmentation.
+        crop: the random part of the augmentation; only flips where decoding processes cropped.
+        erased: the boxes of random erasing; None without it.
     """
 
     pixels: Tensor
     labels: Tensor
-    crop: CropParams | ResizedCropParams
+    crop: CropParams | ResizedCropParams | FlipParams
+    erased: EraseParams | None = None
 
 
 class TrainBatches:
@@ -55,11 +76,32 @@ class TrainBatches:
     - "resized": a box of at least `scale_min` of the area, resized;
     - "off": the center as it is (still flipped if `flip`).
 
-    `sampler` "shuffle" visits every image once per epoch; "balanced" draws every class with the
-    same probability, see `balanced_order`.
+    Boxes of whole pictures and the operations of a `policy` are drawn here and applied by decoding
+    processes ahead of time; everything else is done on the device.
 
-    Raises UsageError where a batch cannot be filled or would hold one image: batch norm needs
-    two.
+    Args:
+        data: the data set.
+        batch_size: images per batch, over all processes.
+        seed: random seed.
+        device: where batches are delivered.
+        crop: see above.
+        pad: pixels of padding.
+        flip: mirror half of the images.
+        scale_min: smallest area of a resized crop, as a fraction of the picture.
+        scale_max: largest area.
+        policy: automatic augmentation after the crop.
+        erasing: random erasing after normalization.
+        repeats: how often an image comes in a row, each time augmented anew; an epoch has as many
+            images as without (repeated augmentation, Hoffer et al., CVPR 2020).
+        drop_last: leave out the last batch if it is incomplete.
+        sampler: "shuffle" visits every image once per epoch; "balanced" draws every class with the
+            same probability, see `balanced_order`.
+        workers: decoding processes for a policy on images in memory.
+        rank: of this process.
+        world_size: number of processes.
+
+    Raises:
+        UsageError: a batch cannot be filled or would hold one image: batch norm needs two.
     """
 
     def __init__(
@@ -73,8 +115,13 @@ class TrainBatches:
         pad: int | None = None,
         flip: bool | None = None,
         scale_min: float = 0.08,
+        scale_max: float = 1.0,
+        policy: Policy | None = None,
+        erasing: Erasing | None = None,
+        repeats: int = 1,
         drop_last: bool = True,
         sampler: Sampler = "shuffle",
+        workers: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -84,25 +131,41 @@ class TrainBatches:
         images = len(data.train)
         self.steps_per_epoch = images // batch_size if drop_last else -(-images // batch_size)
         self._data = data
-        self._split = data.train.to(device)
-        self._seed = seed
+        self._seed, self._device = seed, device
         self._crop = data.crop if crop == "auto" else crop
         self._pad = 0 if crop == "off" else data.pad if pad is None else pad
         self._flip = data.flip if flip is None else flip
-        self._scale = (scale_min, 1.0)
+        self._scale = (scale_min, scale_max)
         self._sampler = sampler
+        self._policy, self._erasing, self._repeats = policy, erasing, repeats
         self._rank, self._world_size = rank, world_size
+        self._whole = (
+            isinstance(data.train, OnDisk)
+            and data.train.view[0] != "square"
+            and self._crop == "resized"
+        )
+        self._rendered = self._whole or policy is not None
+        # Decoding processes get pixels from the host.
+        self._split = data.train.to(_CPU if self._rendered else device)
+        if isinstance(self._split, OnDisk):
+            self._decoders, self._rules = self._split.decoders, self._split.how
+        elif self._rendered:
+            self._decoders = DecoderPool(workers)
+            self._rules = Rules(resample=data.interpolation)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches from step `start` of the epoch on: those that the whole epoch would give."""
-        batches = torch.split(self._order(epoch), self.batch_size)[start : self.steps_per_epoch]
+        order = self._order(epoch)
+        order = order.repeat_interleave(self._repeats, dim=0)[: len(order)]
+        batches = torch.split(order, self.batch_size)[start : self.steps_per_epoch]
         first_step = epoch * self.steps_per_epoch + start
-        mine = [batch[self._share(len(batch))] for batch in batches]
-        for number, (pixels, labels) in enumerate(self._split.read(mine)):
-            images = len(batches[number])
-            crop = self._draw(images, generator_at(self._seed, first_step + number, "augment"))
-            share = crop.rows(self._share(images)).to(pixels.device)
-            yield Batch(pixels, labels, share)
+        read = self._render if self._rendered else self._read
+        for number, (pixels, labels) in enumerate(read(batches, first_step)):
+            images, step = len(batches[number]), first_step + number
+            share = self._share(images)
+            crop = self._draw(images, step)
+            left = self._left_to_do(crop).rows(share).to(pixels.device)
+            yield Batch(pixels, labels, left, self._draw_erasing(images, step))
 
     def _order(self, epoch: int) -> Tensor:
         generator = generator_at(self._seed, epoch, "order")
@@ -116,18 +179,79 @@ class TrainBatches:
         return torch.randperm(len(self._split), generator=generator)
 
     def augment(self, batch: Batch) -> Tensor:
-        """Cropped, flipped and normalized: float32 `[B, 3, H, W]`, channels last."""
-        size, pixels = self._data.image_size, batch.pixels
-        if isinstance(batch.crop, ResizedCropParams):
-            images = apply_resized_crop(pixels, batch.crop, size)
+        """Cropped, flipped, normalized and erased: float32 `[B, 3, H, W]`, channels last."""
+        size, pixels, data = self._data.image_size, batch.pixels, self._data
+        if isinstance(batch.crop, FlipParams):
+            images = apply_flip(pixels, batch.crop.flip)
+        elif isinstance(batch.crop, ResizedCropParams):
+            images = apply_resized_crop(pixels, batch.crop, size, data.interpolation)
         else:
-            images = resize(apply_crop(center_crop(pixels, size), batch.crop, self._pad), size)
-        return normalize(images, self._data.mean, self._data.std)
+            images = apply_crop(center_crop(pixels, size), batch.crop, self._pad)
+            images = resize(images, size, data.interpolation)
+        images = normalize(images, data.mean, data.std)
+        if batch.erased is None or self._erasing is None:
+            return images
+        return erase(images, batch.erased, self._erasing.fill)
 
-    def _draw(self, images: int, generator: torch.Generator) -> CropParams | ResizedCropParams:
+    def _read(self, batches: Sequence[Tensor], first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._split.read([batch[self._share(len(batch))] for batch in batches])
+
+    def _render(
+        self, batches: Sequence[Tensor], first_step: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Let decoding processes crop and augment this process's share of each batch."""
+        split = self._split
+        assert isinstance(split, InMemory | OnDisk)
+        jobs = (
+            self._requests(split, batch, first_step + number)
+            for number, batch in enumerate(batches)
+        )
+        fill = GRAY if self._policy is None else self._policy.fill
+        labels = split.labels.to(self._device)
+        return render(jobs, self.image_size, self._rules, self._decoders, labels, fill)
+
+    def _requests(
+        self, split: InMemory | OnDisk, batch: Tensor, step: int
+    ) -> tuple[Tensor, list[Request]]:
+        images, share = len(batch), self._share(len(batch))
+        rows, crop = batch[share], self._draw(images, step).rows(share)
+        operations: Sequence[Sequence[Sequence[object]]] = [()] * images
+        if self._policy is not None:
+            generator = generator_at(self._seed, step, "policy")
+            operations = self._policy.operations(images, self.image_size, generator)
+        parts = zip(split.sources(rows), self._views(split, crop), operations[share], strict=True)
+        return rows, [Request(*part) for part in parts]
+
+    def _views(
+        self, split: InMemory | OnDisk, crop: CropParams | BoxParams
+    ) -> Sequence[Sequence[object]]:
+        if isinstance(crop, BoxParams):
+            return crop.views()
+        inner = split.view if isinstance(split, OnDisk) else None
+        offsets = zip(crop.top.tolist(), crop.left.tolist(), strict=True)
+        return [("padded", inner, self._pad, top, left) for top, left in offsets]
+
+    def _left_to_do(
+        self, crop: CropParams | BoxParams
+    ) -> CropParams | ResizedCropParams | FlipParams:
+        """What of a crop is applied on the device."""
+        if self._rendered:
+            return FlipParams(crop.flip)
+        return crop.in_squares(RATIO) if isinstance(crop, BoxParams) else crop
+
+    def _draw(self, images: int, step: int) -> CropParams | BoxParams:
+        generator = generator_at(self._seed, step, "augment")
         if self._crop == "resized":
-            return draw_resized_crop(images, self._flip, generator, self._scale)
+            return draw_boxes(images, self._flip, generator, self._scale)
         return draw_crop(images, self._pad, self._flip, generator)
+
+    def _draw_erasing(self, images: int, step: int) -> EraseParams | None:
+        """The boxes of random erasing for the images of this process."""
+        if self._erasing is None:
+            return None
+        generator = generator_at(self._seed, step, "erasing")
+        boxes = draw_erasing(images, self.image_size, self._erasing.probability, generator)
+        return boxes.rows(self._share(images)).to(self._device)
 
     def _share(self, images: int) -> slice:
         share = images // self._world_size
@@ -141,7 +265,7 @@ def eval_batches(
 
     Pass a split that is on `device` already where it is read more than once.
     """
-    for images, labels in _centered_batches(split, data.image_size, batch_size, device):
+    for images, labels in _centered_batches(split, data, batch_size, device):
         yield normalize(images, data.mean, data.std), labels
 
 
@@ -149,16 +273,16 @@ def pixel_batches(
     split: Split, data: ImageData, *, batch_size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Like `eval_batches`, not normalized: float32 pixels in [0, 1]."""
-    for images, labels in _centered_batches(split, data.image_size, batch_size, device):
+    for images, labels in _centered_batches(split, data, batch_size, device):
         yield (images.float() / 255).clamp(0, 1), labels
 
 
 def _centered_batches(
-    split: Split, size: int, batch_size: int, device: torch.device
+    split: Split, data: ImageData, batch_size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    order = torch.arange(len(split))
+    order, size = torch.arange(len(split)), data.image_size
     for images, labels in split.to(device).read(torch.split(order, batch_size)):
-        yield resize(center_crop(images, size), size), labels
+        yield resize(center_crop(images, size), size, data.interpolation), labels
 
 
 def _check_batches(images: int, batch_size: int, drop_last: bool, world_size: int) -> None:

@@ -1,29 +1,19 @@
 """What a loaded data set is: its classes, its splits and how it likes to be augmented."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol, Self
+from dataclasses import dataclass, field, replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
+from adautomix.data.cache import PictureStore
 from adautomix.data.color import Color as Color
-from adautomix.data.decoding.decoders import BadRows, DecoderPool
-from adautomix.data.decoding.worker_pool import ahead
+from adautomix.data.decoding.decoders import DecoderPool, Request, Source
+from adautomix.data.preparation import Crop, Interpolation, Preparation
+from adautomix.data.rendering import render
 from adautomix.data.split_record import SplitRecord
-from adautomix.errors import RunError
-
-_CHUNK = 16  # images of a batch that one decoding process takes
-_PREFETCH = 4  # batches decoded ahead
-
-SMALL = 96  # up to this side, images are shifted within padding; larger ones are zoomed into
-Crop = Literal["pad", "resized"]
-
-
-def default_crop(image_size: int) -> Crop:
-    """The random crop that suits images of this side."""
-    return "pad" if image_size <= SMALL else "resized"
+from adautomix.decoder.reading import Rules, View
 
 
 class Split(Protocol):
@@ -76,6 +66,12 @@ class ImageData:
     """What was decided and passed over, for the data summary."""
     warnings: tuple[str, ...] = ()
     """What looks wrong with the data set, for the data summary."""
+    plain_files: tuple[str, ...] = ()
+    """Files of only a few colors: they may have been misread."""
+    preparation: Preparation | None = None
+    """How an image file becomes an input; None for a set that has no such way of its own."""
+    interpolation: Interpolation = "bilinear"
+    """Filter with which stored images are resized on the device."""
 
     def to(self, device: torch.device) -> Self:
         """The same set with its splits on `device`."""
@@ -110,6 +106,10 @@ class Collection:
     """Whether mirrored images belong to the same class."""
     bad_files: tuple[str, ...] = ()
     """Unreadable files that were left out."""
+    plain_files: tuple[str, ...] = ()
+    """Files of only a few colors."""
+    preparation: Preparation | None = None
+    """How an image file becomes an input; None where images come as arrays."""
 
 
 @dataclass(frozen=True)
@@ -146,66 +146,67 @@ class InMemory:
             images = self.images.index_select(0, self.rows[index])
             yield images.permute(0, 3, 1, 2), self.labels[index]
 
+    def sources(self, rows: Tensor) -> Sequence[Source]:
+        """The pixels; the split must be on the CPU."""
+        _, height, width, _ = self.images.shape
+        picked = self.images.index_select(0, self.rows[rows]).numpy()
+        return [
+            Source((width, height), image.data, f"image {row}")
+            for row, image in zip(rows.tolist(), picked, strict=True)
+        ]
+
 
 @dataclass(frozen=True)
 class OnDisk:
-    """A split too big for memory: files, decoded in processes a few batches ahead.
+    """A split whose images are made in decoding processes a few batches ahead, at each reading.
 
-    Gives the same numbers as `InMemory`. Files are not tried beforehand: an unreadable one ends
-    the reading with a RunError that names it.
+    They are decoded from their files, or cut out of whole pictures that were decoded before. Files
+    are not tried beforehand: an unreadable one ends the reading with a RunError that names it.
     """
 
     paths: Sequence[str]
     side: int
+    """Of the images that `read` gives."""
     decoders: DecoderPool
     labels: Tensor
     """int64 `[n]`."""
+    view: View = ("square",)
+    """What `read` sees of a picture, see `adautomix.decoder.views`."""
+    how: Rules = field(default_factory=Rules)
+    """How files become pictures."""
+    store: PictureStore | None = None
+    rows: Tensor | None = None
+    """int64 `[n]`: which pictures of the store are this split's."""
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def to(self, device: torch.device) -> Self:
         """The split with its batches delivered to `device`."""
-        return type(self)(self.paths, self.side, self.decoders, self.labels.to(device))
+        return replace(self, labels=self.labels.to(device))
 
     def subset(self, rows: Tensor) -> Self:
         """The files at `rows`."""
         paths = [self.paths[row] for row in rows.tolist()]
-        return type(self)(paths, self.side, self.decoders, self.labels[rows])
+        picked = None if self.rows is None else self.rows[rows.cpu()]
+        return replace(self, paths=paths, labels=self.labels[rows], rows=picked)
 
     def read(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Decode ahead; copy to the device without waiting for it."""
-        for pending in ahead((self._begin(batch) for batch in batches), _PREFETCH):
-            yield self._finish(pending)
+        jobs = (
+            (batch, [Request(source, self.view) for source in self.sources(batch)])
+            for batch in batches
+        )
+        return render(jobs, self.side, self.how, self.decoders, self.labels)
 
-    def _begin(self, batch: Tensor) -> "_Pending":
-        paths = [self.paths[row] for row in batch.tolist()]
-        pinned = self.labels.device.type == "cuda"
-        shape = (len(paths), self.side, self.side, 3)
-        images = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
-        pixels = images.numpy()
-        chunks = [slice(start, start + _CHUNK) for start in range(0, len(paths), _CHUNK)]
-        parts = [(paths[at], self.decoders.decode(paths[at], pixels[at])) for at in chunks]
-        return _Pending(batch, images, parts)
-
-    def _finish(self, pending: "_Pending") -> tuple[Tensor, Tensor]:
-        for paths, decoding in pending.parts:
-            for position, reason in decoding.result().items():
-                raise RunError(
-                    f"cannot read image {paths[position]}: {reason}; remove it, or set skip_bad "
-                    "to check every image first and leave out the unreadable"
-                )
-        device = self.labels.device
-        index = pending.batch.to(device, non_blocking=True)
-        images = pending.images.to(device, non_blocking=True)
-        return images.permute(0, 3, 1, 2), self.labels[index]
-
-
-@dataclass(frozen=True)
-class _Pending:
-    """A batch being decoded."""
-
-    batch: Tensor
-    images: Tensor
-    parts: list[tuple[list[str], Future[BadRows]]]
-    """Paths and outcome of each chunk."""
+    def sources(self, rows: Tensor) -> Sequence[Source]:
+        """The files, or where their pictures are stored."""
+        paths = [self.paths[row] for row in rows.tolist()]
+        if self.store is None or self.rows is None:
+            return [Source(path) for path in paths]
+        store, limit = str(self.store.path), self.store.limit
+        entries = self.store.index[self.rows[rows].numpy()].tolist()
+        return [
+            Source((store, *entry, path, limit), None, path)
+            for entry, path in zip(entries, paths, strict=True)
+        ]

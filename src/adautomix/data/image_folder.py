@@ -1,36 +1,62 @@
-"""Listed image files: decoded once into the cache, or at every reading if it is too big."""
+"""Listed image files: decoded once into the cache, or at every reading if they are too big."""
 
 import hashlib
+import shutil
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from adautomix.data.cache import Entry, cache_folder, load_entry, remembered, store_entry
+from adautomix.data.cache import (
+    Entry,
+    PictureStore,
+    cache_folder,
+    load_entry,
+    load_store,
+    remembered,
+    store_entry,
+    store_pictures,
+)
 from adautomix.data.color import Color, Pixels, image_moments, mean_and_std
-from adautomix.data.dataset import SMALL, Collection, InMemory, OnDisk, Split, default_crop
-from adautomix.data.decoding.decoders import BadRows, DecoderPool, decode_all
-from adautomix.data.decoding.worker import is_readable
+from adautomix.data.dataset import Collection, InMemory, OnDisk, Split
+from adautomix.data.decoding.decoders import (
+    BadRows,
+    DecoderPool,
+    Outcome,
+    decode_squares,
+    decode_whole,
+)
+from adautomix.data.preparation import (
+    SMALL,
+    PictureOptions,
+    Preparation,
+    default_crop,
+    stored_side,
+    whole,
+)
 from adautomix.data.sources.listing import Listing
-from adautomix.errors import UsageError
+from adautomix.decoder.files import open_file, open_image
+from adautomix.errors import RunError, UsageError
 
 _LARGE = 224  # what the network sees of images that are larger or of several sizes
 _SAMPLE = 2048  # training images that a set too big for memory is measured on
-
-
-def stored_side(image_size: int) -> int:
-    """Side of the squares kept for a network that sees `image_size`: room to crop from."""
-    return image_size if default_crop(image_size) == "pad" else round(image_size * 256 / 224)
+_SAMPLE_SIDE = 256  # of the squares it is measured on
+_SIZED = 256  # files whose headers tell how large all will be when decoded
 
 
 class ImageFolder:
     """Listed image files and how they are read.
 
-    `image_size` None takes the images' own size where all are squares of one small size, else
-    224.
+    Args:
+        listing: the files.
+        image_size: side of what the network sees; None takes the images' own size where all are
+            squares of one small size, else 224.
+        workers: decoding processes.
+        cache_dir: see `cache_folder`.
+        progress: show a bar on standard error while decoding.
+        options: what the user set.
     """
 
     def __init__(
@@ -41,40 +67,185 @@ class ImageFolder:
         workers: int | None,
         cache_dir: Path | None,
         progress: bool,
+        options: PictureOptions | None = None,
     ) -> None:
         self.listing = listing
-        self.paths = [file.path for file in self.listing.files]
-        self.workers = workers
-        self.progress = progress
-        self.cache = cache_folder(cache_dir, self.listing.fingerprint())
+        self.paths = [file.path for file in listing.files]
+        self.workers, self.progress, self.cache_dir = workers, progress, cache_dir
+        self.options = options or PictureOptions()
+        self.known = cache_folder(cache_dir, listing.fingerprint())
         if image_size is None:
-            image_size = int(remembered(self.cache / "size", lambda: _natural_size(self.paths)))
+            image_size = self._natural_size() or _LARGE
         self.image_size = image_size
-        self.side = stored_side(image_size)
+        self.preparation = self.options.recorded or self._prepare()
+        self.rules = self.preparation.rules(self.options.max_pixels, listing.crop_bottom)
 
     def read(self, *, skip_bad: bool, memory_limit: int) -> Collection:
-        """The folder's images, in memory if they take at most `memory_limit` bytes.
+        """The images, decoded before if they take at most `memory_limit` bytes.
 
-        Raises UsageError for an unreadable image unless `skip_bad`. Of images that are not kept
-        in memory this is found out only for `skip_bad`, else when they are met.
+        Raises UsageError for an unreadable image unless `skip_bad`. Of images that are decoded at
+        every reading this is found out only for `skip_bad`, else when they are met.
         """
+        if self.preparation.kind == "square":
+            if len(self.paths) * self.preparation.resize**2 * 3 <= memory_limit:
+                return self._squares(skip_bad)
+        elif (limit := self._limit(memory_limit)) is not None:
+            return self._stored(skip_bad, limit or None)
+        found = self._tried() if skip_bad else Outcome()
+        return self._collection(self._files(), found, self._measure_sample)
+
+    def _prepare(self) -> Preparation:
+        """Squares where they are what the files hold or what small networks see, else all."""
+        crop = self.options.crop
+        crop = default_crop(self.image_size) if crop == "auto" else crop
+        small = self.image_size <= SMALL
+        if small and (crop != "resized" or self._natural_size() == self.image_size):
+            return Preparation("square", stored_side(self.image_size), self.options.interpolation)
+        return whole(self.image_size, self.options.crop_fraction, self.options.interpolation)
+
+    # ------------------------------------------------------------------ decoded before
+
+    def _squares(self, skip_bad: bool) -> Collection:
+        folder, side = (
+            self._content() / f"pixels-{self.preparation.resize}",
+            self.preparation.resize,
+        )
+        entry = load_entry(folder, len(self.paths))
+        if entry is None or self._any_readable(entry.bad):
+            chunks = self._decode(self.paths)
+            entry = store_entry(folder, (len(self.paths), side, side, 3), chunks)
         labels = torch.tensor(self.listing.labels)
-        if len(self.paths) * self.side**2 * 3 > memory_limit:
-            files = OnDisk(self.paths, self.side, DecoderPool(self.workers), labels)
-            return self._collection(files, self._tried() if skip_bad else {}, self._measure_sample)
-        entry = self._entry()
+        images = InMemory(torch.from_numpy(entry.pixels), torch.arange(len(labels)), labels)
+        return self._kept(images, entry, skip_bad)
+
+    def _stored(self, skip_bad: bool, limit: int | None) -> Collection:
+        folder = self._content() / f"whole-{limit or 'exact'}"
+        store = load_store(folder, len(self.paths), limit)
+        if store is None or self._any_readable(store.bad):
+            self._check_space(folder, limit)
+            chunks = decode_whole(
+                self.paths, limit, self.rules, workers=self.workers, progress=self.progress
+            )
+            store = store_pictures(folder, len(self.paths), limit, chunks)
+        return self._kept(self._files(store), store, skip_bad)
+
+    def _kept(self, images: Split, entry: Entry | PictureStore, skip_bad: bool) -> Collection:
         if not skip_bad:
             _refuse(self.paths, entry.bad)
-        images = InMemory(torch.from_numpy(entry.pixels), torch.arange(len(labels)), labels)
+        found = Outcome(entry.bad, entry.plain)
         return self._collection(
-            images, entry.bad, lambda rows: mean_and_std(entry.moments[rows.numpy()])
+            images, found, lambda rows: mean_and_std(entry.moments[rows.numpy()])
         )
 
+    def _content(self) -> Path:
+        """Where images decoded from this content by these rules are kept."""
+        from PIL import __version__ as pillow
+
+        how = f"{self.listing.fingerprint()}/{self.rules}/{pillow}"
+        key = hashlib.blake2b(how.encode(), digest_size=16).hexdigest()
+        return cache_folder(self.cache_dir, key)
+
+    def _any_readable(self, bad: BadRows) -> bool:
+        """Whether a file that could not be read has become readable."""
+        paths = [self.paths[row] for row in bad]
+        return bool(paths) and any(
+            len(outcome.bad) < len(pixels) for pixels, outcome in self._decode(paths, quiet=True)
+        )
+
+    # ------------------------------------------------------------------ sizes
+
+    def _natural_size(self) -> int:
+        """The side of the images if all are squares of one small size, else 0."""
+        return int(remembered(self.known / "size", lambda: _square_side(self.paths)))
+
+    def _limit(self, memory_limit: int) -> int | None:
+        """Side that kept pictures are shrunk to, 0 for none; None if they are not kept."""
+        if self.options.cache == "off":
+            return None
+        if self.options.cache != "exact":
+            return self.options.cache
+        return 0 if self._decoded_bytes(None) <= memory_limit else None
+
+    def _decoded_bytes(self, limit: int | None) -> float:
+        """About how many bytes all pictures take, judged by the headers of some."""
+        paths = self.paths[:: -(-len(self.paths) // _SIZED)]
+        areas = [_area(path, limit) for path in paths]
+        return 3 * sum(areas) / len(areas) * len(self.paths)
+
+    def _check_space(self, folder: Path, limit: int | None) -> None:
+        needed = self._decoded_bytes(limit)
+        place = next(path for path in folder.parents if path.exists())
+        free = shutil.disk_usage(place).free
+        if needed > free:
+            raise RunError(
+                f"the image cache needs about {needed / 2**30:.1f} GiB in {place}, and "
+                f"{free / 2**30:.1f} GiB are free: free space, set a smaller cache, or cache off"
+            )
+
+    # ------------------------------------------------------------------ decoded at every reading
+
+    def _files(self, store: PictureStore | None = None) -> OnDisk:
+        side = self.preparation.resize if self.preparation.kind == "square" else self.image_size
+        return OnDisk(
+            self.paths,
+            side,
+            DecoderPool(self.workers),
+            torch.tensor(self.listing.labels),
+            self.preparation.view,
+            self.rules,
+            store,
+            None if store is None else torch.arange(len(self.paths)),
+        )
+
+    def _tried(self) -> Outcome:
+        """Which files are unreadable or plain, found out by decoding every one."""
+
+        def decode() -> dict[str, object]:
+            found = Outcome()
+            for _, outcome in self._decode(self.paths):
+                found.bad.update(outcome.bad)
+                found.plain.extend(outcome.plain)
+            return {"bad": found.bad, "plain": found.plain}
+
+        known = remembered(self.known / f"tried-{self.options.max_pixels}", decode)
+        return Outcome({int(row): why for row, why in known["bad"].items()}, known["plain"])
+
+    def _measure_sample(self, rows: Tensor) -> tuple[Color, Color]:
+        sample = rows[:: -(-len(rows) // _SAMPLE)]
+        paths = [self.paths[row] for row in sample.tolist()]
+        name = hashlib.blake2b(sample.numpy().tobytes(), digest_size=8).hexdigest()
+
+        def measure() -> tuple[Color, Color]:
+            moments = []
+            for pixels, outcome in self._decode(paths):
+                _refuse(paths, outcome.bad)
+                moments.append(image_moments(pixels))
+            return mean_and_std(np.concatenate(moments))
+
+        mean, std = remembered(self.known / f"color-{self._side()}-{name}", measure)
+        return tuple(mean), tuple(std)
+
+    def _decode(
+        self, paths: Sequence[str], *, quiet: bool = False
+    ) -> Generator[tuple[Pixels, Outcome]]:
+        return decode_squares(
+            paths,
+            self._side(),
+            self.rules,
+            workers=self.workers,
+            progress=self.progress and not quiet,
+        )
+
+    def _side(self) -> int:
+        """Side of squares that show what pictures are like."""
+        side = self.preparation.resize
+        return side if self.preparation.kind == "square" else min(side, _SAMPLE_SIDE)
+
     def _collection(
-        self, images: Split, bad: BadRows, measure: Callable[[Tensor], tuple[Color, Color]]
+        self, images: Split, found: Outcome, measure: Callable[[Tensor], tuple[Color, Color]]
     ) -> Collection:
         given = {
-            split: torch.tensor([row for row in rows if row not in bad], dtype=torch.int64)
+            split: torch.tensor([row for row in rows if row not in found.bad], dtype=torch.int64)
             for split, rows in self.listing.given.items()
         }
         return Collection(
@@ -84,43 +255,10 @@ class ImageFolder:
             image_size=self.image_size,
             measure=measure,
             pad=round(self.image_size / 8),
-            bad_files=tuple(self.paths[row] for row in bad),
+            bad_files=tuple(self.paths[row] for row in found.bad),
+            plain_files=tuple(self.paths[row] for row in found.plain),
+            preparation=self.preparation,
         )
-
-    def _entry(self) -> Entry:
-        """The decoded images, from the cache unless a bad file has become readable."""
-        folder = self.cache / f"pixels-{self.side}"
-        entry = load_entry(folder, len(self.paths))
-        if entry is None or any(is_readable(self.paths[row], self.side) for row in entry.bad):
-            shape = (len(self.paths), self.side, self.side, 3)
-            entry = store_entry(folder, shape, self._decode(self.paths))
-        return entry
-
-    def _tried(self) -> BadRows:
-        """Which files are unreadable, found out by decoding every one."""
-        rows: dict[str, str] = remembered(
-            self.cache / "bad",
-            lambda: {row: why for _, bad in self._decode(self.paths) for row, why in bad.items()},
-        )
-        return {int(row): reason for row, reason in rows.items()}
-
-    def _measure_sample(self, rows: Tensor) -> tuple[Color, Color]:
-        sample = rows[:: -(-len(rows) // _SAMPLE)]
-        paths = [self.paths[row] for row in sample.tolist()]
-        name = hashlib.blake2b(sample.numpy().tobytes(), digest_size=8).hexdigest()
-
-        def measure() -> tuple[Color, Color]:
-            moments = []
-            for pixels, bad in self._decode(paths):
-                _refuse(paths, bad)
-                moments.append(image_moments(pixels))
-            return mean_and_std(np.concatenate(moments))
-
-        mean, std = remembered(self.cache / f"color-{self.side}-{name}", measure)
-        return tuple(mean), tuple(std)
-
-    def _decode(self, paths: Sequence[str]) -> Generator[tuple[Pixels, BadRows]]:
-        return decode_all(paths, self.side, workers=self.workers, progress=self.progress)
 
 
 def _refuse(paths: Sequence[str], bad: BadRows) -> None:
@@ -131,16 +269,30 @@ def _refuse(paths: Sequence[str], bad: BadRows) -> None:
         )
 
 
-def _natural_size(paths: Sequence[str]) -> int:
-    """The side of the images if all are squares of one small size, else 224."""
+def _square_side(paths: Sequence[str]) -> int:
+    """The side of the images if all are squares of one small size, else 0."""
     sizes: set[tuple[int, int]] = set()
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                sizes.add(image.size)
-        except Exception:  # it will be named when it is decoded
+        size = _image_size(path)
+        if size is None:  # it will be named when it is decoded
             continue
-        width, height = image.size
-        if len(sizes) > 1 or width != height or width > SMALL:
-            return _LARGE
-    return sizes.pop()[0] if sizes else _LARGE
+        sizes.add(size)
+        if len(sizes) > 1 or size[0] != size[1] or size[0] > SMALL:
+            return 0
+    return sizes.pop()[0] if sizes else 0
+
+
+def _image_size(path: str) -> tuple[int, int] | None:
+    """Width and height that a file states, before any orientation; None if it is unreadable."""
+    try:
+        with open_file(path) as file:
+            return open_image(file, 2**62).size
+    except Exception:  # Pillow raises what its plugins raise
+        return None
+
+
+def _area(path: str, limit: int | None) -> float:
+    width, height = _image_size(path) or (0, 0)
+    shorter = min(width, height)
+    shrink = 1.0 if limit is None or shorter <= limit else limit / shorter
+    return width * height * shrink**2

@@ -12,9 +12,10 @@ from adautomix.data.augment import resize
 from adautomix.data.balance import count_classes
 from adautomix.data.checks import split_warnings
 from adautomix.data.color import Color, image_moments, mean_and_std
-from adautomix.data.dataset import Collection, ImageData, InMemory, default_crop
+from adautomix.data.dataset import Collection, ImageData, InMemory
 from adautomix.data.image_folder import ImageFolder
 from adautomix.data.partition import partition
+from adautomix.data.preparation import PictureOptions, array_preparation, default_crop
 from adautomix.data.sources.content import with_hashes
 from adautomix.data.sources.listing import Arrays, Found, Label, Listing
 from adautomix.data.sources.objects import object_source
@@ -44,6 +45,7 @@ def load_data(
     progress: bool = True,
     record: SplitRecord | None = None,
     evaluate_classes: Sequence[str] | None = None,
+    pictures: PictureOptions | None = None,
 ) -> ImageData:
     """Load a data set by name, by the path of a folder or list, or given as PyTorch data sets.
 
@@ -60,7 +62,7 @@ def load_data(
             folder if there are some, else "top".
         class_names: file with the names of the numbered classes of a list.
         image_size: side of what the network sees. Default: the images' own where all are squares
-            of one size up to 96, else 224. Images for more than 96 are kept 8/7 as large.
+            of one size up to 96, else 224.
         per_class: maximum number of training images per class, chosen by `seed`. The others are
             tested on where the source has no test images of its own, else left out.
         test_fraction: fraction of each class tested on, where the source has no test images.
@@ -77,11 +79,13 @@ def load_data(
         evaluate_classes: load for evaluation by a network of these classes, which are unknown if
             empty. Every file of a source without splits is a test image, and training images are
             not needed.
+        pictures: how picture files are read and kept, and how images are normalized.
 
     Raises:
         UsageError: a setting, folder or file is not as it should be.
         RunError: a download or writing the cache failed.
     """
+    pictures = pictures or PictureOptions()
     if image_size is not None and image_size < 1:
         raise UsageError(f"image_size is {image_size}: use the side in pixels, such as 32 or 224")
     options = SourceOptions(root, download, class_level, class_names, cache_dir)
@@ -90,7 +94,18 @@ def load_data(
         found = with_hashes(found, cache_dir)
     if evaluate_classes is not None:
         found = _for_evaluation(found, evaluate_classes)
-    collection = _collect(found, image_size, workers, cache_dir, progress, skip_bad, memory_limit)
+    if isinstance(found, Arrays):
+        collection = _collect_arrays(found, image_size, pictures)
+    else:
+        folder = ImageFolder(
+            found,
+            image_size=image_size,
+            workers=workers,
+            cache_dir=cache_dir,
+            progress=progress,
+            options=pictures,
+        )
+        collection = folder.read(skip_bad=skip_bad, memory_limit=memory_limit)
     if record is not None:
         rows = dict(collection.given)
     else:
@@ -106,7 +121,7 @@ def load_data(
     if evaluate_classes is None:
         _check_trained(collection, rows["train"])
     name = source if isinstance(source, str) else object_source(source)
-    return _image_data(name, found, collection, rows, record)
+    return _image_data(name, found, collection, rows, record, pictures)
 
 
 def _find(source: Any, options: SourceOptions, record: SplitRecord | None) -> Found:
@@ -140,25 +155,7 @@ def _for_evaluation(found: Found, classes: Sequence[str]) -> Found:
     return replace(found, classes=tuple(classes), labels=torch.tensor(label_of)[found.labels])
 
 
-def _collect(
-    found: Found,
-    image_size: int | None,
-    workers: int | None,
-    cache_dir: Path | None,
-    progress: bool,
-    skip_bad: bool,
-    memory_limit: int,
-) -> Collection:
-    """The images of a source, decoded or ready to be decoded."""
-    if isinstance(found, Arrays):
-        return _collect_arrays(found, image_size)
-    folder = ImageFolder(
-        found, image_size=image_size, workers=workers, cache_dir=cache_dir, progress=progress
-    )
-    return folder.read(skip_bad=skip_bad, memory_limit=memory_limit)
-
-
-def _collect_arrays(arrays: Arrays, image_size: int | None) -> Collection:
+def _collect_arrays(arrays: Arrays, image_size: int | None, pictures: PictureOptions) -> Collection:
     images = _at_most(arrays.images, image_size)
     return Collection(
         classes=arrays.classes,
@@ -168,6 +165,7 @@ def _collect_arrays(arrays: Arrays, image_size: int | None) -> Collection:
         measure=_color_of(arrays, images),
         pad=round(images.shape[1] * arrays.padding),
         flip=arrays.flip,
+        preparation=array_preparation(image_size or images.shape[1], pictures),
     )
 
 
@@ -194,9 +192,12 @@ def _image_data(
     collection: Collection,
     rows: dict[str, Tensor],
     record: SplitRecord | None,
+    pictures: PictureOptions,
 ) -> ImageData:
     # A set for evaluation alone has no training images to measure colors on.
-    mean, std = collection.measure(rows["train"] if len(rows["train"]) else rows["test"])
+    mean, std = pictures.normalization or collection.measure(
+        rows["train"] if len(rows["train"]) else rows["test"]
+    )
     images = collection.images
     listing = found if isinstance(found, Listing) else None
     return ImageData(
@@ -212,6 +213,9 @@ def _image_data(
         pad=collection.pad,
         flip=collection.flip,
         bad_files=collection.bad_files,
+        plain_files=collection.plain_files,
+        preparation=collection.preparation,
+        interpolation=pictures.interpolation,
         record=record or record_of(source, found, rows),
         notes=found.notes,
         warnings=(

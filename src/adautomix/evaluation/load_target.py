@@ -117,14 +117,14 @@ def load_run_images(trained: TrainedRun, options: EvalOptions) -> ImageData:
         UsageError: images have vanished or changed since the run started, or settings would draw
             other splits.
     """
-    own = trained.config.data
+    own, info = trained.config.data, trained.data_info
     config = make_config(trained.config.resolved() | dict(options.data))
     folder = RunFolder(trained.folder)
     if not same_source(config.data, own):
         record = moved_splits(folder, Path(config.data))
         if record is None:
-            return load_images(config, evaluate_classes=trained.classes)
-        return load_images(config, record=record)
+            return load_images(config, evaluate_classes=trained.classes, recorded=info)
+        return load_images(config, record=record, recorded=info)
     record = folder.splits()
     redrawing = [name for name in SPLIT_SETTINGS if name in options.data]
     if record is not None and redrawing:
@@ -132,7 +132,7 @@ def load_run_images(trained: TrainedRun, options: EvalOptions) -> ImageData:
             f"{redrawing[0]} would draw other splits than {folder.path.name} trained on: leave it "
             "out, or name other images with --data"
         )
-    return load_images(config, record=record)
+    return load_images(config, record=record, recorded=info)
 
 
 def same_source(one: str, other: str) -> bool:
@@ -155,7 +155,7 @@ def target_from_export(folder: Path, options: EvalOptions) -> EvalTarget:
     """Return a model written by `adautomix export`."""
     model, config = load_exported(folder)
     settings = data_settings(options, {"image_size": config["image_size"]})
-    data = load_images(settings, evaluate_classes=config["classes"])
+    data = load_images(settings, evaluate_classes=config["classes"], recorded=config)
     check_classes(config["classes"], data, folder.name)
     network = PixelNetwork(model, tuple(config["mean"]), tuple(config["std"]))
     return make_target(

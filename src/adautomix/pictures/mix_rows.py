@@ -13,6 +13,7 @@ from torch import Tensor
 from adautomix.data.batches import eval_batches
 from adautomix.data.dataset import Color, ImageData
 from adautomix.data.decoding.image_files import prepare_images
+from adautomix.data.preparation import Preparation
 from adautomix.errors import UsageError
 from adautomix.methods import Method, Mixed
 from adautomix.mixing.ops import soft_targets
@@ -88,14 +89,18 @@ class MixRow:
 
 
 def batch_from_files(
-    files: Sequence[Path], size: int, mean: Color = GRAY, std: Color = GRAY
+    files: Sequence[Path],
+    size: int,
+    mean: Color = GRAY,
+    std: Color = GRAY,
+    preparation: Preparation | None = None,
 ) -> ImageBatch:
     """Read image files; each is a class of its own, named after its file.
 
     Raises:
         UsageError: a file cannot be read.
     """
-    images = prepare_images(files, image_size=size, mean=mean, std=std)
+    images = prepare_images(files, image_size=size, mean=mean, std=std, preparation=preparation)
     return ImageBatch(images, torch.arange(len(files)), [path.stem for path in files], mean, std)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from adautomix.config import make_config, merge
+from adautomix.data.preparation import recorded_preparation
 from adautomix.methods import METHODS, find_method, suits
 from adautomix.pictures.mix_rows import (
     ImageBatch,
@@ -91,9 +92,12 @@ def trained_rows(run: Path, files: Sequence[Path], count: int) -> list[MixRow]:
     trained = load_trained(run, device="cpu")
     info, networks = trained.data_info, trained.networks
     if files:
-        batch = batch_from_files(files, info["image_size"], info["mean"], info["std"])
+        batch = batch_from_files(
+            files, info["image_size"], info["mean"], info["std"], recorded_preparation(info)
+        )
     else:
-        batch = batch_from_data(load_images(trained.config), trained.config.seed, CPU)
+        data = load_images(trained.config, recorded=info)
+        batch = batch_from_data(data, trained.config.seed, CPU)
     return mix_rows(
         trained.method,
         batch,

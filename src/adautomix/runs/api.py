@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from adautomix.data.preparation import recorded_preparation
 from adautomix.runs.export import export_model
 from adautomix.runs.trained import TrainedRun, check_network, load_trained
 
@@ -62,4 +63,5 @@ def export(
         source=source,
         head=trained.method.eval_head,
         multi_label=trained.multi_label,
+        preparation=recorded_preparation(trained.data_info),
     )

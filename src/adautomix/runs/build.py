@@ -1,6 +1,6 @@
 """Build the parts of a run from its settings: images, networks and batches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from adautomix.errors import UsageError
 from adautomix.methods import Method, find_method
 from adautomix.models import Classifier, build_model, convert_sync_batchnorm
 from adautomix.rng import seed_at
+from adautomix.runs.input_settings import augmentation_policy, picture_options, random_erasing
 from adautomix.runs.weights import load_backbone
 
 
@@ -26,6 +27,7 @@ def load_images(
     data: Any = None,
     record: SplitRecord | None = None,
     evaluate_classes: Sequence[str] | None = None,
+    recorded: Mapping[str, Any] | None = None,
 ) -> ImageData:
     """Load the data set that the settings name; the main process fills the cache first.
 
@@ -35,6 +37,8 @@ def load_images(
         data: PyTorch data sets to use instead of the one that the settings name.
         record: the splits of an earlier run, which are used as they are.
         evaluate_classes: see `load_data`.
+        recorded: `data.json` of the run that is resumed or evaluated, which keeps its preparation
+            of images.
     """
     with main_process_first():
         return load_data(
@@ -53,6 +57,7 @@ def load_images(
             progress=progress,
             record=record,
             evaluate_classes=evaluate_classes,
+            pictures=picture_options(config, recorded),
         )
 
 
@@ -168,6 +173,10 @@ def train_batches(config: TrainConfig, data: ImageData, device: torch.device) ->
         pad=config.pad,
         flip=config.flip,
         scale_min=config.scale_min,
+        policy=augmentation_policy(config),
+        erasing=random_erasing(config),
+        repeats=config.repeats,
+        workers=config.workers,
         drop_last=config.drop_last,
         sampler=config.sampler,
         rank=rank(),
@@ -186,4 +195,5 @@ def data_info(data: ImageData) -> dict[str, Any]:
         "test_images": len(data.test),
         "bad_files": list(data.bad_files),
         **({"multi_label": True} if data.multi_label else {}),
+        "preparation": data.preparation and data.preparation.as_dict(),
     }

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from adautomix.data.preparation import Preparation, default_preparation
+from adautomix.decoder.files import ALWAYS_FORMATS
 from adautomix.errors import UsageError
 from adautomix.files import atomic_folder, explain_full_disk, read_json
 from adautomix.models import (
@@ -43,6 +46,7 @@ def export_model(
     source: dict[str, Any],
     head: str = "clean",
     multi_label: bool = False,
+    preparation: Preparation | None = None,
 ) -> Path:
     """Write a network that can be loaded with torch, timm and safetensors alone.
 
@@ -55,6 +59,7 @@ def export_model(
         source: where the weights come from (run, network, step, …), which is written to the files.
         head: name of the linear head that becomes timm's classifier.
         multi_label: whether each class has a probability of its own.
+        preparation: how an image file becomes an input; None: as in a new run by default.
 
     Returns:
         The folder.
@@ -70,12 +75,16 @@ def export_model(
             f"{len(classes)} class names for a network with {model.num_classes} classes"
         )
     weights = timm_state_dict(model, head)
+    how = preparation or default_preparation(model.spec.image_size)
     config = _config(model) | {
         "classes": list(classes),
         "mean": list(mean),
         "std": list(std),
         "head": head,
         "multi_label": multi_label,
+        "preparation": how.as_dict(),
+        "formats": list(ALWAYS_FORMATS),
+        "fit": fit_arguments(how, model.spec.image_size),
         "source": source,
     }
     with (
@@ -84,6 +93,17 @@ def export_model(
     ):
         _write(temporary, weights, config)
     return folder
+
+
+def fit_arguments(preparation: Preparation, image_size: int) -> dict[str, Any]:
+    """Return arguments of Pillow's `ImageOps.fit` that resize and crop a picture likewise."""
+    squares = preparation.kind == "square"  # which are always bicubic
+    method = "BICUBIC" if squares else preparation.interpolation.upper()
+    return {
+        "size": [image_size, image_size],
+        "method": int(Image.Resampling[method]),
+        "bleed": max(0.0, (1 - image_size / preparation.resize) / 2),
+    }
 
 
 def timm_state_dict(model: Classifier, head: str = "clean") -> dict[str, Tensor]:

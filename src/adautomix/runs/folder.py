@@ -255,7 +255,8 @@ def changed_data(trained: dict[str, Any], found: dict[str, Any]) -> str:
     # A changed number of images also changes their mean, which would say less.
     for name in sorted(trained, key=lambda name: name in ("mean", "std")):
         expected, value = trained[name], found.get(name)
-        if name == "bad_files" or name not in found or same_fact(expected, value):
+        unknown = name not in found or (name == "preparation" and expected is None)
+        if name == "bad_files" or unknown or same_fact(expected, value):
             continue
         if name == "classes":
             return "other classes than the run was trained with"

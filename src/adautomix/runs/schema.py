@@ -147,6 +147,8 @@ class DataInfo(BaseModel):
         test_images: number of test images.
         bad_files: image files that could not be read and were left out.
         multi_label: whether an image may have several labels.
+        preparation: how an image file becomes an input, see `data.preparation`; None in runs of
+            before it was recorded.
     """
 
     # Later versions may add facts.
@@ -160,6 +162,7 @@ class DataInfo(BaseModel):
     test_images: int
     bad_files: list[str] = []
     multi_label: bool = False
+    preparation: dict[str, Any] | None = None
 
 
 class Summary(Record):
@@ -188,6 +191,7 @@ class Summary(Record):
         test_images: number of test images.
         bad_files: image files that could not be read and were left out.
         multi_label: whether an image may have several labels.
+        preparation: how an image file becomes an input; None in runs of before it was recorded.
         final: test scores of both networks after the last epoch.
         best: the best evaluation of the run.
         parameters: number of trained parameters of the student.
@@ -217,6 +221,7 @@ class Summary(Record):
     test_images: int
     bad_files: list[str]
     multi_label: bool = False
+    preparation: dict[str, Any] | None = None
     final: NetworkScores
     best: BestEpoch | None
     parameters: int

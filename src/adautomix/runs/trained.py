@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adautomix.config import TrainConfig
 from adautomix.data.decoding.image_files import prepare_images
+from adautomix.data.preparation import recorded_preparation
 from adautomix.device import pick_device
 from adautomix.errors import UsageError
 from adautomix.inputs import check_images
@@ -132,10 +133,17 @@ class TrainedRun:
         paths = [Path(images)] if isinstance(images, Path | str) else [Path(p) for p in images]
         if not paths:
             raise UsageError("predict got no images: pass at least one file")
-        size, mean, std = (self.data_info[name] for name in ("image_size", "mean", "std"))
+        info, preparation = self.data_info, recorded_preparation(self.data_info)
         for start in range(0, len(paths), batch_size):
             some = paths[start : start + batch_size]
-            yield prepare_images(some, image_size=size, mean=mean, std=std)
+            yield prepare_images(
+                some,
+                image_size=info["image_size"],
+                mean=tuple(info["mean"]),
+                std=tuple(info["std"]),
+                preparation=preparation,
+                max_pixels=self.config.max_pixels,
+            )
 
 
 def load_trained(path: Path | str, *, checkpoint: str = "last", device: str = "auto") -> TrainedRun:

@@ -250,7 +250,9 @@ def open_run(path: Path, *, quiet: bool = False, command: str = "") -> Trainer:
     restored = broadcast_from_main(folder.restore_damaged)
     folder.check_unchanged(checkpoint)
     config = folder.config()
-    data = load_images(config, progress=not quiet, record=folder.splits())
+    data = load_images(
+        config, progress=not quiet, record=folder.splits(), recorded=folder.data_info()
+    )
     folder.check_same_data(data_info(data))
     trainer = Trainer(config, data, folder, quiet=quiet, command=command, from_checkpoint=True)
     if is_main():

@@ -57,7 +57,7 @@ def verify_resume(path: Path, *, quiet: bool = True) -> Verification:
         raise UsageError(f"{path} has no checkpoint yet: nothing to verify")
     last = read_checkpoint(path / "checkpoints" / "last")
     config = run.config()
-    data = load_images(config, progress=not quiet, record=run.splits())
+    data = load_images(config, progress=not quiet, record=run.splits(), recorded=run.data_info())
     with tempfile.TemporaryDirectory() as scratch:
         copy = RunFolder(Path(scratch))
         if run.metrics_path.exists():

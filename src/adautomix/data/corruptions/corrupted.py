@@ -20,7 +20,7 @@ from adautomix.data.augment import center_crop
 from adautomix.data.color import Pixels
 from adautomix.data.corruptions import worker as corrupt
 from adautomix.data.dataset import Split
-from adautomix.data.decoding.worker_pool import WorkerPool, ahead
+from adautomix.data.decoding.worker_pool import WorkerLostError, WorkerPool, ahead
 from adautomix.errors import RunError
 from adautomix.rng import seed_at
 
@@ -65,8 +65,8 @@ class CorrupterPool(WorkerPool):
 
     def _corrupt(self, request: list[object], images: Pixels, out: Pixels) -> None:
         try:
-            problem = self.exchange(request, out, images.tobytes())
-        except (OSError, ValueError) as error:
+            problem = self.exchange(request, lambda _: out, [images.tobytes()])
+        except WorkerLostError as error:
             raise RunError(
                 f"a process ended while it made {request[0]}: too little memory? use fewer "
                 "workers (--corruption.workers)"

@@ -1,67 +1,209 @@
 """A pool of decoding processes, and a whole folder decoded by it."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from adautomix.data.color import Pixels
-from adautomix.data.decoding import worker as decode
-from adautomix.data.decoding.worker_pool import WorkerPool, ahead
+from adautomix.data.decoding.worker_pool import WorkerLostError, WorkerPool, ahead
+from adautomix.decoder import __main__ as program
+from adautomix.decoder.reading import Rules
 from adautomix.errors import RunError
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
+BadRows = dict[int, str]
+"""Which files are unreadable, and why."""
 
-BadRows = dict[int, str]  # which files are unreadable, and why
-_CHUNK = 64  # images of one request
+GRAY = (128, 128, 128)
+
+_PATIENCE, _PATIENCE_PER_PICTURE = 60.0, 4.0  # seconds within which a request must be answered
+_CHUNK = 64  # squares of one request
+_WHOLE_CHUNK = 8  # whole pictures of one request: they may be large
+
+
+class Source(NamedTuple):
+    """Where a decoding process finds a picture, and bytes to send it."""
+
+    place: str | tuple[Any, ...]
+    """A file, width and height of the bytes, or where stored bytes are: see `adautomix.decoder`."""
+    pixels: memoryview | None = None
+    name: str = ""
+    """For messages."""
+
+
+class Request(NamedTuple):
+    """One picture to make, see `adautomix.decoder`."""
+
+    source: Source
+    view: Sequence[Any]
+    operations: Sequence[Sequence[Any]] = ()
+
+
+@dataclass
+class Outcome:
+    """What was found while decoding, by position."""
+
+    bad: BadRows = field(default_factory=dict)
+    """Unreadable files."""
+    plain: list[int] = field(default_factory=list)
+    """Pictures of only a few colors."""
 
 
 class DecoderPool(WorkerPool):
-    """`workers` processes (default: one a processor) that decode; they start on first use."""
+    """`workers` processes (default: one per processor) that decode; they start on first use."""
 
     def __init__(self, workers: int | None = None) -> None:
-        super().__init__(decode.__file__, workers)
+        super().__init__(program.__file__, workers)
 
-    def decode(self, paths: Sequence[str], out: Pixels) -> Future[BadRows]:
-        """Fill `out` `[len(paths), S, S, 3]` in the background.
+    def render(
+        self,
+        requests: Sequence[Request],
+        out: Pixels,
+        rules: Rules,
+        fill: tuple[int, int, int] = GRAY,
+    ) -> Future[Outcome]:
+        """Fill `out` `[len(requests), S, S, 3]` in the background.
 
-        The future gives the position and reason of each unreadable file, whose pixels are zeros;
-        it raises RunError if the process dies.
+        A file that ends or hangs the process that decodes it counts as unreadable; the pixels of
+        unreadable ones are zeros. The future raises RunError if no process works.
         """
-        return self.submit(self._decode, paths, out)
+        return self.submit(self._render, requests, out, rules, fill)
 
-    def _decode(self, paths: Sequence[str], out: Pixels) -> BadRows:
+    def _render(
+        self, requests: Sequence[Request], out: Pixels, rules: Rules, fill: tuple[int, int, int]
+    ) -> Outcome:
+        def ask(some: slice) -> Outcome:
+            pictures = [[r.source.place, r.view, r.operations] for r in requests[some]]
+            line: dict[str, Any] = {"size": out.shape[1], "fill": fill, "rules": asdict(rules)}
+            given = [r.source.pixels for r in requests[some] if r.source.pixels is not None]
+            line["pictures"] = pictures
+            return _outcome(self.exchange(line, lambda _: out[some], given, _patience(some)))
+
+        names = [request.source.name or str(request.source.place) for request in requests]
+        return _one_by_one(ask, names, lambda position: out[position].fill(0))
+
+    def whole(
+        self, paths: Sequence[str], limit: int | None, rules: Rules
+    ) -> "Future[tuple[list[Pixels], Outcome]]":
+        """Decode whole files in the background: `[H, W, 3]` each, `[0, 0, 3]` if unreadable.
+
+        Args:
+            paths: the files.
+            limit: side that a longer shorter side is shrunk to; None keeps the sizes.
+            rules: how files become pictures.
+        """
+        return self.submit(self._whole, paths, limit, rules)
+
+    def _whole(
+        self, paths: Sequence[str], limit: int | None, rules: Rules
+    ) -> tuple[list[Pixels], Outcome]:
+        pictures = [np.empty((0, 0, 3), np.uint8) for _ in paths]
+
+        def ask(some: slice) -> Outcome:
+            flat = np.empty(0, np.uint8)
+
+            def place(answer: Any) -> Pixels:
+                nonlocal flat
+                flat = np.empty(sum(3 * w * h for w, h in answer["sizes"]), np.uint8)
+                return flat
+
+            line = {"limit": limit, "rules": asdict(rules), "paths": paths[some]}
+            answer = self.exchange(line, place, (), _patience(some))
+            start = 0
+            for position, (width, height) in enumerate(answer["sizes"], some.start):
+                end = start + 3 * width * height
+                pictures[position] = flat[start:end].reshape(height, width, 3)
+                start = end
+            return _outcome(answer)
+
+        outcome = _one_by_one(ask, paths, lambda _: None)
+        return pictures, outcome
+
+
+def _patience(some: slice) -> float:
+    return _PATIENCE + _PATIENCE_PER_PICTURE * float(some.stop - some.start)
+
+
+def _outcome(answer: Any) -> Outcome:
+    bad = {int(position): reason for position, reason in answer["bad"].items()}
+    return Outcome(bad, answer["plain"])
+
+
+def _one_by_one(
+    ask: Callable[[slice], Outcome], names: Sequence[str], clear: Callable[[int], None]
+) -> Outcome:
+    """Ask for all at once; if the process is lost, for each alone to find out which one did it."""
+    with suppress(WorkerLostError):
+        return ask(slice(0, len(names)))
+    whole, lost = Outcome(), 0
+    for position in range(len(names)):
         try:
-            bad: dict[str, str] = self.exchange([out.shape[1], list(paths)], out)
-        except (OSError, ValueError) as error:
-            raise RunError(
-                f"a decoding process ended while it read {paths[0]} and the {len(paths) - 1} "
-                "images after it: too little memory? use fewer workers"
-            ) from error
-        return {int(position): reason for position, reason in bad.items()}
+            alone = ask(slice(position, position + 1))
+        except WorkerLostError as error:
+            lost += 1
+            clear(position)
+            alone = Outcome({0: f"the process that decoded it was lost: {error}"})
+        found = _shifted(alone, position)
+        whole.bad.update(found.bad)
+        whole.plain.extend(found.plain)
+    if lost == len(names) > 1:
+        raise RunError(
+            f"a decoding process ended while it read {names[0]} and the {len(names) - 1} "
+            "images after it: too little memory? use fewer workers"
+        )
+    return whole
 
 
-def decode_all(
-    paths: Sequence[str], side: int, *, workers: int | None, progress: bool
-) -> Generator[tuple[Pixels, BadRows]]:
-    """Decode every file, chunk by chunk: pixels `[k, side, side, 3]` and which are unreadable."""
+def decode_squares(
+    paths: Sequence[str], side: int, rules: Rules, *, workers: int | None, progress: bool
+) -> Generator[tuple[Pixels, Outcome]]:
+    """Decode the center square of every file, chunk by chunk: pixels `[k, side, side, 3]`."""
+    requests = [Request(Source(path), ("square",)) for path in paths]
+    with DecoderPool(workers) as decoders:
 
-    def begin(start: int) -> tuple[int, Pixels, Future[BadRows]]:
-        chunk = paths[start : start + _CHUNK]
-        out = np.empty((len(chunk), side, side, 3), np.uint8)
-        return start, out, decoders.decode(chunk, out)
+        def begin(start: int) -> tuple[Pixels, Future[Outcome]]:
+            chunk = requests[start : start + _CHUNK]
+            out = np.empty((len(chunk), side, side, 3), np.uint8)
+            return out, decoders.render(chunk, out, rules)
 
-    with DecoderPool(workers) as decoders, _progress_bar(progress) as bar:
-        task = bar.add_task("Reading images", total=len(paths))
         begun = (begin(start) for start in range(0, len(paths), _CHUNK))
-        for start, out, future in ahead(begun, 4 * decoders.workers):
-            yield out, {start + position: reason for position, reason in future.result().items()}
-            bar.advance(task, len(out))
+        start = 0
+        with progress_counter(len(paths), progress) as advance:
+            for out, future in ahead(begun, 4 * decoders.workers):
+                yield out, _shifted(future.result(), start)
+                start += len(out)
+                advance(len(out))
 
 
-def _progress_bar(enabled: bool) -> "Progress":
+def decode_whole(
+    paths: Sequence[str], limit: int | None, rules: Rules, *, workers: int | None, progress: bool
+) -> Generator[tuple[list[Pixels], Outcome]]:
+    """Decode every file whole, chunk by chunk: pictures `[H, W, 3]`, see `DecoderPool.whole`."""
+    with DecoderPool(workers) as decoders:
+        begun = (
+            decoders.whole(paths[start : start + _WHOLE_CHUNK], limit, rules)
+            for start in range(0, len(paths), _WHOLE_CHUNK)
+        )
+        start = 0
+        with progress_counter(len(paths), progress) as advance:
+            for future in ahead(begun, 2 * decoders.workers):
+                pictures, outcome = future.result()
+                yield pictures, _shifted(outcome, start)
+                start += len(pictures)
+                advance(len(pictures))
+
+
+def _shifted(outcome: Outcome, start: int) -> Outcome:
+    bad = {start + position: reason for position, reason in outcome.bad.items()}
+    return Outcome(bad, [start + position for position in outcome.plain])
+
+
+@contextmanager
+def progress_counter(total: int, enabled: bool) -> Iterator[Callable[[int], None]]:
+    """Show a bar on standard error, if `enabled`, that the yielded function moves forward."""
     from rich.console import Console  # late: only a first load shows it
     from rich.progress import (
         BarColumn,
@@ -80,4 +222,7 @@ def _progress_bar(enabled: bool) -> "Progress":
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate()
     left = TextColumn("left"), TimeRemainingColumn()
-    return Progress(*columns, *left, console=Console(stderr=True), disable=not enabled)
+    console = Console(stderr=True)
+    with Progress(*columns, *left, console=console, disable=not enabled) as bar:
+        task = bar.add_task("Reading images", total=total)
+        yield lambda count: bar.advance(task, count)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from adautomix.data.cache import cache_folder, remembered
 from adautomix.data.sources.listing import ImageFile, Listing
+from adautomix.decoder.files import open_file
 
 MOST_HASHED = 200_000
 """Files of a data set up to which their content is hashed; it must be read once for that."""
@@ -55,7 +56,7 @@ def content_hash(file: ImageFile) -> str:
     """Return a hash of a file's bytes; a file that cannot be read gets a hash of its own."""
     digest = hashlib.blake2b(digest_size=8)
     try:
-        with Path(file.path).open("rb", buffering=0) as content:
+        with open_file(file.path) as content:
             while block := content.read(_BLOCK):
                 digest.update(block)
     except OSError:

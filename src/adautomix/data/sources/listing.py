@@ -10,6 +10,7 @@ from typing import NamedTuple, Self
 
 from torch import Tensor
 
+from adautomix.decoder.files import open_file
 from adautomix.errors import UsageError
 
 IMAGE_TYPES = (
@@ -325,7 +326,7 @@ def is_image(path: str, passed: PassedOver) -> bool:
 
 def _starts_like_an_image(path: str) -> bool:
     try:
-        with Path(path).open("rb") as file:
+        with open_file(path) as file:
             start = file.read(16)
     except OSError:
         return False

@@ -9,8 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
-FOLDER = Path(__file__).parent
-CONFIG = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
+CONFIG = json.loads(Path(__file__).with_name("config.json").read_text(encoding="utf-8"))
 
 
 def load_model() -> torch.nn.Module:
@@ -19,16 +18,17 @@ def load_model() -> torch.nn.Module:
     model: torch.nn.Module = build(False, **CONFIG["arguments"])
     for path, conv in CONFIG["replaced"].items():
         model.set_submodule(path, torch.nn.Conv2d(**conv) if conv else torch.nn.Identity())
-    model.load_state_dict(load_file(FOLDER / "model.safetensors"))
+    model.load_state_dict(load_file(Path(__file__).with_name("model.safetensors")))
     return model.eval()
 
 
 def read_image(path: str) -> torch.Tensor:
-    """Read the center square of an image file, resized and normalized, `[1, 3, H, W]`."""
-    side, safe = CONFIG["image_size"], ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-    upright = ImageOps.exif_transpose(Image.open(path, formats=safe)).convert("RGB")
-    square = ImageOps.fit(upright, (side, side), Image.Resampling.BICUBIC)
-    pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(side, side, 3)
+    """Read an image file, resized and cropped as in evaluation and normalized, `[1, 3, H, W]`."""
+    image = ImageOps.exif_transpose(Image.open(path, formats=CONFIG["formats"]))
+    if CONFIG["preparation"]["composite"] and image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    image = ImageOps.fit(image.convert("RGB"), **CONFIG["fit"])
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(*image.size, 3)
     normalized = (pixels / 255 - torch.tensor(CONFIG["mean"])) / torch.tensor(CONFIG["std"])
     return normalized.permute(2, 0, 1).unsqueeze(0)
 

@@ -1,0 +1,79 @@
+"""Batches of images made in decoding processes, a few batches ahead."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adautomix.data.decoding.decoders import GRAY, DecoderPool, Outcome, Request
+from adautomix.data.decoding.worker_pool import ahead
+from adautomix.decoder.reading import Rules
+from adautomix.errors import RunError
+
+_CHUNK = 16  # images of a batch that one decoding process takes
+_PREFETCH = 4  # batches begun before one is needed
+
+
+def render(
+    jobs: Iterable[tuple[Tensor, Sequence[Request]]],
+    size: int,
+    rules: Rules,
+    decoders: DecoderPool,
+    labels: Tensor,
+    fill: tuple[int, int, int] = GRAY,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Make batches in order, without waiting for the device.
+
+    Args:
+        jobs: for each batch its rows, int64 `[B]`, and one request per row.
+        size: side of the images.
+        rules: how files become pictures.
+        decoders: the processes.
+        labels: int64 `[n]` of all rows, on the device that batches are delivered to.
+        fill: color of pixels that an operation moves in from outside the picture.
+
+    Yields:
+        Images uint8 `[B, 3, size, size]` and labels `[B]`, on the device.
+
+    Raises:
+        RunError: a file cannot be read; it is named.
+    """
+    pinned = labels.device.type == "cuda"
+
+    def begin(rows: Tensor, requests: Sequence[Request]) -> _Pending:
+        shape = (len(requests), size, size, 3)
+        images = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+        pixels = images.numpy()
+        chunks = [slice(start, start + _CHUNK) for start in range(0, len(requests), _CHUNK)]
+        parts = [
+            (requests[at], decoders.render(requests[at], pixels[at], rules, fill)) for at in chunks
+        ]
+        return _Pending(rows, images, parts)
+
+    for pending in ahead((begin(*job) for job in jobs), _PREFETCH):
+        for requests, future in pending.parts:
+            _refuse_bad(requests, future.result())
+        rows = pending.rows.to(labels.device, non_blocking=True)
+        images = pending.images.to(labels.device, non_blocking=True)
+        yield images.permute(0, 3, 1, 2), labels[rows]
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A batch being made."""
+
+    rows: Tensor
+    images: Tensor
+    parts: list[tuple[Sequence[Request], Future[Outcome]]]
+    """Requests and outcome of each chunk."""
+
+
+def _refuse_bad(requests: Sequence[Request], outcome: Outcome) -> None:
+    for position, reason in outcome.bad.items():
+        source = requests[position].source
+        raise RunError(
+            f"cannot read image {source.name or source.place}: {reason}; remove it, or set "
+            "skip_bad to check every image first and leave out the unreadable"
+        )

@@ -1,0 +1,166 @@
+"""Views of image files, of pictures stored in a file, and of pixels."""
+
+import mmap
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from adautomix.decoder.files import is_turned, open_file, open_image, stated_depth, upright_rgb
+from adautomix.decoder.views import (
+    OVERSAMPLING,
+    RESAMPLE,
+    SQUARE_OVERSAMPLING,
+    box_of,
+    center_crop,
+    cut,
+    cut_out,
+    draft,
+    padded,
+    square,
+)
+
+View = Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How files become RGB pictures.
+
+    Attributes:
+        max_pixels: larger pictures are refused.
+        composite: put transparent pictures on white; otherwise their alpha channel is dropped.
+        crop_bottom: rows of pixels that are cut off at the bottom of every picture.
+        resample: filter of a resized view: "bicubic" or "bilinear", with antialiasing.
+    """
+
+    max_pixels: int = 178_956_970
+    composite: bool = True
+    crop_bottom: int = 0
+    resample: str = "bicubic"
+
+
+def read_view(path: str, view: View, size: int, rules: Rules) -> tuple[Image.Image, Image.Image]:
+    """Read the part of an image file that a view sees.
+
+    Args:
+        path: the file.
+        view: see `views`.
+        size: side of the result.
+        rules: how files become pictures.
+
+    Returns:
+        The view, `size` × `size`, and the decoded picture that it was taken from.
+
+    Raises:
+        Exception: whatever Pillow raises, ValueError or OSError.
+    """
+    if view[0] == "padded":
+        inner, picture = read_view(path, view[1], size, rules)
+        return padded(inner, *view[2:]), picture
+    with open_file(path) as file:
+        image = open_image(file, rules.max_pixels)
+        depth, full = stated_depth(image, file), _upright_size(image)
+        width, height = full[0], max(1, full[1] - rules.crop_bottom)
+        box = box_of(view, width, height, size)
+        squared = view[0] == "square"
+        draft(image, box.shorter, size, SQUARE_OVERSAMPLING if squared else OVERSAMPLING)
+        picture = upright_rgb(image, depth, composite=rules.composite)
+    if squared:
+        return square(_without_bottom(picture, height / full[1]), size), picture
+    make = cut_out if view[0] == "box" else cut
+    return make(picture, box, full, size, RESAMPLE[rules.resample]), picture
+
+
+def read_whole(path: str, limit: int | None, rules: Rules) -> Image.Image:
+    """Read a whole image file.
+
+    Args:
+        path: the file.
+        limit: side that a longer shorter side is shrunk to; None keeps every picture's size.
+        rules: how files become pictures.
+
+    Raises:
+        Exception: whatever Pillow raises, ValueError or OSError.
+    """
+    with open_file(path) as file:
+        image = open_image(file, rules.max_pixels)
+        depth, full = stated_depth(image, file), _upright_size(image)
+        height = max(1, full[1] - rules.crop_bottom)
+        shorter = min(full[0], height)
+        if limit is not None:
+            draft(image, shorter, limit)
+        picture = upright_rgb(image, depth, composite=rules.composite)
+    picture = _without_bottom(picture, height / full[1])
+    if limit is None or shorter <= limit:
+        return picture
+    size = round(full[0] * limit / shorter), round(height * limit / shorter)
+    return picture.resize(size, RESAMPLE[rules.resample])
+
+
+def see(picture: Image.Image, view: View, size: int, rules: Rules) -> Image.Image:
+    """The part of a decoded picture that a view sees, `size` × `size`."""
+    resample = RESAMPLE[rules.resample]
+    if view[0] == "square":
+        return square(picture, size)
+    if view[0] == "padded":
+        inner, *offsets = view[1:]
+        seen = center_crop(picture, size) if inner is None else see(picture, inner, size, rules)
+        whole = padded(seen, *offsets)
+        return whole if whole.size == (size, size) else whole.resize((size, size), resample)
+    make = cut_out if view[0] == "box" else cut
+    return make(picture, box_of(view, *picture.size, size), picture.size, size, resample)
+
+
+def stored_picture(
+    rules: Rules,
+    store: str,
+    offset: int,
+    width: int,
+    height: int,
+    checksum: int,
+    path: str,
+    limit: int | None,
+) -> Image.Image:
+    """A picture whose RGB bytes lie in a file; the original is read if they are damaged.
+
+    Args:
+        rules: how files become pictures.
+        store: the file of bytes.
+        offset: where in it the picture begins.
+        width: of the picture.
+        height: of the picture.
+        checksum: CRC-32 of the bytes.
+        path: the image file that they were decoded from.
+        limit: see `read_whole`.
+    """
+    pixels = memoryview(_mapped(store))[offset : offset + width * height * 3]
+    if zlib.crc32(pixels) != checksum:
+        return read_whole(path, limit, rules)
+    return picture_of(pixels, width, height)
+
+
+def picture_of(pixels: Any, width: int, height: int) -> Image.Image:
+    """A picture of RGB bytes, in any object with a buffer."""
+    return Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1)
+
+
+@cache
+def _mapped(path: str) -> mmap.mmap:
+    with Path(path).open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if is_turned(image) else (width, height)
+
+
+def _without_bottom(picture: Image.Image, remaining: float) -> Image.Image:
+    """Crop to a fraction of the height."""
+    height = max(1, round(picture.height * remaining))
+    return picture if height == picture.height else picture.crop((0, 0, picture.width, height))
