@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ COUNT = 6000
 TIMM = rand_augment("timm", 2, 9.0, 0.5, 0.5)
 
 
-def drawn(policy: Policy, count: int = COUNT, size: int = 224) -> list[list[tuple[object, ...]]]:
+def drawn(policy: Policy, count: int = COUNT, size: int = 224) -> list[list[tuple[Any, ...]]]:
     return policy.operations(count, size, generator_at(0, 0, "policy"))
 
 
@@ -130,7 +131,7 @@ def test_auto_augment_draws_the_pairs_of_torchvision(monkeypatch: pytest.MonkeyP
     expected: Counter[str] = Counter()
     for pair in policies:
         for name, probability, _ in pair:
-            expected[name] += probability / len(policies)  # type: ignore[assignment]
+            expected[name] += probability / len(policies)
     counts = Counter(str(name) for row in drawn(auto_augment("imagenet")) for name, *_ in row)
     assert set(counts) == set(expected)
     for name, mean in expected.items():

@@ -12,20 +12,10 @@ from typing import Any, BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-ALLOWED_FORMATS = (
-    "JPEG",
-    "MPO",
-    "PNG",
-    "GIF",
-    "BMP",
-    "DIB",
-    "PPM",
-    "WEBP",
-    "TIFF",
-    "JPEG2000",
-    "AVIF",
-)
-"""Names of formats, as Pillow has them, whose decoders start no other program."""
+ALWAYS_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats, as Pillow names them, that every Pillow decodes without starting another program."""
+
+ALLOWED_FORMATS = (*ALWAYS_FORMATS, "DIB", "JPEG2000", "AVIF")
 
 _WHITE = (255, 255, 255, 255)
 _PLAIN = 4  # colors up to which a picture is reported as plain
@@ -37,11 +27,11 @@ _BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE = 258, 281
 def available_formats() -> tuple[str, ...]:
     """Names of the formats that are decoded, as Pillow calls them."""
     Image.preinit()
-    from PIL import Jpeg2KImagePlugin, MpoImagePlugin, TiffImagePlugin, WebPImagePlugin
+    from PIL import Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin
 
     with suppress(ImportError):
         from PIL import AvifImagePlugin  # noqa: F401
-    plugins = (Jpeg2KImagePlugin, MpoImagePlugin, TiffImagePlugin, WebPImagePlugin)
+    plugins = (Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin)
     known: tuple[str, ...] = ALLOWED_FORMATS if all(plugins) else ()
     with suppress(ImportError):  # an optional package of the user's
         import pillow_heif  # type: ignore[import-not-found, unused-ignore]

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from adautomix.data.preparation import Preparation, default_preparation
-from adautomix.decoder.files import ALLOWED_FORMATS
+from adautomix.decoder.files import ALWAYS_FORMATS
 from adautomix.errors import UsageError
 from adautomix.files import atomic_folder, explain_full_disk, read_json
 from adautomix.models import (
@@ -83,7 +83,7 @@ def export_model(
         "head": head,
         "multi_label": multi_label,
         "preparation": how.as_dict(),
-        "formats": list(ALLOWED_FORMATS),
+        "formats": list(ALWAYS_FORMATS),
         "fit": fit_arguments(how, model.spec.image_size),
         "source": source,
     }

@@ -24,9 +24,7 @@ def load_model() -> torch.nn.Module:
 
 def read_image(path: str) -> torch.Tensor:
     """Read an image file, resized and cropped as in evaluation and normalized, `[1, 3, H, W]`."""
-    Image.init()
-    formats = [name for name in CONFIG["formats"] if name in Image.OPEN]
-    image = ImageOps.exif_transpose(Image.open(path, formats=formats))
+    image = ImageOps.exif_transpose(Image.open(path, formats=CONFIG["formats"]))
     if CONFIG["preparation"]["composite"] and image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = ImageOps.fit(image.convert("RGB"), **CONFIG["fit"])
