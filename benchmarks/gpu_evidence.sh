@@ -111,7 +111,7 @@ train() {
             adautomix "train-$method" resume "$out"
         else
             rm -rf "$out"
-            adautomix "train-$method" train --recipe "cifar100/resnet18-$method" --data "$data" --stem cifar --seed 0 \
+            adautomix "train-$method" train --recipe "cifar100-r18/$method@200" --data "$data" --stem cifar --seed 0 \
                 --epochs "$(pick 200 1)" --width "$(pick 1 0.125)" --per-class "$(pick 500 5)" --batch-size "$(pick 100 25)" \
                 --runtime "${RUNTIME:-$(pick graph eager)}" --precision "$(pick bf16 fp32)" --checkpoint-every 5 --out "$out"
         fi || return 1

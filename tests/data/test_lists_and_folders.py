@@ -299,7 +299,7 @@ def test_the_layout_of_the_grocery_store(level: str, tmp_path: Path) -> None:
     found = read(tmp_path, class_level=level)
     assert splits(found) == {"train": 12, "val": 3, "test": 9}
     assert found.classes == ("Golden-Delicious", "Granny-Smith", "Mushroom")
-    for file, label in zip(found.files, found.labels, strict=True):
+    for file, label in zip(found.files, found.class_indices, strict=True):
         assert Path(file.path).parent.name == found.classes[label]
 
 

@@ -31,7 +31,7 @@ def listed(found: Found) -> Truth:
     """Path -> (split, class name), as a reader found them."""
     assert isinstance(found, Listing)
     return {
-        found.files[row].path: (split, found.classes[found.labels[row]])
+        found.files[row].path: (split, found.classes[found.class_indices[row]])
         for split, rows in found.given.items()
         for row in rows
     }
@@ -106,7 +106,7 @@ def test_imagenet_with_flat_validation_images(layout: str, tmp_path: Path) -> No
     # A label is the place among the sorted ids, which the files' names begin with.
     ids = sorted({Path(path).parent.name for path, (split, _) in truth.items() if split == "train"})
     assert isinstance(found, Listing)
-    for file, label in zip(found.files, found.labels, strict=True):
+    for file, label in zip(found.files, found.class_indices, strict=True):
         if "train" in file.path:
             assert Path(file.path).parent.name == ids[label]
 

@@ -571,3 +571,19 @@ def test_a_clean_batch_can_count_as_often_as_in_the_released_code() -> None:
         batches[count] = teacher.model.backbone.bn1.running_mean - before
     # From 0 towards the mean of the batch: 0.1 of the way, or 1 - 0.9⁴ of it.
     torch.testing.assert_close(batches[4], batches[1] * (1 - 0.9**4) / 0.1)
+
+
+def test_the_generator_can_rest_at_random() -> None:
+    """`switch_off` of the authors' logs is the probability that a step trains the generator."""
+    method = make(generator_prob=0.8)
+    trained = [method.params_for_step((4, 3, 8, 8), step).trains_generator for step in range(500)]
+    assert sum(trained) / 500 == pytest.approx(0.8, abs=0.06)
+    always = make()
+    for step in range(3):
+        ours, usual = (m.params_for_step((4, 3, 8, 8), step) for m in (method, always))
+        assert usual.trains_generator
+        assert torch.equal(ours.classifier_perm, usual.classifier_perm)
+        assert torch.equal(ours.generator_lam, usual.generator_lam)
+    resting = make(generator_prob=0.0).params_for_step((4, 3, 8, 8), 0)
+    assert not resting.trains_generator
+    assert method.generator_weights(resting) == {}

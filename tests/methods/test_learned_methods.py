@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from adautomix.ema import Teacher
 from adautomix.errors import UsageError
+from adautomix.methods import build_method
 from adautomix.methods.automix import AutoMix, AutoMixBlock
 from adautomix.methods.base import MixInputs
 from adautomix.methods.base_learned import MixBlockParams
@@ -230,9 +231,20 @@ def test_they_need_build_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["automix", "samix", "dada"])
 def test_generators_own_learning_rates(name: str) -> None:
-    assert make(name).learning_rates(0.1, 0.05) == (0.1, 0.05)
-    assert make(name, generator_lr=0.02).learning_rates(0.1, 0.05) == (0.02, 0.05)
-    assert make(name, generator_min_lr=0.0).learning_rates(0.1, 0.05) == (0.1, 0.0)
+    def rates(**settings: Any) -> tuple[float, float]:
+        method = make(name, generator_optimizer="same", **settings)
+        found: tuple[float, float] = method.learning_rates(0.1, 0.05)
+        return found
+
+    assert rates() == (0.1, 0.05)
+    assert rates(generator_lr=0.02) == (0.02, 0.05)
+    assert rates(generator_min_lr=0.0) == (0.1, 0.0)
+
+
+def test_dadas_own_adam_has_a_constant_learning_rate() -> None:
+    assert make("dada").learning_rates(0.1, 0.05) == (3e-4, 3e-4)
+    assert make("dada", generator_lr=0.02).learning_rates(0.1, 0.05) == (0.02, 0.02)
+    assert make("dada", generator_min_lr=0.0).learning_rates(0.1, 0.05) == (3e-4, 0)
 
 
 # ---------------------------------------------------------------------- the block, by hand
@@ -1306,3 +1318,36 @@ def test_it_learns_on_transformers_too() -> None:
         images, soft_targets(labels, CLASSES), model, None, method.params_for_step(images.shape, 0)
     )
     assert (sample.images - images[sample.perm[:, 0]]).abs().max() > 0
+
+
+# ---------------------------------------------------------------------- Swin's merged map
+
+
+@pytest.mark.parametrize("name", ["adautomix", "automix", "samix"])
+def test_the_map_after_patch_merging_feeds_the_generator(name: str) -> None:
+    student = build_model("swin_tiny_patch4_window7_224", 5, width=0.125, image_size=64, seed=0)
+    student.eval()  # without stochastic depth
+    settings = {"merged_tap": True, "lam_margin": 0}
+    method = build_method(name, settings, num_classes=5, model=student)
+    images, labels = torch.randn(4, 3, 64, 64), torch.arange(4)
+    inputs: list[Tensor] = []
+    # The input of the last stage's first block, which is what the merging puts out.
+    student.backbone.layers[3].blocks[0].register_forward_pre_hook(
+        lambda module, arguments: inputs.append(arguments[0])
+    )
+    student(images)
+    wanted = F.layer_norm(inputs[0], inputs[0].shape[-1:]).movedim(-1, 1)
+    params = method.params_for_step(images.shape, 0)
+    sources = method.prepare(images, labels, student, student, params)
+    channels, height, width = student.tap_shape(3)
+    assert sources.features["features"].shape == (4, 2 * channels, height // 2, width // 2)
+    torch.testing.assert_close(sources.features["features"], wanted)
+    losses = method.losses(images, labels, student, student, 0)
+    losses["loss"].backward()
+    assert all(parameter.grad is not None for parameter in method.parameters())
+
+
+def test_networks_without_patch_merging() -> None:
+    student = build_model("resnet18", 5, stem="cifar", width=0.125, image_size=32)
+    with pytest.raises(UsageError, match="resnet18 merges no patches behind stage 3"):
+        build_method("adautomix", {"merged_tap": True}, num_classes=5, model=student)

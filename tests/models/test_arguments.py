@@ -71,6 +71,12 @@ def test_hubs_and_folders_are_no_architectures(name: str) -> None:
     assert default_stem(name, 32) == "standard"
 
 
+@pytest.mark.parametrize("name", [None, 3, ["resnet18"], {}])
+def test_names_that_are_no_text_are_no_architectures(name: Any) -> None:
+    with pytest.raises(UsageError, match="unknown timm model"):
+        check_build_arguments(name, {})
+
+
 def test_every_option_in_use_is_accepted() -> None:
     used: dict[str, dict[str, Any]] = {
         "resnet18": {"layers": [1, 1, 1, 1], "zero_init_last": False, "drop_rate": 0.1},

@@ -48,7 +48,7 @@ def test_a_run_predicts_the_same_in_smaller_batches(photos: Path, tmp_path: Path
     names = [str(word).removeprefix("--") for word in SMALL_NET[::2]]
     flags = dict(zip(names, SMALL_NET[1::2], strict=True))
     flags |= {"data": str(photos), "epochs": "1", "batch_size": "6", "method": "vanilla"}
-    train(load_config(flags=flags | {"out": tmp_path / "run", "max_memory": 0.0003}), quiet=True)
+    train(load_config(flags=flags | {"out": tmp_path / "run", "max_memory": 0.0001}), quiet=True)
     trained = load_trained(tmp_path / "run", device="cpu")
     assert trained._fitting_batch(100) < 9
     images = torch.randn(9, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -86,6 +86,11 @@ def test_a_checkpoint_is_read_as_it_was_saved(tmp_path: Path) -> None:
     assert sorted(path.name for path in (folder / "last").iterdir()) == sorted(FILES)
 
 
+def test_a_path_that_is_not_utf8_is_read(tmp_path: Path) -> None:
+    run = tmp_path / os.fsdecode(b"caf\xe9")
+    assert_equal(read_checkpoint(saved(run, 3) / "last"), checkpoint(3))
+
+
 def test_part_is_one_owners_state(tmp_path: Path) -> None:
     whole = checkpoint(2)
     assert whole.part("student").keys() == {"conv", "count"}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,20 @@ def test_a_summary_is_read_as_it_was_written(tmp_path: Path) -> None:
     fields = json.loads(path.read_text(encoding="utf-8"))
     assert len(fields.pop("checksum")) == 64
     assert fields == summary_fields(classes=["café", "猫"]) | ABSENT
+
+
+def test_class_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
+    summary = Summary(**summary_fields(classes=[os.fsdecode(b"caf\xe9"), "\x1b[1m", "a\nb"]))
+    write_summary(tmp_path / "summary.json", summary)
+    assert read_summary(tmp_path / "summary.json") == summary
+
+
+def test_names_of_runs_are_printable(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"x\x1b[1m\xff")
+    folder.mkdir()
+    (folder / "config.yaml").write_text('method: mixup\nlabel: "a\\e[1mb"\n')
+    run = read_run(folder)
+    assert (run.name, run.label) == (r"x\x1b[1m\udcff", r"a\x1b[1mb")
 
 
 def test_rows_without_timing_are_equal_whenever_they_were_logged() -> None:

@@ -12,6 +12,7 @@ from adautomix.config import TrainConfig
 from adautomix.methods import Method, build_method
 from adautomix.training.meters import NEVER, FiniteWatch, Meters
 from adautomix.training.optim import (
+    build_method_optimizer,
     build_optimizer,
     cosine_schedule,
     learning_rate,
@@ -105,6 +106,39 @@ def test_the_generator_can_skip_the_warm_up() -> None:
         assert group["lr"] == pytest.approx(rate)
     set_learning_rate(optimizer, 0.5)
     assert all(group["lr"] == pytest.approx(0.25) for group in optimizer.param_groups)
+
+
+def test_both_players_of_dada_can_have_the_adam_of_its_authors() -> None:
+    """Learning rate 3e-4 throughout, β₁ 0.5, no decay: the generator by default."""
+    student = tiny_classifier()
+    method = build_method("dada", num_classes=5, model=student)
+    config = TrainConfig(optimizer="adamw", lr=3e-4, min_lr=3e-4, momentum=0.5, weight_decay=0)
+    generators = build_method_optimizer(config, method)
+    for optimizer, player in (
+        (build_optimizer(config, student, method), student),
+        (generators, method),
+    ):
+        assert isinstance(optimizer, torch.optim.AdamW)
+        held = [weight for group in optimizer.param_groups for weight in group["params"]]
+        assert list(map(id, held)) == list(map(id, player.parameters()))
+        for group in optimizer.param_groups:
+            assert (group["betas"], group["weight_decay"]) == ((0.5, 0.999), 0)
+            assert group["max_lr"] == group["min_lr"] == 3e-4
+
+
+def test_the_generator_of_dada_keeps_its_adam_beside_sgd() -> None:
+    student = tiny_classifier()
+    sgd = TrainConfig(lr=0.1, min_lr=0.01, weight_decay=1e-2)
+    method = build_method("dada", num_classes=5, model=student)
+    optimizer = build_method_optimizer(sgd, method)
+    assert optimizer is not None
+    for group in optimizer.param_groups:
+        assert (group["max_lr"], group["min_lr"], group["weight_decay"]) == (3e-4, 3e-4, 0)
+    options = {"generator_optimizer": "same", "generator_lr": 0.2}
+    method = build_method("dada", options, num_classes=5, model=student)
+    assert build_method_optimizer(sgd, method) is None
+    assert method.learning_rates(0.1, 0.01) == (0.2, 0.01)
+    assert len(build_optimizer(sgd, student, method).param_groups) == 2
 
 
 # ---------------------------------------------------------------------- groups

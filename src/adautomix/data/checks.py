@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from adautomix.data.balance import count_classes
-from adautomix.data.sources.listing import Listing, count
+from adautomix.data.sources.listing import Label, Listing, count
 
 FEW = 10
 """Test images per class below which an accuracy per class says little."""
@@ -55,10 +55,10 @@ def _identical_files(listing: Listing, rows: Mapping[str, Tensor]) -> list[str]:
 
 
 def _differing(
-    group: list[int], kind_of: Mapping[int, str] | Sequence[int], among: set[str] | None
+    group: list[int], kind_of: Mapping[int, str] | Sequence[Label], among: set[str] | None
 ) -> list[tuple[int, int]]:
     """The first two rows of a group that are of different kinds, in a list; else an empty one."""
-    rows = [row for row in group if among is None or kind_of[row] in among]
+    rows = [row for row in group if among is None or str(kind_of[row]) in among]
     other = next((row for row in rows if kind_of[row] != kind_of[rows[0]]), None)
     return [] if other is None else [(rows[0], other)]
 

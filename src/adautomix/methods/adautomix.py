@@ -29,15 +29,18 @@ Settings:
   Aircraft configurations have it on, but the logs of these runs do not.
 - beta_parameter: 1, as in the paper.
 - per_sample: off, as in the authors' code.
+- derange: off in the authors' configurations but that of CUB-200 with ResNeXt-50.
 - alpha: 0.5, as in the paper.
 - beta: 0.3, as in the paper for CIFAR-100 and in the log of the 800-epoch run. The first records of
   the 200-epoch log fit 0.7.
 - lam_margin: 0.03 in the authors' CIFAR-100 configurations.
 - lam_embedding: off in the authors' CIFAR-100 ResNet configurations; on for transformers and larger
   images.
+- attention_norm: off in the authors' configurations but that of ImageNet with ResNet-50.
 - upsampling: `bilinear` in the authors' CIFAR-100 ResNet configurations; `nearest` for
   transformers.
 - tap: none (the third of four stages), as in the paper.
+- merged_tap: off in the authors' configurations for CNNs; on for Swin.
 - variant: `alternating` is the objective of the authors' code, which made the published figures.
 - adversary: on, as in the paper.
 - mixed_term: on, as in the paper.
@@ -46,7 +49,10 @@ Settings:
 - teacher_term: on, as in the paper.
 - student_term: on, as in the paper.
 - cosine_term: on, as in the paper.
+- clean_updates: 1 is a choice of this implementation, see below.
 - generator_every: 1, as in the authors' code.
+- generator_prob: 1, as in the authors' released configurations. The logs of Swin and ConvNeXt have
+  0.8 (`switch_off`).
 - generator_lr: none (the student's) in the authors' CIFAR-100 ResNet configurations.
 - generator_min_lr: none (the student's) in the authors' CIFAR-100 ResNet configurations.
 - mask_weight: 0 in the authors' CIFAR-100 configurations; their Tiny-ImageNet log has it on.
@@ -56,13 +62,16 @@ Settings:
 - generator_init: `released`, as in the authors' code; `scaled` is of this implementation.
 - generator_optimizer: `same`, as in the authors' code; `adamw` is of this implementation.
 - mask_warmup: 0, as in the authors' code.
+- generator_warmup: on is a choice of this implementation. In the authors' code the generator has
+  no warm-up; their CIFAR recipes for CNNs have none at all.
 Deviations:
 - The teacher's logits of the sources are rows of its one clean pass. Batch statistics do not depend
   on the order of the batch, so the values are the same. If the teacher keeps batch norm statistics
   of its own, clean images update them once per step instead of 1 + N times; `clean_updates: 4`
   gives this one update the weight of four.
 - N = 2 follows the formulas for N images. The released code omits the Mixup term at N = 2 and gives
-  the clean term weight 1; `alpha: 0` does the same.
+  the clean term weight 1; `alpha: 0` does the same. With `random_n`, α is the same for every N; no
+  published run drew N at random.
 - At N = 2 both permutations are drawn. The released code keeps the first image in place.
 - λ is drawn separately for the generator's and the classifier's mixes. The released code shares it
   from N = 3 on.
@@ -143,6 +152,12 @@ class AdAutoMixSettings(LearnedMaskSettings):
         ge=1,
         description="updates of the teacher's batch-norm statistics that its clean pass counts as "
         "with teacher.buffers=own; the released code runs it 1 + n times",
+    )
+    generator_prob: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="probability that a step trains the generator; lower: less often",
     )
 
     @property
@@ -235,7 +250,7 @@ class AdAutoMix(LearnedMaskMethod[AdAutoMixSettings, AdAutoMixParams]):
             *for_classifier,
             *for_generator,
             adversarial=turn % 2 == 0,
-            trains_generator=offset == 0,
+            trains_generator=offset == 0 and self._generator_learns(generator),
             **self.draw_views(shape[0], generator, step),
         )
 
@@ -259,9 +274,12 @@ class AdAutoMix(LearnedMaskMethod[AdAutoMixSettings, AdAutoMixParams]):
             with repeated_updates(teacher, self.settings.clean_updates):
                 clean = teacher.features(images, self.tap)
             assert clean.tap is not None
-            return {"features": clean.tap, "logits": teacher.logits(clean.pooled, "mixed")}
+            features = self.generator_input(teacher, clean.tap)
+            return {"features": features, "logits": teacher.logits(clean.pooled, "mixed")}
         if weights or self.shows_masks(params):
-            return {"features": teacher.feature_map(images, self.tap)}
+            return {
+                "features": self.generator_input(teacher, teacher.feature_map(images, self.tap))
+            }
         return {}
 
     def generator_mix(
@@ -330,6 +348,10 @@ class AdAutoMix(LearnedMaskMethod[AdAutoMixSettings, AdAutoMixParams]):
         weights = generator_weights(self.settings, adversarial=params.adversarial)
         mask = self.settings.mask_weight
         return {**weights, "mask": mask} if mask else weights
+
+    def _generator_learns(self, generator: torch.Generator) -> bool:
+        prob = self.settings.generator_prob
+        return prob == 1 or float(torch.rand((), generator=generator)) < prob
 
     def _draw_n(self, generator: torch.Generator) -> int:
         n = self.settings.n

@@ -27,15 +27,19 @@ Settings:
 - alpha: 2 in the authors' CIFAR recipes.
 - per_sample: off, as in the authors' code.
 - lam_margin: 0.08 in the authors' CIFAR recipes.
+- derange: off in the authors' recipes but those of CUB-200 and Aircraft.
 - mask_adjust: 0 in the authors' CIFAR recipes.
 - mask_weight: 0.1 in the authors' CIFAR recipes.
 - mask_margin: 0.1 in the authors' CIFAR recipes.
 - variance_weight: 0 in the authors' CIFAR recipes, whose mask loss has no variance.
 - upsampling: `nearest` in the authors' CIFAR recipes.
 - tap: none (the third of four stages), as in the authors' recipes.
+- merged_tap: off in the authors' recipes for CNNs; on for Swin.
 - generator_every: 1, as in the authors' code.
 - generator_lr: none (the student's) in the authors' CIFAR recipes for CNNs.
 - generator_min_lr: none (the student's) in the authors' CIFAR recipes for CNNs.
+- generator_warmup: on is a choice of this implementation. In the authors' code the generator has
+  no warm-up; their CIFAR recipes for CNNs have none at all.
 - lam_embedding: off in the authors' CIFAR recipes for CNNs; on for ViTs and larger images.
 - views: `full`, as in the authors' code; `split` and `alternate` are of this implementation.
 - label: `lam`, as in the authors' code; `area` and `scaled` are of this implementation.

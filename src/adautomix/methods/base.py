@@ -385,6 +385,11 @@ class Method(nn.Module, ABC, Generic[S, P]):
         """Whether the learning rate of what the method learns warms up like the student's."""
         return True
 
+    @property
+    def own_optimizer_options(self) -> dict[str, Any]:
+        """Options of its own AdamW besides learning rates, such as `betas` or `weight_decay`."""
+        return {}
+
     def learning_rates(self, lr: float, min_lr: float) -> tuple[float, float]:
         """Return the first and last learning rate of what the method learns.
 

@@ -125,6 +125,21 @@ def view_logits(student: Classifier, views: Sequence[View]) -> list[Tensor]:
     return [student.logits(part, view.head) for part, view in zip(parts, views, strict=True)]
 
 
+def tapped_channels(network: Classifier, tap: int, *, merged: bool) -> int:
+    """Return the number of channels of the map that feeds a generator.
+
+    Raises:
+        UsageError: nothing merges patches behind that stage.
+    """
+    channels, height, width = network.tap_shape(tap)
+    if not merged:
+        return channels
+    weight = next(network.parameters())
+    with torch.no_grad():
+        blank = weight.new_zeros(1, channels, height, width)
+        return network.merge_patches(blank, tap).shape[1]
+
+
 class LearnedMaskSettings(MethodSettings):
     """Settings that all methods with learned masks have in common."""
 
@@ -157,6 +172,10 @@ class LearnedMaskSettings(MethodSettings):
         ge=1,
         description="stage that feeds the generator; none: the third of four, or the middle block",
     )
+    merged_tap: bool = Field(
+        False,
+        description="feed the generator the tapped map after patch merging and a layer norm (Swin)",
+    )
     generator_optimizer: GeneratorOptimizer = Field(
         "same", description="optimizer of the generator: the student's, or an AdamW of its own"
     )
@@ -179,7 +198,6 @@ class LearnedMaskSettings(MethodSettings):
         description="last learning rate of the generator; none: the student's, in proportion with "
         "adamw",
     )
-
     generator_warmup: bool = Field(
         True, description="warm up the learning rate of the generator like the student's"
     )
@@ -260,8 +278,14 @@ class LearnedMaskMethod(Method[L, T]):
         """Create the generator for the feature map of the tapped stage."""
         network = self.network_with(model, "tap_shape")
         self.tap = self.settings.tap or network.default_tap()
-        channels, _, _ = network.tap_shape(self.tap)
+        channels = tapped_channels(network, self.tap, merged=self.settings.merged_tap)
         self.generator = self.make_generator(channels)
+
+    def generator_input(self, network: Classifier, feature_map: Tensor) -> Tensor:
+        """Return a tapped map, after the patch merging behind its stage if the settings ask so."""
+        if not self.settings.merged_tap:
+            return feature_map
+        return network.merge_patches(feature_map, self.tap)
 
     @abstractmethod
     def make_generator(self, channels: int) -> nn.Module:
@@ -442,9 +466,11 @@ class MixBlockMethod(LearnedMaskMethod[B, MixBlockParams]):
         if updates_running_stats(teacher):
             feature_map = teacher.features(images, self.tap).tap
             assert feature_map is not None
-            return {"features": feature_map}
+            return {"features": self.generator_input(teacher, feature_map)}
         if params.trains_generator or self.shows_masks(params):
-            return {"features": teacher.feature_map(images, self.tap)}
+            return {
+                "features": self.generator_input(teacher, teacher.feature_map(images, self.tap))
+            }
         return {}
 
     def adjust_masks(self, masks: Tensor, params: MixBlockParams) -> Tensor:

@@ -35,12 +35,15 @@ Settings:
 - feature_weight: 0.5, as in the authors' code.
 - play: a third: 100 of 300 epochs in the authors' code.
 - play_steps: none is a choice of this implementation: `play` decides.
-- generator_lr: none: the student's, as in the authors' code, where both players have 0.0003.
-- generator_min_lr: none: the student's. In the authors' code the learning rate is constant.
+- generator_optimizer: `adam`, as in the authors' code.
+- generator_beta1: 0.5, as in the authors' code.
+- generator_lr: none: 0.0003, as in the authors' code.
+- generator_min_lr: none: constant, as in the authors' code.
 Deviations:
-- One optimizer moves both players. The authors use Adam with learning rate 3e-4, β₁ 0.5 and no
-  weight decay for both: set `optimizer: adamw`, `lr: 3e-4`, `min_lr: 3e-4`, `momentum: 0.5` (β₁)
-  and `weight_decay: 0`, with which AdamW is Adam.
+- The authors use Adam with learning rate 3e-4, β₁ 0.5 and no weight decay for both players. The
+  generator has that by default. The classifier has the optimizer of the run: set
+  `optimizer: adamw`, `lr: 3e-4`, `min_lr: 3e-4`, `momentum: 0.5` (β₁) and `weight_decay: 0`, with
+  which AdamW is Adam.
 - Both players take one step from the same classifier. The authors' code updates the classifier and
   then the generator twice; a larger `generator_lr` can make up for it.
 - Made images have the labels of a permuted batch. The authors' code draws classes uniformly, which
@@ -62,7 +65,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +83,7 @@ from adautomix.mixing.params import MixParams, Shape, draw_permutations
 from adautomix.models import Classifier, frozen_running_stats
 
 CLASS, SOURCE = "clean", "mixed"  # heads of the class logits c and of the source logits s
+ADAM_LR = 3e-4
 BASE = 4  # pixels per side of the generator's first feature map
 KERNEL = 5  # pixels per side of its convolutions
 DOUBLING: dict[str, Any] = {"stride": 2, "padding": 2, "output_padding": 1}
@@ -102,11 +106,22 @@ class DADASettings(MethodSettings):
     play_steps: int | None = Field(
         None, ge=1, description="number of steps that play, instead of a fraction of training"
     )
+    generator_optimizer: Literal["adam", "same"] = Field(
+        "adam", description="optimizer of the generator: an Adam of its own, or the student's"
+    )
+    generator_beta1: float = Field(
+        0.5, ge=0, lt=1, description="β₁ of the generator's Adam; closer to 1 averages more steps"
+    )
     generator_lr: float | None = Field(
-        None, gt=0, description="learning rate of the generator; none: the student's"
+        None,
+        gt=0,
+        description="learning rate of the generator; none: 0.0003 with adam, else the student's",
     )
     generator_min_lr: float | None = Field(
-        None, ge=0, description="last learning rate of the generator; none: the student's"
+        None,
+        ge=0,
+        description="last learning rate of the generator; none: the first with adam, else the "
+        "student's",
     )
 
 
@@ -276,9 +291,23 @@ class DADA(Method[DADASettings, DADAParams]):
         return 2
 
     def learning_rates(self, lr: float, min_lr: float) -> tuple[float, float]:
-        """Return the generator's own learning rates where they are set."""
+        """Return the generator's learning rates: constant with its own Adam, else the student's."""
         s = self.settings
-        return s.generator_lr or lr, min_lr if s.generator_min_lr is None else s.generator_min_lr
+        if self.own_optimizer:
+            first = last = s.generator_lr or ADAM_LR
+        else:
+            first, last = s.generator_lr or lr, min_lr
+        return first, last if s.generator_min_lr is None else s.generator_min_lr
+
+    @property
+    def own_optimizer(self) -> bool:
+        """Whether the generator has an Adam of its own."""
+        return self.settings.generator_optimizer == "adam"
+
+    @property
+    def own_optimizer_options(self) -> dict[str, Any]:
+        """β of Adam, and no weight decay, with which AdamW is Adam."""
+        return {"betas": (self.settings.generator_beta1, 0.999), "weight_decay": 0.0}
 
     def make_params(self, shape: Shape, generator: torch.Generator, step: int) -> DADAParams:
         """Draw noise and labels for both players, and look up the stage of the training.

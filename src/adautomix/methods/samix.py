@@ -22,12 +22,14 @@ Settings:
 - alpha: 2 in the authors' CIFAR recipes.
 - per_sample: off, as in the authors' code.
 - lam_margin: 0.08 in the authors' CIFAR recipes.
+- derange: off in the authors' recipes but those of CUB-200 and Aircraft.
 - mask_adjust: 0.25 in the authors' CIFAR recipes for 800 epochs; 0 in those for 200 and 400.
 - mask_weight: 0.1 in the authors' CIFAR recipes.
 - mask_margin: 0.1 in the authors' CIFAR recipes.
 - variance_weight: 2, as in the authors' code.
 - upsampling: `bilinear` in the authors' CIFAR recipes for CNNs; `nearest` for DeiT and Swin.
 - tap: none (the third of four stages), as in the authors' recipes.
+- merged_tap: off in the authors' recipes for CNNs; on for Swin.
 - generator_every: 1, as in the authors' code.
 - generator_lr: none (the student's) in the authors' CIFAR recipes for CNNs.
 - generator_min_lr: none (the student's) in the authors' CIFAR recipes for CNNs.
@@ -36,6 +38,8 @@ Settings:
 - generator_init: `released`, as in the authors' code; `scaled` is of this implementation.
 - generator_optimizer: `same`, as in the authors' code; `adamw` is of this implementation.
 - mask_warmup: 0, as in the authors' code.
+- generator_warmup: on is a choice of this implementation. In the authors' code the generator has
+  no warm-up; their CIFAR recipes for CNNs have none at all.
 - lam_scale: 1 in the authors' recipes.
 - lam_curve: 0.25 in the authors' CIFAR recipes; none for ViTs, ImageNet and Tiny-ImageNet with
   ResNet-18; 1 for fine-grained data.

@@ -50,9 +50,9 @@ def constructor_arguments(name: str) -> set[str]:
     import timm
     from timm.models import model_entrypoint
 
-    if not timm.is_model(name):
+    if not isinstance(name, str) or not timm.is_model(name):  # a file may hold any value
         listing = "timm.list_models() lists them all"
-        raise UsageError(unknown_name("timm model", name, timm.list_models(), listing))
+        raise UsageError(unknown_name("timm model", str(name), timm.list_models(), listing))
     module = sys.modules[model_entrypoint(name).__module__]
     classes = filter(inspect.isclass, vars(module).values())
     signatures = (inspect.signature(cls.__init__).parameters for cls in classes)

@@ -10,6 +10,7 @@ on every backbone, as in the authors' code, because timm's own rule differs betw
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adautomix.errors import UsageError
@@ -100,6 +101,32 @@ class Classifier(nn.Module):
             images, indices=[tap + self._tap_to_index], stop_early=True, intermediates_only=True
         )
         return cast(Tensor, feature_map)
+
+    def merge_patches(self, feature_map: Tensor, tap: int) -> Tensor:
+        """Pass the map of a stage through the patch merging behind it and a layer norm.
+
+        This is what the released Swin recipes feed their generators. Their layer norm is never
+        trained, so it has no weights here.
+
+        Args:
+            feature_map: the map of the stage, `[B, C, h, w]`.
+            tap: number of the stage, from 1.
+
+        Returns:
+            `[B, 2C, h/2, w/2]`.
+
+        Raises:
+            UsageError: nothing merges patches behind that stage.
+        """
+        stages = getattr(self.backbone, "layers", ())
+        merging = getattr(stages[tap], "downsample", None) if tap < len(stages) else None
+        if not isinstance(merging, nn.Module) or isinstance(merging, nn.Identity):
+            raise UsageError(
+                f"model {self.spec.name} merges no patches behind stage {tap}: switch merged_tap "
+                "off, or use a Swin network and a stage before the last"
+            )
+        merged: Tensor = merging(feature_map.movedim(1, -1))
+        return F.layer_norm(merged, merged.shape[-1:]).movedim(-1, 1)
 
     def logits(self, pooled: Tensor, head: str = "clean") -> Tensor:
         """Logits `[B, K]` of one head for pooled features `[B, D]`.

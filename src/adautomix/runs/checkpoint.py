@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from adautomix.errors import RunError, UsageError, command_text
@@ -184,12 +184,21 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             if file_hash(folder / name) != manifest["sha256"][name]:
                 raise RunError(f"damaged checkpoint: {folder / name} does not match its hash")
         state = torch.load(folder / FILES[1], map_location="cpu", weights_only=True)
-        weights = load_file(folder / FILES[0])
+        weights = load_tensors(folder / FILES[0])
     except RunError:
         raise
     except Exception as error:  # readers raise almost any exception on damaged files
         raise RunError(f"damaged checkpoint: {folder} ({type(error).__name__}: {error})") from None
     return Checkpoint(manifest["step"], weights, state, manifest["settings"], manifest["data_info"])
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, whatever bytes its path has."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # which safetensors cannot open
+        return load(path.read_bytes())
+    return load_file(path)
 
 
 def resumable_checkpoints(run: Path) -> list[Path]:

@@ -32,6 +32,7 @@ from adautomix.runs.schema import (
     upgrade_row,
     upgrade_summary,
 )
+from adautomix.text import printable
 
 MAX_TRAIN_ROWS = 500  # per run in reports, where they only draw curves
 Kind = TypeVar("Kind", TrainRow, EpochRow)
@@ -149,7 +150,8 @@ def read_summary(path: Path) -> Summary | None:
 
 def write_summary(path: Path, summary: Summary) -> None:
     """Write a `summary.json` with its checksum."""
-    fields = json.loads(summary.model_dump_json())
+    # Not as JSON text, which pydantic refuses to make of names that are not UTF-8.
+    fields = summary.model_dump(mode="json")
     text = json.dumps({**fields, "checksum": json_digest(fields)}, indent=1)
     with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -231,7 +233,7 @@ class Run:
     @property
     def label(self) -> str:
         """What tables call the method: the name of the variant in a sweep, else the method."""
-        return str(self.config.get("label") or self.method)
+        return printable(str(self.config.get("label") or self.method), None)
 
     def fact(self, name: str) -> Any:
         """The value of a summary field, else of the setting of that name, else None."""
@@ -326,7 +328,7 @@ def read_run(folder: Path | str) -> Run:
     path = folder / "metrics.jsonl"
     rows = list(_rows(path, MAX_TRAIN_ROWS)) if path.is_file() else []
     return Run(
-        name=folder.name,
+        name=printable(folder.name, None),
         folder=folder,
         config=read_settings(folder),
         train_rows=_of_kind(TrainRow, rows),
@@ -352,7 +354,7 @@ def read_runs(folders: Sequence[Path | str]) -> list[Run]:
 
 
 def _tail(folder: Path, depth: int) -> str:
-    return "/".join(folder.parts[-depth:])
+    return printable("/".join(folder.parts[-depth:]), None)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

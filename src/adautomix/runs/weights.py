@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from adautomix.errors import UsageError
 from adautomix.models import Classifier
-from adautomix.runs.checkpoint import newest_checkpoint
+from adautomix.runs.checkpoint import load_tensors, newest_checkpoint
 
 
 def load_backbone(student: Classifier, path: Path) -> None:
@@ -47,7 +46,7 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
         prefix = "backbone."
         return {n.removeprefix(prefix): w for n, w in teacher.items() if n.startswith(prefix)}
     try:
-        return load_file(path / "model.safetensors" if path.is_dir() else path)
+        return load_tensors(path / "model.safetensors" if path.is_dir() else path)
     except (OSError, SafetensorError) as error:
         raise UsageError(
             f"init = {path} is not a run folder, an exported folder or a safetensors file ({error})"

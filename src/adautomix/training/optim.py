@@ -44,7 +44,7 @@ def build_method_optimizer(config: TrainConfig, method: Method) -> torch.optim.O
     """AdamW over the method's parameters, or None where the student's optimizer has them."""
     if not method.own_optimizer:
         return None
-    groups = method_groups(config, method)
+    groups = [group | method.own_optimizer_options for group in method_groups(config, method)]
     return torch.optim.AdamW(groups, fused=True, capturable=next(method.parameters()).is_cuda)
 
 

@@ -214,7 +214,7 @@ class Folders(CorruptionSource):
             if name not in self.classes:
                 raise UsageError(f"{folder} has a class {name!r} that the networks do not know")
         number = [self.classes.index(name) for name in listing.classes]
-        labels = torch.tensor([number[label] for label in listing.labels])
+        labels = torch.tensor([number[label] for label in listing.class_indices])
         return OnDisk([file.path for file in listing.files], self.image_size, self.decoders, labels)
 
 

@@ -158,6 +158,18 @@ class Listing:
             digest.update(os.fsencode(f"{path[start:]}\0{facts}\0"))
         return digest.hexdigest()
 
+    @property
+    def class_indices(self) -> list[int]:
+        """The labels where every file has one class.
+
+        Raises:
+            UsageError: files have several labels.
+        """
+        indices = [label for label in self.labels if isinstance(label, int)]
+        if len(indices) < len(self.labels):
+            raise UsageError(f"{self.root} has several labels per image, and one is needed here")
+        return indices
+
     def noting(self, *notes: str) -> Self:
         """The same listing with further notes."""
         return replace(self, notes=(*self.notes, *notes))
