@@ -5,8 +5,8 @@ DEMO := runs/demo
 
 .PHONY: demo test test-all lint types unit slow faults fuzz clean
 
-demo: .venv/installed  ## plain training and AdAutoMix on digits with few labels, 3 seeds
-	$(BIN)/adautomix compare --recipe digits/few-labels --methods vanilla,adautomix --seeds 0,1,2 --out $(DEMO)
+demo: .venv/installed  ## plain training, CutMix and AdAutoMix on 20 digits per class, 3 seeds
+	$(BIN)/adautomix compare --recipe digits/twenty-labels --sweep levers/demo --baseline plain --seeds 0,1,2 --out $(DEMO)
 
 test: lint types unit  ## lint, types and all tests but the slow ones
 

@@ -174,8 +174,7 @@ def test_two_variants_are_compared(swept: Path, command: Command) -> None:
     assert again.status == 0, again.err
     rows = [line for line in again.out.splitlines() if "-s0" in line]
     assert [row.split()[1] for row in rows] == ["weak", "strong"]
-    # Three scores of two networks.
-    assert again.out.count("- weak vs. strong, ") == 6
+    assert again.out.count("- weak vs. strong, ") == 6, "two networks, three metrics"
     page = (swept / "runs" / "report.html").read_text()
     assert '<tr><th scope="row">weak</th><td>strong</td><td>student</td>' in page
     assert 'id="efficiency-title"' in page

@@ -1,4 +1,4 @@
-"""Presets: when and how to mix, as measurement supports it (docs/findings.md).
+"""Presets: when and how to mix. They are provisional: docs/findings.md says what supports them.
 
 A preset is a set of settings of the mixing schedule and of methods. Everything that is set
 explicitly overrides it. `published` changes nothing: every method then works as its paper says.

@@ -65,7 +65,7 @@ class MethodChoice(SettingsGroup, title="Method"):
     )
     preset: Preset | None = Field(
         None,
-        description="When and how to mix, as measured (docs/findings.md): finetune, scratch, "
+        description="When and how to mix; provisional, see docs/findings.md: finetune, scratch, "
         "published, or auto: finetune from pretrained weights, else scratch. Other settings "
         "override it; none: as published.",
     )
