@@ -8,7 +8,7 @@ from records import epoch_fields, summary_fields
 from scipy.stats import t
 
 from adautomix.config import make_config, merge
-from adautomix.config.recipes import compose, read_cells
+from adautomix.config.recipes import compose, read_cells, read_families
 from adautomix.errors import UsageError
 from adautomix.runs.records import Run
 from adautomix.runs.schema import EpochRow, Summary
@@ -51,8 +51,11 @@ def make_run(
         )
         for epoch, figure in enumerate(figures, epochs - len(figures) + 1)
     ]
+    family = read_families()[cell.family]
     summary = Summary.model_validate(
         summary_fields(
+            train_images=family.train_images,
+            test_images=family.test_images,
             epochs=epochs,
             seed=seed,
             seconds=7200.0,
@@ -127,6 +130,15 @@ def test_other_settings_make_a_rehearsal() -> None:
     assert row.differs == ("epochs 20 instead of 200", "width 0.25 instead of 1.0")
     method = row_of(make_run(ADAUTOMIX, adautomix={"beta": 0.7}))
     assert method.differs == ("adautomix.beta 0.7 instead of 0.3",)
+
+
+def test_a_part_of_the_images_makes_a_rehearsal() -> None:
+    run = make_run(MIXUP, 0.9)
+    assert run.summary
+    part = run.summary.model_copy(update={"train_images": 500})
+    object.__setattr__(run, "summary", part)
+    row = row_of(run)
+    assert (row.status, row.differs) == ("rehearsal", ("train_images 500 instead of 50000",))
 
 
 def test_settings_that_change_no_figure_do_not_count() -> None:

@@ -255,7 +255,23 @@ def differences_of(run: Run, cell: Cell) -> tuple[str, ...]:
         own = ours.get(name, defaults.get(name))
         if name.partition(".")[0] not in NO_EFFECT and own != value:
             found.append(f"{name} {own} instead of {value}")
-    return tuple(sorted(found))
+    return tuple(sorted(found) + fewer_images(run, cell))
+
+
+def fewer_images(run: Run, cell: Cell) -> list[str]:
+    """Return in which splits a finished run had not the images that were published."""
+    if run.summary is None:
+        return []
+    family = read_families()[cell.family]
+    counts = {
+        "train_images": (run.summary.train_images, family.train_images),
+        "test_images": (run.summary.test_images, family.test_images),
+    }
+    return [
+        f"{name} {own} instead of {wanted}"
+        for name, (own, wanted) in counts.items()
+        if own != wanted
+    ]
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
