@@ -40,6 +40,7 @@ Settings:
 - upsampling: `bilinear` in the authors' CIFAR-100 ResNet configurations; `nearest` for
   transformers.
 - tap: none (the third of four stages), as in the paper.
+- merged_tap: off in the authors' recipes but those of Swin, which tap the map after merging.
 - variant: `alternating` is the objective of the authors' code, which made the published figures.
 - adversary: on, as in the paper.
 - mixed_term: on, as in the paper.

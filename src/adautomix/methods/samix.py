@@ -29,6 +29,7 @@ Settings:
 - variance_weight: 2, as in the authors' code.
 - upsampling: `bilinear` in the authors' CIFAR recipes for CNNs; `nearest` for DeiT and Swin.
 - tap: none (the third of four stages), as in the authors' recipes.
+- merged_tap: off in the authors' recipes but those of Swin, which tap the map after merging.
 - generator_every: 1, as in the authors' code.
 - generator_lr: none (the student's) in the authors' CIFAR recipes for CNNs.
 - generator_min_lr: none (the student's) in the authors' CIFAR recipes for CNNs.
