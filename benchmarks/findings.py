@@ -118,7 +118,8 @@ def write(results: Path = RESULTS, page: Path = PAGE) -> Path:
 
 def parts_of_page(works: dict[str, Any], rows: Sequence[Row], beside: Path) -> Iterator[str]:
     """Yield the introduction, the decisions and every work with its newest row."""
-    newest = {row["work"]: row for row in rows}
+    # Rows that `adautomix bench` appended name no work: their kind does.
+    newest = {row.get("work", row["kind"]): row for row in rows}
     unknown = newest.keys() - works["works"].keys()
     if unknown:
         raise UsageError(f"findings.yaml does not describe {', '.join(sorted(unknown))}: add it")
@@ -138,7 +139,7 @@ def parts_of_page(works: dict[str, Any], rows: Sequence[Row], beside: Path) -> I
 def tables(row: Row) -> Iterator[str]:
     """Yield the tables of one row: comparisons in two tables, other measurements in one."""
     if row["kind"] != "comparison":
-        yield markdown(*table_of(row["figures"]))
+        yield markdown(*table_of(shown(row["figures"])))
         return
     yield markdown(["variant", "seeds", *titles(), "time"], [scores(one) for one in row["figures"]])
     compared = [one for one in row["figures"] if one["differences"]]
@@ -152,6 +153,13 @@ def tables(row: Row) -> Iterator[str]:
             )
         ]
         yield markdown(["difference to the baseline", *titles()], cells)
+
+
+def shown(measured: Sequence[Row]) -> list[Row]:
+    """Return the figures that a table shows: of a series over steps, the first and the last."""
+    steps = [row["step"] for row in measured if "step" in row]
+    ends = {min(steps), max(steps)} if steps else set()
+    return [row for row in measured if not ends or row["step"] in ends]
 
 
 def titles() -> list[str]:

@@ -63,8 +63,11 @@ def _take(
     """Of the n rows of each class, `keep(n)` random ones, and the others."""
     generator = generator_at(seed, 0, stream)
     taken, others = [rows[:0]], [rows[:0]]
-    for label in sorted(set(labels[rows].tolist())):
-        of_class = rows[labels[rows] == label]
+    of_row = labels[rows]
+    by_class = rows[of_row.argsort(stable=True)]
+    for of_class in by_class.split(of_row.bincount().tolist()):
+        if not len(of_class):
+            continue
         shuffled = of_class[torch.randperm(len(of_class), generator=generator)]
         count = keep(len(of_class))
         taken.append(shuffled[:count])

@@ -40,7 +40,7 @@ Settings:
 - upsampling: `bilinear` in the authors' CIFAR-100 ResNet configurations; `nearest` for
   transformers.
 - tap: none (the third of four stages), as in the paper.
-- merged_tap: off in the authors' recipes but those of Swin, which tap the map after merging.
+- merged_tap: off in the authors' configurations for CNNs; on for Swin.
 - variant: `alternating` is the objective of the authors' code, which made the published figures.
 - adversary: on, as in the paper.
 - mixed_term: on, as in the paper.
@@ -55,8 +55,6 @@ Settings:
   0.8 (`switch_off`).
 - generator_lr: none (the student's) in the authors' CIFAR-100 ResNet configurations.
 - generator_min_lr: none (the student's) in the authors' CIFAR-100 ResNet configurations.
-- generator_warmup: on is a choice of this implementation. In the authors' code the generator has
-  no warm-up; their CIFAR recipes for CNNs have none at all.
 - mask_weight: 0 in the authors' CIFAR-100 configurations; their Tiny-ImageNet log has it on.
 - mask_margin: 0.1 in the authors' AutoMix recipes.
 - views: `full`, as in the paper; `split` and `alternate` are of this implementation.
@@ -64,6 +62,8 @@ Settings:
 - generator_init: `released`, as in the authors' code; `scaled` is of this implementation.
 - generator_optimizer: `same`, as in the authors' code; `adamw` is of this implementation.
 - mask_warmup: 0, as in the authors' code.
+- generator_warmup: on is a choice of this implementation. In the authors' code the generator has
+  no warm-up; their CIFAR recipes for CNNs have none at all.
 Deviations:
 - The teacher's logits of the sources are rows of its one clean pass. Batch statistics do not depend
   on the order of the batch, so the values are the same. If the teacher keeps batch norm statistics

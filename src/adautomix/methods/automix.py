@@ -34,7 +34,7 @@ Settings:
 - variance_weight: 0 in the authors' CIFAR recipes, whose mask loss has no variance.
 - upsampling: `nearest` in the authors' CIFAR recipes.
 - tap: none (the third of four stages), as in the authors' recipes.
-- merged_tap: off in the authors' recipes but those of Swin, which tap the map after merging.
+- merged_tap: off in the authors' recipes for CNNs; on for Swin.
 - generator_every: 1, as in the authors' code.
 - generator_lr: none (the student's) in the authors' CIFAR recipes for CNNs.
 - generator_min_lr: none (the student's) in the authors' CIFAR recipes for CNNs.

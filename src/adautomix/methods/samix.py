@@ -29,17 +29,17 @@ Settings:
 - variance_weight: 2, as in the authors' code.
 - upsampling: `bilinear` in the authors' CIFAR recipes for CNNs; `nearest` for DeiT and Swin.
 - tap: none (the third of four stages), as in the authors' recipes.
-- merged_tap: off in the authors' recipes but those of Swin, which tap the map after merging.
+- merged_tap: off in the authors' recipes for CNNs; on for Swin.
 - generator_every: 1, as in the authors' code.
 - generator_lr: none (the student's) in the authors' CIFAR recipes for CNNs.
 - generator_min_lr: none (the student's) in the authors' CIFAR recipes for CNNs.
-- generator_warmup: on is a choice of this implementation. In the authors' code the generator has
-  no warm-up; their CIFAR recipes for CNNs have none at all.
 - views: `full`, as in the authors' code; `split` and `alternate` are of this implementation.
 - label: `lam`, as in the authors' code; `area` and `scaled` are of this implementation.
 - generator_init: `released`, as in the authors' code; `scaled` is of this implementation.
 - generator_optimizer: `same`, as in the authors' code; `adamw` is of this implementation.
 - mask_warmup: 0, as in the authors' code.
+- generator_warmup: on is a choice of this implementation. In the authors' code the generator has
+  no warm-up; their CIFAR recipes for CNNs have none at all.
 - lam_scale: 1 in the authors' recipes.
 - lam_curve: 0.25 in the authors' CIFAR recipes; none for ViTs, ImageNet and Tiny-ImageNet with
   ResNet-18; 1 for fine-grained data.
