@@ -158,6 +158,13 @@ def test_a_missing_folder(train_fails: Fails) -> None:
     assert "did you mean 'digits'?" in train_fails("--data", "digist")
 
 
+def test_classes_without_images(own_photos: Path, train_fails: Fails) -> None:
+    for path in own_photos.glob("train/*/*.png"):
+        path.unlink()
+    line = train_fails("--data", own_photos)
+    assert line.startswith(f"class folder {own_photos / 'train' / sorted(CLASSES)[0]} holds no")
+
+
 def test_a_class_without_training_images(own_photos: Path, train_fails: Fails) -> None:
     shutil.rmtree(own_photos / "train" / CLASSES[1])
     line = train_fails("--data", own_photos)

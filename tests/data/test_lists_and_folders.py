@@ -1,5 +1,6 @@
 """List files, folders in the names people use, Hugging Face data sets and data set objects."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -415,3 +416,19 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adautomix.data.sources.hugging_face.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"not installed: pip install 'adautomix\[huggingface\]'"):
         read_hugging_face("cats", None)
+
+
+def test_a_listing_takes_little_memory_per_file(tmp_path: Path) -> None:
+    """At this rate the listing of a million files takes less than half a GiB."""
+    files, classes = 2000, 40
+    for number in range(files):
+        folder = tmp_path / f"class{number % classes:03}"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{number:06}.png").touch()
+    list_folder(tmp_path)  # whatever is kept from a first call is no part of the listing
+    tracemalloc.start()
+    found = list_folder(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found.files) == files
+    assert peak / files < 500
