@@ -2,7 +2,7 @@
 
 Every `write_*` function unpacks one archive below a folder and returns what a reader must find:
 path of an image -> (split, class name). `Pictures(linked=True)` makes every image a hard link to
-one file, so that even the published number of images is written in seconds.
+another, so that even the published number of images is written in seconds.
 """
 
 import csv
@@ -22,6 +22,7 @@ Truth = dict[str, tuple[str, str]]
 Counts = Mapping[str, int]
 """Images per split."""
 
+MOST_LINKS = 30_000  # file systems bound the links to one file
 MINIATURE = {"train": 12, "val": 6, "test": 6}
 
 
@@ -32,17 +33,19 @@ class Pictures:
     linked: bool = False
     side: int = 16
     first: Path | None = field(default=None, init=False)
+    links: int = field(default=0, init=False)
 
     def write(self, path: Path) -> str:
         """Write an image, with the folders above it; returns its path."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        if self.linked and self.first is not None:
+        if self.linked and self.first is not None and self.links < MOST_LINKS:
             path.hardlink_to(self.first)
+            self.links += 1
             return str(path)
         noise = np.random.default_rng(list(str(path.name).encode()))
         pixels = noise.integers(0, 256, (self.side, self.side, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path, "JPEG")
-        self.first = path
+        self.first, self.links = path, 0
         return str(path)
 
 
