@@ -1,7 +1,7 @@
 """Batched crop, flip and normalization on the device.
 
-Random parameters are drawn apart from being applied: a draw is a small object of CPU tensors,
-and applying it is a pure function of images and draw. Images are squares, `[B, C, S, S]`.
+Drawing random parameters and applying them are separate: a draw is a small object of CPU tensors,
+and applying it is a pure function of the images and the draw. Images are square, `[B, C, S, S]`.
 """
 
 from dataclasses import dataclass, fields
@@ -16,16 +16,16 @@ from adautomix.data.preparation import Interpolation
 from adautomix.decoder.views import RATIO
 from adautomix.errors import UsageError
 
-_TRIES = 10  # boxes drawn per image before a whole-image box is taken, as the field does
+_TRIES = 10  # boxes drawn per image before the fallback box, as in torchvision
 
 
 @dataclass(frozen=True)
 class _Params:
     flip: Tensor
-    """bool `[B]`: mirrored left to right."""
+    """bool `[B]`: whether to mirror the image left to right."""
 
     def to(self, device: torch.device) -> Self:
-        """The same draw on a device."""
+        """Return the draw on `device`."""
         moved = {
             field.name: getattr(self, field.name).to(device, non_blocking=True)
             for field in fields(self)
@@ -33,48 +33,48 @@ class _Params:
         return type(self)(**moved)
 
     def rows(self, some: slice) -> Self:
-        """The draw of some of the images."""
+        """Return the draw of a slice of the batch."""
         return type(self)(**{field.name: getattr(self, field.name)[some] for field in fields(self)})
 
 
 @dataclass(frozen=True)
 class FlipParams(_Params):
-    """The random part that is left for images that were cropped when they were decoded."""
+    """Flips only, for images that were already cropped during decoding."""
 
 
 @dataclass(frozen=True)
 class CropParams(_Params):
-    """Where each image of a batch is cut out of its padded self."""
+    """Offset of each image's crop in its padded image."""
 
     top: Tensor
-    """int64 `[B]`, 0 to 2 pad."""
+    """int64 `[B]`, from 0 to 2 · pad pixels."""
     left: Tensor
-    """int64 `[B]`, 0 to 2 pad."""
+    """int64 `[B]`, from 0 to 2 · pad pixels."""
 
 
 @dataclass(frozen=True)
 class BoxParams(_Params):
-    """Boxes to try, in order, in each picture of a batch, whatever its size."""
+    """Candidate crop boxes per picture, relative to its size; the first one that fits is used."""
 
     area: Tensor
-    """float32 `[B, 10]`, fractions of the picture."""
+    """float32 `[B, 10]`: area as a fraction of the picture."""
     ratio: Tensor
-    """float32 `[B, 10]`, width by height."""
+    """float32 `[B, 10]`: width divided by height."""
     top: Tensor
-    """float32 `[B]` in [0, 1): where in the free room, from the top."""
+    """float32 `[B]` in [0, 1): vertical position, as a fraction of the possible offsets."""
     left: Tensor
-    """float32 `[B]` in [0, 1): where in the free room, from the left."""
+    """float32 `[B]` in [0, 1): horizontal position, as a fraction of the possible offsets."""
 
     def views(self) -> list[tuple[Any, ...]]:
-        """The view of each picture, see `adautomix.decoder.views`."""
+        """Return the view of each picture, see `adautomix.decoder.views`."""
         values = (self.area, self.ratio, self.top, self.left)
         return [("box", *view) for view in zip(*(v.tolist() for v in values), strict=True)]
 
     def in_squares(self, ratio: tuple[float, float]) -> "ResizedCropParams":
-        """The first box of each that fits into a square; else the largest in the middle.
+        """Choose the first box per image that fits a square, or else the largest centered box.
 
         Args:
-            ratio: the range of `ratio`.
+            ratio: smallest and largest aspect ratio that a box may have.
         """
         width, height = (self.area * self.ratio).sqrt(), (self.area / self.ratio).sqrt()
         fits = (width <= 1) & (height <= 1)
@@ -92,19 +92,19 @@ class BoxParams(_Params):
 
 @dataclass(frozen=True)
 class ResizedCropParams(_Params):
-    """The box cut out of each image of a batch, relative to the image's side."""
+    """The crop box of each image, relative to the image's side."""
 
     height: Tensor
     """float32 `[B]` in (0, 1]."""
     width: Tensor
     """float32 `[B]` in (0, 1]."""
     top: Tensor
-    """float32 `[B]` in [0, 1): where in the free room, from the top."""
+    """float32 `[B]` in [0, 1): vertical position, as a fraction of the possible offsets."""
     left: Tensor
-    """float32 `[B]` in [0, 1): where in the free room, from the left."""
+    """float32 `[B]` in [0, 1): horizontal position, as a fraction of the possible offsets."""
 
     def boxes(self, side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Top, left, height and width in whole pixels, int64 `[B]` each, in images of `side`."""
+        """Return top, left, height and width in pixels, int64 `[B]` each, for images of `side`."""
         height = (self.height * side).round().long().clamp(1, side)
         width = (self.width * side).round().long().clamp(1, side)
         top = (self.top * (side - height + 1)).long().minimum(side - height)
@@ -117,16 +117,28 @@ def _draw_flip(batch: int, flip: bool, generator: torch.Generator) -> Tensor:
 
 
 def draw_crop(batch: int, pad: int, flip: bool, generator: torch.Generator) -> CropParams:
-    """Uniform offsets into images padded by `pad` pixels; each flipped half the time if `flip`."""
+    """Draw uniform crop offsets for images padded by `pad` pixels.
+
+    Args:
+        batch: number of images B.
+        pad: padding on each side, in pixels.
+        flip: mirror each image with probability 1/2.
+        generator: source of the random numbers.
+    """
     top, left = torch.randint(2 * pad + 1, (2, batch), generator=generator)
     return CropParams(flip=_draw_flip(batch, flip, generator), top=top, left=left)
 
 
 def apply_crop(images: Tensor, draw: CropParams, pad: int) -> Tensor:
-    """Crop images `[B, C, S, S]` out of themselves padded by reflection, then flip.
+    """Pad images `[B, C, S, S]` by reflection, crop them back to S × S and flip them.
 
-    The padding is never made: each output pixel looks up where it comes from. Returns the
-    images' type and shape, channels last. Raises UsageError unless `pad` < S.
+    The padded image is never materialized: each output pixel is gathered from its source pixel.
+
+    Returns:
+        Images of the same dtype and shape, in channels-last memory format.
+
+    Raises:
+        UsageError: `pad` is not smaller than S.
     """
     batch, channels, side, _ = images.shape
     if pad >= side:
@@ -143,7 +155,7 @@ def apply_crop(images: Tensor, draw: CropParams, pad: int) -> Tensor:
 
 
 def _reflect(position: Tensor, side: int) -> Tensor:
-    """Positions outside [0, side) mirrored back at the edge pixel, which is not repeated."""
+    """Mirror positions outside [0, side) at the edge pixel, which is not repeated."""
     return (side - 1) - ((side - 1) - position.abs()).abs()
 
 
@@ -154,9 +166,16 @@ def draw_boxes(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = RATIO,
 ) -> BoxParams:
-    """Boxes of random area (`scale`, fraction of the picture) and shape (`ratio`).
+    """Draw ten candidate boxes per picture, as torchvision's RandomResizedCrop does.
 
-    Area is uniform, the logarithm of the ratio is uniform, the place is uniform.
+    Area, log aspect ratio and position are uniform.
+
+    Args:
+        batch: number of pictures B.
+        flip: mirror each image with probability 1/2.
+        generator: source of the random numbers.
+        scale: smallest and largest area, as fractions of the picture.
+        ratio: smallest and largest aspect ratio (width divided by height).
     """
     area = torch.empty(batch, _TRIES).uniform_(*scale, generator=generator)
     bounds = torch.tensor(ratio).log().tolist()
@@ -172,10 +191,10 @@ def draw_resized_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = RATIO,
 ) -> ResizedCropParams:
-    """The boxes of `draw_boxes` in square images.
+    """Draw one crop box per square image; see `draw_boxes` for the arguments.
 
-    Boxes that stick out are drawn again, ten times at most; then the largest box in the middle is
-    taken.
+    The first of ten candidates that fits the image is used; if none fits, the largest centered
+    box.
     """
     return draw_boxes(batch, flip, generator, scale, ratio).in_squares(ratio)
 
@@ -188,10 +207,13 @@ def apply_flip(images: Tensor, flip: Tensor) -> Tensor:
 def apply_resized_crop(
     images: Tensor, draw: ResizedCropParams, size: int, interpolation: Interpolation = "bilinear"
 ) -> Tensor:
-    """Resize each image's box to `size` × `size` and flip: float32 `[B, C, size, size]`, 0 to 255.
+    """Resize each image's box to `size` × `size` with antialiasing, then flip.
 
-    With antialiasing. Resampling is separable and linear, so a batch whose boxes all differ is two
-    batched matrix products.
+    Resampling is separable and linear, so a batch with a different box per image takes two batched
+    matrix products.
+
+    Returns:
+        float32 `[B, C, size, size]` in [0, 255].
     """
     side = images.shape[-1]
     top, left, height, width = draw.boxes(side)
@@ -205,7 +227,7 @@ def apply_resized_crop(
 def _resampling(
     start: Tensor, length: Tensor, side: int, size: int, interpolation: Interpolation
 ) -> Tensor:
-    """Weights `[B, size, side]` that resample pixels [start, start + length) to `size` pixels."""
+    """Return weights `[B, size, side]` that resample [start, start + length) to `size` pixels."""
     start, length = start[:, None, None].float(), length[:, None, None].float()
     scale = length / size
     source = torch.arange(side, device=start.device) + 0.5
@@ -218,20 +240,23 @@ def _resampling(
 
 
 def _cubic(distance: Tensor) -> Tensor:
-    """Keys' cubic convolution kernel with a = -1/2, as Pillow and PyTorch use it to antialias."""
+    """Keys' cubic convolution kernel with a = -1/2, as Pillow and PyTorch use for antialiasing."""
     near = (1.5 * distance - 2.5) * distance.square() + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
 
 
 def center_crop(images: Tensor, size: int) -> Tensor:
-    """The middle `size` × `size` pixels of `[B, C, S, S]`; smaller images stay as they are."""
+    """Crop `[B, C, S, S]` to the center `size` × `size`; smaller images are returned unchanged."""
     start = max(0, (images.shape[-1] - size) // 2)
     return images[..., start : start + size, start : start + size]
 
 
 def resize(images: Tensor, size: int, interpolation: Interpolation = "bilinear") -> Tensor:
-    """Resize with antialiasing; images of that size already come back untouched, others float32."""
+    """Resize to `size` × `size` with antialiasing, as float32 in [0, 255].
+
+    Images that already have this size are returned unchanged, in their own dtype.
+    """
     if images.shape[-1] == size:
         return images
     resized = F.interpolate(images.float(), (size, size), mode=interpolation, antialias=True)
@@ -239,19 +264,25 @@ def resize(images: Tensor, size: int, interpolation: Interpolation = "bilinear")
 
 
 def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Pixels 0 to 255 `[B, C, H, W]` to float32 with mean 0 and deviation 1, channels last.
+    """Normalize pixels `[B, C, H, W]` in [0, 255] to mean 0 and standard deviation 1.
 
-    `mean` and `std` are a value a channel, of pixels in [0, 1].
+    Args:
+        images: pixels in [0, 255].
+        mean: one value per channel, of pixels scaled to [0, 1].
+        std: one value per channel, of pixels scaled to [0, 1].
+
+    Returns:
+        float32 `[B, C, H, W]` in channels-last memory format.
     """
     scale, shift = _affine(mean, std, images.device)
     return (images * scale + shift).contiguous(memory_format=torch.channels_last)
 
 
-@lru_cache(maxsize=16)  # copying them to the device at every step would cost more than the sum
+@lru_cache(maxsize=16)  # a copy to the device at every step would cost more than the arithmetic
 def _affine(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False):  # kept ones may meet images that want a gradient
+    with torch.inference_mode(False):  # cached tensors may be used with images that need gradients
         deviation = torch.tensor(std, dtype=torch.float64)[:, None, None]
         scale = 1 / (255 * deviation)
         shift = -torch.tensor(mean, dtype=torch.float64)[:, None, None] / deviation

@@ -48,13 +48,13 @@ class Erasing:
 
 @dataclass(frozen=True)
 class Batch:
-    """Training images as they are stored, and how each is to be augmented; all on the device.
+    """A batch of stored training images and the random parameters of their augmentation.
 
     Attributes:
-        pixels: uint8 `[B, 3, S, S]`.
-        labels: int64 `[B]`.
-        crop: the random part of the augmentation; only flips where decoding processes cropped.
-        erased: the boxes of random erasing; None without it.
+        pixels: uint8 `[B, 3, S, S]`, on the device.
+        labels: class indices int64 `[B]` or multi-hot labels float32 `[B, K]`, on the device.
+        crop: crop and flip per image; flips only if the images were cropped during decoding.
+        erased: boxes of random erasing; None without it.
     """
 
     pixels: Tensor
@@ -64,44 +64,46 @@ class Batch:
 
 
 class TrainBatches:
-    """The training batches of each epoch, as a function of (seed, epoch) and nothing else.
+    """Training batches of each epoch, determined by (seed, epoch) alone.
 
-    Where several processes share the work, each gets its stretch of the same batches, in order
-    of `rank`: of every batch `batch_size / world_size` images.
+    With several processes, each process gets `batch_size / world_size` consecutive images of every
+    batch, in order of `rank`.
 
-    `crop`, `pad` and `flip` left at "auto" / None are what suits the data set:
+    The random crops are:
 
-    - "pad": random crop out of the image padded by reflection; stored images larger than
-      `data.image_size` are cropped to their center first, smaller ones enlarged afterwards;
-    - "resized": a box of at least `scale_min` of the area, resized;
-    - "off": the center as it is (still flipped if `flip`).
+    - "pad": random crop of the image padded by reflection. Stored images larger than
+      `data.image_size` are center-cropped first; smaller ones are enlarged afterwards.
+    - "resized": a random box, resized, as in torchvision's RandomResizedCrop.
+    - "off": the center crop.
 
-    Boxes of whole pictures and the operations of a `policy` are drawn here and applied by decoding
-    processes ahead of time; everything else is done on the device.
+    Boxes of whole pictures and the operations of a `policy` are drawn here and applied ahead of
+    time by decoding processes. All other augmentation runs on the device.
 
     Args:
         data: the data set.
-        batch_size: images per batch, over all processes.
+        batch_size: images per batch, summed over all processes.
         seed: random seed.
-        device: where batches are delivered.
-        crop: see above.
-        pad: pixels of padding.
-        flip: mirror half of the images.
+        device: device that batches are delivered to.
+        crop: random crop, see above; "auto" uses the default of the data set.
+        pad: padding in pixels; None uses the default of the data set.
+        flip: mirror each image with probability 1/2; None uses the default of the data set.
         scale_min: smallest area of a resized crop, as a fraction of the picture.
-        scale_max: largest area.
-        policy: automatic augmentation after the crop.
-        erasing: random erasing after normalization.
-        repeats: how often an image comes in a row, each time augmented anew; an epoch has as many
-            images as without (repeated augmentation, Hoffer et al., CVPR 2020).
-        drop_last: leave out the last batch if it is incomplete.
+        scale_max: largest area of a resized crop, as a fraction of the picture.
+        policy: automatic augmentation applied after the crop.
+        erasing: random erasing applied after normalization.
+        repeats: number of consecutive copies of each image, each augmented independently. The
+            number of images per epoch stays the same, so fewer distinct images are used (repeated
+            augmentation, Hoffer et al., CVPR 2020).
+        drop_last: drop the last batch if it is incomplete.
         sampler: "shuffle" visits every image once per epoch; "balanced" draws every class with the
             same probability, see `balanced_order`.
-        workers: decoding processes for a policy on images in memory.
-        rank: of this process.
+        workers: number of decoding processes for a policy on images in memory.
+        rank: rank of this process.
         world_size: number of processes.
 
     Raises:
-        UsageError: a batch cannot be filled or would hold one image: batch norm needs two.
+        UsageError: a batch cannot be filled, cannot be divided among the processes, or would hold
+            a single image (batch norm needs two).
     """
 
     def __init__(
@@ -145,7 +147,7 @@ class TrainBatches:
             and self._crop == "resized"
         )
         self._rendered = self._whole or policy is not None
-        # Decoding processes get pixels from the host.
+        # Decoding processes read pixels from host memory.
         self._split = data.train.to(_CPU if self._rendered else device)
         if isinstance(self._split, OnDisk):
             self._decoders, self._rules = self._split.decoders, self._split.how
@@ -154,7 +156,7 @@ class TrainBatches:
             self._rules = Rules(resample=data.interpolation)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches from step `start` of the epoch on: those that the whole epoch would give."""
+        """Yield the batches of an epoch from step `start` on, as in a complete epoch."""
         order = self._order(epoch)
         order = order.repeat_interleave(self._repeats, dim=0)[: len(order)]
         batches = torch.split(order, self.batch_size)[start : self.steps_per_epoch]
@@ -179,7 +181,7 @@ class TrainBatches:
         return torch.randperm(len(self._split), generator=generator)
 
     def augment(self, batch: Batch) -> Tensor:
-        """Cropped, flipped, normalized and erased: float32 `[B, 3, H, W]`, channels last."""
+        """Crop, flip, normalize and erase a batch: float32 `[B, 3, H, W]`, channels last."""
         size, pixels, data = self._data.image_size, batch.pixels, self._data
         if isinstance(batch.crop, FlipParams):
             images = apply_flip(pixels, batch.crop.flip)
@@ -199,7 +201,7 @@ class TrainBatches:
     def _render(
         self, batches: Sequence[Tensor], first_step: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Let decoding processes crop and augment this process's share of each batch."""
+        """Crop and augment this process's part of each batch in decoding processes."""
         split = self._split
         assert isinstance(split, InMemory | OnDisk)
         jobs = (
@@ -234,7 +236,7 @@ class TrainBatches:
     def _left_to_do(
         self, crop: CropParams | BoxParams
     ) -> CropParams | ResizedCropParams | FlipParams:
-        """What of a crop is applied on the device."""
+        """Return the part of a crop that remains to be applied on the device."""
         if self._rendered:
             return FlipParams(crop.flip)
         return crop.in_squares(RATIO) if isinstance(crop, BoxParams) else crop
@@ -246,7 +248,7 @@ class TrainBatches:
         return draw_crop(images, self._pad, self._flip, generator)
 
     def _draw_erasing(self, images: int, step: int) -> EraseParams | None:
-        """The boxes of random erasing for the images of this process."""
+        """Draw the boxes of random erasing for this process's images; None without erasing."""
         if self._erasing is None:
             return None
         generator = generator_at(self._seed, step, "erasing")
@@ -261,9 +263,18 @@ class TrainBatches:
 def eval_batches(
     split: Split, data: ImageData, *, batch_size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The whole split in order, center-cropped and normalized; the last batch may be short.
+    """Yield the whole split in order, center-cropped and normalized.
 
-    Pass a split that is on `device` already where it is read more than once.
+    To read a split more than once, move it to `device` first; otherwise it is copied each time.
+
+    Args:
+        split: the images.
+        data: data set whose image size, mean and standard deviation are used.
+        batch_size: images per batch; the last batch may be smaller.
+        device: device that batches are delivered to.
+
+    Yields:
+        Images float32 `[B, 3, S, S]` and labels `[B]` or `[B, K]`, on the device.
     """
     for images, labels in _centered_batches(split, data, batch_size, device):
         yield normalize(images, data.mean, data.std), labels
@@ -272,7 +283,7 @@ def eval_batches(
 def pixel_batches(
     split: Split, data: ImageData, *, batch_size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Like `eval_batches`, not normalized: float32 pixels in [0, 1]."""
+    """Like `eval_batches`, but yield pixels in [0, 1] that are not normalized."""
     for images, labels in _centered_batches(split, data, batch_size, device):
         yield (images.float() / 255).clamp(0, 1), labels
 

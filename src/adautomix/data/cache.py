@@ -1,7 +1,7 @@
-"""What was decoded or measured once, kept on disk.
+"""On-disk cache of decoded images and of measurements.
 
-Everything is written beside and renamed, so nothing half-written is ever seen, and everything has
-checksums: what is damaged all the same counts as absent.
+Entries are written to a temporary folder that is then renamed, so readers never see a partial
+entry. Every file has checksums; a damaged entry counts as absent.
 """
 
 import json
@@ -24,11 +24,11 @@ from adautomix.data.decoding.decoders import BadRows, Outcome
 from adautomix.errors import RunError
 from adautomix.files import TEMPORARY_SUFFIX, atomic_folder
 
-FORMAT = 2  # raise it when decoding gives other pixels
+FORMAT = 2  # increment it when decoding produces different pixels
 ABANDONED = 3600.0
 """Seconds without a write after which the temporary folder of a killed process is deleted."""
 
-_BLOCK = 2**24  # bytes that one checksum covers
+_BLOCK = 2**24  # bytes per checksum
 _THREADS = 4  # zlib.crc32 releases the GIL
 Stored = TypeVar("Stored")
 
@@ -37,37 +37,40 @@ _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError)
 
 @dataclass(frozen=True)
 class Entry:
-    """The decoded squares of a folder."""
+    """Decoded center squares of all files of a data set."""
 
     pixels: Pixels
-    """`[n, S, S, 3]`, mapped rather than read; zeros for an unreadable file."""
+    """uint8 `[n, S, S, 3]`, memory-mapped; zeros for an unreadable file."""
     moments: Moments
     """`[n, 2, 3]`, see `color.image_moments`."""
     bad: BadRows
     plain: list[int]
-    """Rows of pictures of only a few colors."""
+    """Rows of images that have only a few colors."""
 
 
 @dataclass(frozen=True)
 class PictureStore:
-    """Whole pictures of various sizes, one after the other in a file."""
+    """Whole pictures of various sizes, stored one after the other in a single file."""
 
     path: Path
-    """Of the file."""
+    """File that holds the pixels."""
     index: npt.NDArray[np.int64]
-    """`[n, 4]`: offset, width, height and CRC-32 of each picture; all 0 for an unreadable file."""
+    """`[n, 4]`: byte offset, width, height and CRC-32 per picture; zeros for an unreadable file."""
     moments: Moments
     """`[n, 2, 3]`, see `color.picture_moments`."""
     limit: int | None
-    """Side that longer shorter sides were shrunk to."""
+    """Largest shorter side in pixels; larger pictures were downscaled to it. None: no limit."""
     bad: BadRows
     plain: list[int]
 
 
 def cache_folder(given: Path | None, fingerprint: str) -> Path:
-    """Where to keep what is known of some files.
+    """Return the cache folder for the files with this fingerprint.
 
-    Inside the cache, which is at `given`, else at $ADAUTOMIX_CACHE, else ~/.cache/adautomix.
+    Args:
+        given: root of the cache; None means $ADAUTOMIX_CACHE if it is set, else
+            ~/.cache/adautomix.
+        fingerprint: hash that identifies the files.
     """
     root = given or Path(os.environ.get("ADAUTOMIX_CACHE") or "~/.cache/adautomix")
     return root.expanduser() / f"{fingerprint}-v{FORMAT}"
@@ -77,7 +80,7 @@ def cache_folder(given: Path | None, fingerprint: str) -> Path:
 
 
 def load_entry(folder: Path, images: int) -> Entry | None:
-    """The entry of so many images; None if it is absent or damaged."""
+    """Load the entry if it is intact and holds this many images; None otherwise."""
     try:
         facts = _read_facts(folder)
         _check(folder, facts, "pixels.npy", "moments.npy")
@@ -93,9 +96,15 @@ def load_entry(folder: Path, images: int) -> Entry | None:
 def store_entry(
     folder: Path, shape: tuple[int, ...], chunks: Generator[tuple[Pixels, Outcome]]
 ) -> Entry:
-    """Write decoded chunks as they come, in the place of any entry that is there; load it.
+    """Write decoded chunks as they arrive, replacing an existing entry, and load the result.
 
-    Raises RunError, naming the folder, where the disk is full or not writable.
+    Args:
+        folder: folder of the entry.
+        shape: `(n, S, S, 3)` of all chunks together.
+        chunks: pixels `[k, S, S, 3]` and decoding outcome of consecutive images; closed at the end.
+
+    Raises:
+        RunError: the disk is full or not writable.
     """
     moments: list[Moments] = []
     found = Outcome()
@@ -115,7 +124,7 @@ def store_entry(
 
 
 def load_pixels(folder: Path, shape: tuple[int, ...]) -> Pixels | None:
-    """Kept images of this shape, mapped rather than read; None if absent or damaged."""
+    """Memory-map the cached images if they are intact and of this shape; None otherwise."""
     try:
         _check(folder, _read_facts(folder), "pixels.npy")
         pixels = np.load(folder / "pixels.npy", mmap_mode="c")
@@ -125,9 +134,10 @@ def load_pixels(folder: Path, shape: tuple[int, ...]) -> Pixels | None:
 
 
 def store_pixels(folder: Path, shape: tuple[int, ...], chunks: Iterable[Pixels]) -> Pixels:
-    """Write chunks of images `[k, S, S, 3]` as they come, in a folder of their own; load them.
+    """Write chunks of images `[k, S, S, 3]` to `folder` as they arrive, and load the result.
 
-    Raises RunError, naming the folder, where the disk is full or not writable.
+    Raises:
+        RunError: the disk is full or not writable.
     """
     with writing(folder) as beside:
         _write_array(beside / "pixels.npy", shape, chunks)
@@ -147,9 +157,9 @@ def _write_array(path: Path, shape: tuple[int, ...], chunks: Iterable[Pixels]) -
 
 
 def load_store(folder: Path, images: int, limit: int | None) -> PictureStore | None:
-    """The stored pictures of so many files; None if they are absent or damaged.
+    """Load the store if it is intact and holds this many images; None otherwise.
 
-    The pixels are not checked here: each picture is, whenever it is read.
+    The checksum of a picture's pixels is verified each time the picture is read, not here.
     """
     try:
         facts = _read_facts(folder)
@@ -166,9 +176,16 @@ def load_store(folder: Path, images: int, limit: int | None) -> PictureStore | N
 def store_pictures(
     folder: Path, images: int, limit: int | None, chunks: Generator[tuple[list[Pixels], Outcome]]
 ) -> PictureStore:
-    """Write whole pictures as they come, in the place of those that are there; load them.
+    """Write whole pictures as they arrive, replacing an existing store, and load the result.
 
-    Raises RunError, naming the folder, where the disk is full or not writable.
+    Args:
+        folder: folder of the store.
+        images: number of pictures in all chunks together.
+        limit: see `PictureStore.limit`.
+        chunks: pictures `[H, W, 3]` and decoding outcome of consecutive files; closed at the end.
+
+    Raises:
+        RunError: the disk is full or not writable.
     """
     index: list[tuple[int, int, int, int]] = []
     moments: list[Moments] = []
@@ -195,7 +212,7 @@ def store_pictures(
 
 
 def remembered(folder: Path, compute: Callable[[], Any]) -> Any:
-    """A small JSON value that is computed once and kept in a folder of its own."""
+    """Return the small JSON value cached in `folder`; compute and store it if it is absent."""
     try:
         return _read_facts(folder)["value"]
     except _DAMAGE:
@@ -206,7 +223,7 @@ def remembered(folder: Path, compute: Callable[[], Any]) -> Any:
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:
-    """The content of `meta.json`; raises ValueError and the like where it is damaged."""
+    """Read the facts in `meta.json`; any of the errors in `_DAMAGE` means that it is damaged."""
     meta = json.loads((folder / "meta.json").read_text())
     facts: dict[str, Any] = meta["facts"]
     if zlib.crc32(json.dumps(facts).encode()) != meta["checksum"]:
@@ -215,10 +232,10 @@ def _read_facts(folder: Path) -> dict[str, Any]:
 
 
 def _write_facts(folder: Path, facts: Mapping[str, Any], unchecked: tuple[str, ...] = ()) -> None:
-    """Write `meta.json`, with the checksums of the files that are in the folder."""
+    """Write `meta.json` with the facts and the checksums of the folder's other files."""
     names = sorted(path.name for path in folder.iterdir() if path.name not in unchecked)
     sums = {name: checksums(folder / name) for name in names}
-    # Through JSON, as it will be read: its keys are text.
+    # The checksum must cover what a reader parses, and JSON turns keys into strings.
     content = json.loads(json.dumps({**facts, "checksums": sums}))
     meta = {"facts": content, "checksum": zlib.crc32(json.dumps(content).encode())}
     (folder / "meta.json").write_text(json.dumps(meta))
@@ -230,7 +247,7 @@ def _found(facts: Mapping[str, Any]) -> tuple[BadRows, list[int]]:
 
 
 def checksums(path: Path) -> list[int]:
-    """CRC-32 of each block of a file."""
+    """CRC-32 of each 16 MiB block of a file, computed in parallel."""
 
     def one(start: int) -> int:
         with path.open("rb") as file:
@@ -252,7 +269,11 @@ def _check(folder: Path, facts: Mapping[str, Any], *names: str) -> None:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[Path]:
-    """A new folder to write to, which replaces `folder` once it is complete."""
+    """Yield a temporary folder that replaces `folder` when the block completes.
+
+    Raises:
+        RunError: the disk is full or not writable.
+    """
     sweep(folder.parent.parent)
     try:
         with atomic_folder(folder, concurrent=True) as temporary:
@@ -265,7 +286,7 @@ def writing(folder: Path) -> Iterator[Path]:
 
 
 def sweep(root: Path) -> None:
-    """Delete what killed processes left half-written in the cache."""
+    """Delete temporary folders that killed processes left in the cache."""
     with suppress(OSError):
         for folder in root.glob(f"*/*{TEMPORARY_SUFFIX}"):
             newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))

@@ -1,4 +1,4 @@
-"""Mean and deviation of pixels, a value a channel, of any subset of images at once."""
+"""Per-channel mean and standard deviation of pixels, for any subset of images."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,22 +7,32 @@ Pixels = npt.NDArray[np.uint8]
 Moments = npt.NDArray[np.float64]
 Color = tuple[float, float, float]
 
-_SAMPLED = 256  # rows or columns of a large picture that tell its mean and deviation
+_SAMPLED = 256  # rows or columns of a large picture that its moments are estimated from
 
 
 def image_moments(pixels: Pixels) -> Moments:
-    """Mean and mean square of the pixels in [0, 1] of images `[n, S, S, 3]`: `[n, 2, 3]`.
+    """Return per-channel mean and mean square of each image's pixels, scaled to [0, 1].
 
-    Those of any set of images of one size are the means of theirs.
+    The moments of a set of images of equal size are the averages of the images' moments.
+
+    Args:
+        pixels: uint8 `[n, S, S, 3]`.
+
+    Returns:
+        float64 `[n, 2, 3]`: mean and mean square per channel.
     """
     values = pixels.reshape(len(pixels), -1, 3).astype(np.float32) / 255
     return np.stack([values.mean(1), (values * values).mean(1)], 1).astype(np.float64)
 
 
 def picture_moments(picture: Pixels) -> Moments:
-    """Moments `[2, 3]` of a picture `[H, W, 3]` of any size, of every k-th row and column if large.
+    """Return the moments of a picture of any size; large pictures are subsampled.
 
-    Those of an empty picture are 0.
+    Args:
+        picture: uint8 `[H, W, 3]`.
+
+    Returns:
+        float64 `[2, 3]`, see `image_moments`; zeros for an empty picture.
     """
     step = max(1, min(picture.shape[:2]) // _SAMPLED)
     sample = picture[::step, ::step]
@@ -33,9 +43,13 @@ def picture_moments(picture: Pixels) -> Moments:
 
 
 def mean_and_std(moments: Moments) -> tuple[Color, Color]:
-    """Mean and deviation of all pixels of the images with these moments."""
+    """Return per-channel mean and standard deviation over all images with these moments.
+
+    Args:
+        moments: float64 `[n, 2, 3]`, see `image_moments`.
+    """
     mean, square = moments.mean(0)
-    std = np.sqrt(np.maximum(square - mean**2, 0)).clip(min=1 / 255)  # of one flat color: not 0
+    std = np.sqrt(np.maximum(square - mean**2, 0)).clip(min=1 / 255)  # never 0, for flat color
     return _color(mean), _color(std)
 
 

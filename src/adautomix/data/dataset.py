@@ -1,4 +1,4 @@
-"""What a loaded data set is: its classes, its splits and how it likes to be augmented."""
+"""Types of a loaded data set: its splits, its classes and its default augmentation."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,113 +21,122 @@ class Split(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """Class indices, int64 `[n]`, or 0 and 1 for each class, float32 `[n, K]`.
-
-        They are on the split's device.
-        """
+        """Class indices int64 `[n]` or multi-hot labels float32 `[n, K]`, on the split's device."""
 
     def __len__(self) -> int: ...
 
     def to(self, device: torch.device) -> "Split":
-        """The same images with batches on `device`. What is in memory is copied: do it once."""
+        """Return the split with its batches on `device`.
+
+        Images in memory are copied at every call, so call it once and keep the result.
+        """
 
     def subset(self, rows: Tensor) -> "Split":
-        """The images at `rows` (int64 `[m]`), in that order."""
+        """Return the split of the images at `rows` (int64 `[m]`), in that order."""
 
     def read(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each int64 `[B]`: images uint8 `[B, 3, S, S]` and labels `[B]`, on the device."""
+        """Yield images and labels for each batch of row indices.
+
+        Args:
+            batches: row indices, int64 `[B]` per batch.
+
+        Yields:
+            Images uint8 `[B, 3, S, S]` and labels `[B]` or `[B, K]`, on the device.
+        """
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set ready to train on."""
+    """A data set that is ready for training."""
 
     name: str
     classes: tuple[str, ...]
     image_size: int
-    """Side of the squares that the network sees; stored images may be larger or smaller."""
+    """Side of the network's input in pixels; stored images may be larger or smaller."""
     train: Split
     val: Split | None
     test: Split
     mean: Color
-    """Of the training pixels in [0, 1]."""
+    """Per-channel mean of the training pixels, scaled to [0, 1]."""
     std: Color
+    """Per-channel standard deviation of the training pixels, scaled to [0, 1]."""
     crop: Crop
-    """The random crop that suits the set."""
+    """Default random crop for this data set."""
     pad: int
-    """Pixels of padding that suit the "pad" crop."""
+    """Default padding of the "pad" crop, in pixels."""
     flip: bool
-    """Whether mirrored images belong to the same class."""
+    """Whether a mirrored image keeps its class."""
     bad_files: tuple[str, ...]
-    """Unreadable files that were left out."""
+    """Unreadable files that were skipped."""
     record: SplitRecord | None = None
-    """Which images are in which split, to be written into the run folder."""
+    """Which images are in which split; written to the run folder."""
     notes: tuple[str, ...] = ()
-    """What was decided and passed over, for the data summary."""
+    """Choices made and files skipped while loading, for the data summary."""
     warnings: tuple[str, ...] = ()
-    """What looks wrong with the data set, for the data summary."""
+    """Suspected problems of the data set, for the data summary."""
     plain_files: tuple[str, ...] = ()
-    """Files of only a few colors: they may have been misread."""
+    """Files with only a few colors, which may have been decoded wrongly."""
     preparation: Preparation | None = None
-    """How an image file becomes an input; None for a set that has no such way of its own."""
+    """How an image file becomes a network input; None if the data set does not define it."""
     interpolation: Interpolation = "bilinear"
-    """Filter with which stored images are resized on the device."""
+    """Filter that resizes stored images on the device."""
 
     def to(self, device: torch.device) -> Self:
-        """The same set with its splits on `device`."""
+        """Return the data set with its splits on `device`."""
         val = self.val and self.val.to(device)
         return replace(self, train=self.train.to(device), val=val, test=self.test.to(device))
 
     @property
     def multi_label(self) -> bool:
-        """Whether an image may have several labels, or none."""
+        """Whether an image can have any number of labels instead of exactly one."""
         return self.train.labels.ndim == 2
 
     def splits(self) -> dict[str, Split]:
-        """The splits there are, by name."""
+        """Return the existing splits by name."""
         every = {"train": self.train, "val": self.val, "test": self.test}
         return {name: split for name, split in every.items() if split is not None}
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What one source gives: labeled images before anything is held out."""
+    """Labeled images from one source, before any split is held out."""
 
     classes: tuple[str, ...]
     images: Split
     given: dict[str, Tensor]
-    """Rows of "train", "test" and perhaps "val" where the source has them, else of "all"."""
+    """Rows of the source's "train", "test" and optional "val" split, or of "all" without splits."""
     image_size: int
+    """Side of the network's input in pixels."""
     measure: Callable[[Tensor], tuple[Color, Color]]
-    """Mean and deviation of the pixels of the images at some rows."""
+    """Returns the per-channel mean and standard deviation of the images at the given rows."""
     pad: int
-    """Pixels of padding that suit the "pad" crop."""
+    """Default padding of the "pad" crop, in pixels."""
     flip: bool = True
-    """Whether mirrored images belong to the same class."""
+    """Whether a mirrored image keeps its class."""
     bad_files: tuple[str, ...] = ()
-    """Unreadable files that were left out."""
+    """Unreadable files that were skipped."""
     plain_files: tuple[str, ...] = ()
-    """Files of only a few colors."""
+    """Files with only a few colors."""
     preparation: Preparation | None = None
-    """How an image file becomes an input; None where images come as arrays."""
+    """How an image file becomes a network input; None if the images come as arrays."""
 
 
 @dataclass(frozen=True)
 class InMemory:
-    """A split whose pixels are in memory, or mapped from the cache."""
+    """A split whose pixels are in memory or memory-mapped from the cache."""
 
     images: Tensor
-    """uint8 `[m, S, S, 3]`; splits of one set share it."""
+    """uint8 `[m, S, S, 3]`, shared by all splits of a data set."""
     rows: Tensor
-    """int64 `[n]`: which of `images` are this split's."""
+    """int64 `[n]`: indices of this split's images in `images`."""
     labels: Tensor
-    """int64 `[n]`."""
+    """int64 `[n]`, or float32 `[n, K]` for several labels per image."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def to(self, device: torch.device) -> Self:
-        """The split with only its own images copied to `device`."""
+        """Return the split with its images, and no others, copied to `device`."""
         here = self.images.device
         if device.type == here.type and device.index in (None, here.index):
             return self
@@ -136,18 +145,18 @@ class InMemory:
         return type(self)(images.to(device), rows, self.labels.to(device))
 
     def subset(self, rows: Tensor) -> Self:
-        """The images at `rows`; the pixels are shared."""
+        """Return the split of the images at `rows`; both share the pixels."""
         return type(self)(self.images, self.rows[rows], self.labels[rows])
 
     def read(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Gather each batch on the device."""
+        """Gather each batch on the split's device; see `Split.read`."""
         for batch in batches:
             index = batch.to(self.images.device, non_blocking=True)
             images = self.images.index_select(0, self.rows[index])
             yield images.permute(0, 3, 1, 2), self.labels[index]
 
     def sources(self, rows: Tensor) -> Sequence[Source]:
-        """The pixels; the split must be on the CPU."""
+        """Return the pixels of the images at `rows`; the split must be on the CPU."""
         _, height, width, _ = self.images.shape
         picked = self.images.index_select(0, self.rows[rows]).numpy()
         return [
@@ -158,41 +167,44 @@ class InMemory:
 
 @dataclass(frozen=True)
 class OnDisk:
-    """A split whose images are made in decoding processes a few batches ahead, at each reading.
+    """A split whose images are decoded in worker processes each time they are read.
 
-    They are decoded from their files, or cut out of whole pictures that were decoded before. Files
-    are not tried beforehand: an unreadable one ends the reading with a RunError that names it.
+    Workers run a few batches ahead. They decode the image files, or crop whole pictures from
+    `store`. Files are not checked in advance: `read` raises RunError, naming the file, when it
+    meets an unreadable one.
     """
 
     paths: Sequence[str]
+    """Image files, one per sample."""
     side: int
-    """Of the images that `read` gives."""
+    """Side in pixels of the images that `read` yields."""
     decoders: DecoderPool
     labels: Tensor
-    """int64 `[n]`."""
+    """int64 `[n]`, or float32 `[n, K]` for several labels per image."""
     view: View = ("square",)
-    """What `read` sees of a picture, see `adautomix.decoder.views`."""
+    """Region of a picture that `read` returns, see `adautomix.decoder.views`."""
     how: Rules = field(default_factory=Rules)
-    """How files become pictures."""
+    """Rules for decoding a file."""
     store: PictureStore | None = None
+    """Cached whole pictures; None decodes from the files."""
     rows: Tensor | None = None
-    """int64 `[n]`: which pictures of the store are this split's."""
+    """int64 `[n]`: indices of this split's pictures in `store`."""
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def to(self, device: torch.device) -> Self:
-        """The split with its batches delivered to `device`."""
+        """Return the split with its batches delivered to `device`."""
         return replace(self, labels=self.labels.to(device))
 
     def subset(self, rows: Tensor) -> Self:
-        """The files at `rows`."""
+        """Return the split of the files at `rows`."""
         paths = [self.paths[row] for row in rows.tolist()]
         picked = None if self.rows is None else self.rows[rows.cpu()]
         return replace(self, paths=paths, labels=self.labels[rows], rows=picked)
 
     def read(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Decode ahead; copy to the device without waiting for it."""
+        """Decode batches ahead and copy them to the device asynchronously; see `Split.read`."""
         jobs = (
             (batch, [Request(source, self.view) for source in self.sources(batch)])
             for batch in batches
@@ -200,7 +212,7 @@ class OnDisk:
         return render(jobs, self.side, self.how, self.decoders, self.labels)
 
     def sources(self, rows: Tensor) -> Sequence[Source]:
-        """The files, or where their pictures are stored."""
+        """Return the files at `rows`, or where the store holds their pictures."""
         paths = [self.paths[row] for row in rows.tolist()]
         if self.store is None or self.rows is None:
             return [Source(path) for path in paths]

@@ -1,4 +1,4 @@
-"""Listed image files: decoded once into the cache, or at every reading if they are too big."""
+"""Read listed image files: decode them once into the cache, or at every read if they are large."""
 
 import hashlib
 import shutil
@@ -40,23 +40,23 @@ from adautomix.data.sources.listing import Listing
 from adautomix.decoder.files import open_file, open_image
 from adautomix.errors import RunError, UsageError
 
-_LARGE = 224  # what the network sees of images that are larger or of several sizes
-_SAMPLE = 2048  # training images that a set too big for memory is measured on
-_SAMPLE_SIDE = 256  # of the squares it is measured on
-_SIZED = 256  # files whose headers tell how large all will be when decoded
+_LARGE = 224  # default input size for images that are larger or of several sizes
+_SAMPLE = 2048  # training images that moments are measured on if the data set exceeds the memory
+_SAMPLE_SIDE = 256  # largest side in pixels of the squares that moments are measured on
+_SIZED = 256  # files whose headers are read to estimate the decoded size of all files
 
 
 class ImageFolder:
-    """Listed image files and how they are read.
+    """Reader of listed image files.
 
     Args:
-        listing: the files.
-        image_size: side of what the network sees; None takes the images' own size where all are
-            squares of one small size, else 224.
-        workers: decoding processes.
-        cache_dir: see `cache_folder`.
-        progress: show a bar on standard error while decoding.
-        options: what the user set.
+        listing: the files with their labels.
+        image_size: side of the network's input in pixels. None uses the size of the images if all
+            are squares of the same small size, else 224.
+        workers: number of decoding processes; None: one per processor.
+        cache_dir: root of the cache, see `cache_folder`.
+        progress: show a progress bar on standard error while decoding.
+        options: the user's settings.
     """
 
     def __init__(
@@ -81,10 +81,16 @@ class ImageFolder:
         self.rules = self.preparation.rules(self.options.max_pixels, listing.crop_bottom)
 
     def read(self, *, skip_bad: bool, memory_limit: int) -> Collection:
-        """The images, decoded before if they take at most `memory_limit` bytes.
+        """Return the images; unless the cache is off, they are decoded in advance if they fit.
 
-        Raises UsageError for an unreadable image unless `skip_bad`. Of images that are decoded at
-        every reading this is found out only for `skip_bad`, else when they are met.
+        Args:
+            skip_bad: skip unreadable files. This checks every file in advance; without it, files
+                that are decoded at every read are only checked when they are read.
+            memory_limit: largest size in bytes of images decoded in advance.
+
+        Raises:
+            UsageError: a file decoded in advance is unreadable, and `skip_bad` is off.
+            RunError: the cache cannot be written.
         """
         if self.preparation.kind == "square":
             if len(self.paths) * self.preparation.resize**2 * 3 <= memory_limit:
@@ -95,7 +101,7 @@ class ImageFolder:
         return self._collection(self._files(), found, self._measure_sample)
 
     def _prepare(self) -> Preparation:
-        """Squares where they are what the files hold or what small networks see, else all."""
+        """Store center squares for small inputs, unless resized crops need the whole picture."""
         crop = self.options.crop
         crop = default_crop(self.image_size) if crop == "auto" else crop
         small = self.image_size <= SMALL
@@ -103,7 +109,7 @@ class ImageFolder:
             return Preparation("square", stored_side(self.image_size), self.options.interpolation)
         return whole(self.image_size, self.options.crop_fraction, self.options.interpolation)
 
-    # ------------------------------------------------------------------ decoded before
+    # ------------------------------------------------------------------ decoded in advance
 
     def _squares(self, skip_bad: bool) -> Collection:
         folder, side = (
@@ -138,7 +144,7 @@ class ImageFolder:
         )
 
     def _content(self) -> Path:
-        """Where images decoded from this content by these rules are kept."""
+        """Return the cache folder of images decoded from this content with these rules."""
         from PIL import __version__ as pillow
 
         how = f"{self.listing.fingerprint()}/{self.rules}/{pillow}"
@@ -146,7 +152,7 @@ class ImageFolder:
         return cache_folder(self.cache_dir, key)
 
     def _any_readable(self, bad: BadRows) -> bool:
-        """Whether a file that could not be read has become readable."""
+        """Return whether a file that was unreadable before can be read now."""
         paths = [self.paths[row] for row in bad]
         return bool(paths) and any(
             len(outcome.bad) < len(pixels) for pixels, outcome in self._decode(paths, quiet=True)
@@ -155,11 +161,11 @@ class ImageFolder:
     # ------------------------------------------------------------------ sizes
 
     def _natural_size(self) -> int:
-        """The side of the images if all are squares of one small size, else 0."""
+        """Return the side of the images if all are squares of the same small size, else 0."""
         return int(remembered(self.known / "size", lambda: _square_side(self.paths)))
 
     def _limit(self, memory_limit: int) -> int | None:
-        """Side that kept pictures are shrunk to, 0 for none; None if they are not kept."""
+        """Return the limit of the cached pictures' shorter side (0: none); None without a cache."""
         if self.options.cache == "off":
             return None
         if self.options.cache != "exact":
@@ -167,7 +173,7 @@ class ImageFolder:
         return 0 if self._decoded_bytes(None) <= memory_limit else None
 
     def _decoded_bytes(self, limit: int | None) -> float:
-        """About how many bytes all pictures take, judged by the headers of some."""
+        """Estimate the decoded size of all pictures in bytes from the headers of some of them."""
         paths = self.paths[:: -(-len(self.paths) // _SIZED)]
         areas = [_area(path, limit) for path in paths]
         return 3 * sum(areas) / len(areas) * len(self.paths)
@@ -182,7 +188,7 @@ class ImageFolder:
                 f"{free / 2**30:.1f} GiB are free: free space, set a smaller cache, or cache off"
             )
 
-    # ------------------------------------------------------------------ decoded at every reading
+    # ------------------------------------------------------------------ decoded at every read
 
     def _files(self, store: PictureStore | None = None) -> OnDisk:
         side = self.preparation.resize if self.preparation.kind == "square" else self.image_size
@@ -198,7 +204,7 @@ class ImageFolder:
         )
 
     def _tried(self) -> Outcome:
-        """Which files are unreadable or plain, found out by decoding every one."""
+        """Decode every file to find those that are unreadable or have only a few colors."""
 
         def decode() -> dict[str, object]:
             found = Outcome()
@@ -237,7 +243,7 @@ class ImageFolder:
         )
 
     def _side(self) -> int:
-        """Side of squares that show what pictures are like."""
+        """Return the side in pixels of the center squares that are decoded."""
         side = self.preparation.resize
         return side if self.preparation.kind == "square" else min(side, _SAMPLE_SIDE)
 
@@ -270,11 +276,11 @@ def _refuse(paths: Sequence[str], bad: BadRows) -> None:
 
 
 def _square_side(paths: Sequence[str]) -> int:
-    """The side of the images if all are squares of one small size, else 0."""
+    """Return the side of the images if all are squares of the same small size, else 0."""
     sizes: set[tuple[int, int]] = set()
     for path in paths:
         size = _image_size(path)
-        if size is None:  # it will be named when it is decoded
+        if size is None:  # the file is reported when it is decoded
             continue
         sizes.add(size)
         if len(sizes) > 1 or size[0] != size[1] or size[0] > SMALL:
@@ -283,11 +289,11 @@ def _square_side(paths: Sequence[str]) -> int:
 
 
 def _image_size(path: str) -> tuple[int, int] | None:
-    """Width and height that a file states, before any orientation; None if it is unreadable."""
+    """Read width and height from a file's header, before rotation; None if it is unreadable."""
     try:
         with open_file(path) as file:
             return open_image(file, 2**62).size
-    except Exception:  # Pillow raises what its plugins raise
+    except Exception:  # Pillow's plugins raise arbitrary exceptions
         return None
 
 

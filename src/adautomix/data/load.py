@@ -1,4 +1,4 @@
-"""Data sets by name, by path or as objects, as decoded splits."""
+"""Load a data set by name, by path or from Python objects, with its splits."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -47,43 +47,43 @@ def load_data(
     evaluate_classes: Sequence[str] | None = None,
     pictures: PictureOptions | None = None,
 ) -> ImageData:
-    """Load a data set by name, by the path of a folder or list, or given as PyTorch data sets.
+    """Load a data set by name, from a folder or list file, or from PyTorch data sets.
 
-    `adautomix datasets` lists the names. A name wins over a folder of the same name (`./digits`
-    is the folder).
+    `adautomix datasets` lists the names. A name takes precedence over a folder of the same name;
+    write `./digits` for the folder.
 
     Args:
-        source: name, path, or data sets: one, (train, test) or (train, val, test).
-        root: folder that holds published archives, or that one is downloaded to; default: `data`.
-            The paths of a list start from it.
-        download: download a missing archive that has a public address.
-        class_level: which folders are classes: "top", the first level with all images below it;
-            "leaf", every folder that holds images; "auto", the classes of the list files in the
-            folder if there are some, else "top".
+        source: name, path, or PyTorch data sets: one, (train, test) or (train, val, test).
+        root: folder that holds published archives and that they are downloaded to; default:
+            `data`. Relative paths in a list file start from it.
+        download: download a missing archive if it has a public address.
+        class_level: which folders are classes. "top": the folders of the first level, with all
+            images below them. "leaf": every folder that holds images. "auto": the list files in
+            the folder define the classes; without list files, "top".
         class_names: file with the names of the numbered classes of a list.
-        image_size: side of what the network sees. Default: the images' own where all are squares
-            of one size up to 96, else 224.
-        per_class: maximum number of training images per class, chosen by `seed`. The others are
-            tested on where the source has no test images of its own, else left out.
-        test_fraction: fraction of each class tested on, where the source has no test images.
-        val_fraction: fraction of the remaining training images held out as `val`.
+        image_size: side of the network's input in pixels. Default: the size of the images if all
+            are squares of the same size up to 96 pixels, else 224.
+        per_class: maximum number of training images per class, selected at random. The others
+            become test images if the source has no test split; otherwise they are dropped.
+        test_fraction: fraction of each class used as test set if the source has no test split.
+        val_fraction: fraction of the remaining training images held out for validation.
         seed: random seed of the splits.
-        skip_bad: leave out unreadable images and list them, instead of stopping at them.
-        workers: decoding processes; default: one per processor.
-        cache_dir: where decoded images are kept; default: $ADAUTOMIX_CACHE, else
-            ~/.cache/adautomix.
-        memory_limit: bytes of decoded pixels above which files are decoded at each reading, and
-            mean and deviation are measured on a sample of 2048 training images.
-        progress: show a bar on standard error while decoding.
-        record: the splits of an earlier run, which are used as they are.
-        evaluate_classes: load for evaluation by a network of these classes, which are unknown if
-            empty. Every file of a source without splits is a test image, and training images are
-            not needed.
-        pictures: how picture files are read and kept, and how images are normalized.
+        skip_bad: skip unreadable images and list them, instead of raising an error.
+        workers: number of decoding processes; default: one per processor.
+        cache_dir: folder of the cache of decoded images; default: $ADAUTOMIX_CACHE if it is set,
+            else ~/.cache/adautomix.
+        memory_limit: bytes of decoded pixels above which images are decoded each time they are
+            read, and mean and standard deviation are measured on 2048 training images.
+        progress: show a progress bar on standard error while decoding.
+        record: splits of an earlier run to use instead of splitting again.
+        evaluate_classes: classes of a network to evaluate; empty if they are unknown. All images
+            of a source without splits become test images, and training images are not required.
+            None loads the data set for training.
+        pictures: how image files are decoded, cached and normalized.
 
     Raises:
-        UsageError: a setting, folder or file is not as it should be.
-        RunError: a download or writing the cache failed.
+        UsageError: a setting, folder or file is invalid.
+        RunError: a download failed, or the cache cannot be written.
     """
     pictures = pictures or PictureOptions()
     if image_size is not None and image_size < 1:
@@ -125,7 +125,7 @@ def load_data(
 
 
 def _find(source: Any, options: SourceOptions, record: SplitRecord | None) -> Found:
-    """What the source gives; of recorded files, what the record lists."""
+    """Open the source, or return the files that the record lists."""
     if record is None:
         return open_source(source, options)
     found = None if record.listing is not None else open_source(source, options)
@@ -133,9 +133,10 @@ def _find(source: Any, options: SourceOptions, record: SplitRecord | None) -> Fo
 
 
 def _for_evaluation(found: Found, classes: Sequence[str]) -> Found:
-    """Make every image of a source without splits a test image, and take the network's classes.
+    """Adapt a source to evaluation: use all images of a source without splits, map its classes.
 
-    Classes are matched by name; numbered ones are taken for the network's if they are as many.
+    Classes are matched to the network's by name. Numbered classes are taken as the network's if
+    there are equally many.
     """
     if isinstance(found, Listing) and set(found.given) == {"all"}:
         found = replace(found, given={"test": found.given["all"]}).noting(
@@ -170,7 +171,7 @@ def _collect_arrays(arrays: Arrays, image_size: int | None, pictures: PictureOpt
 
 
 def _color_of(arrays: Arrays, images: Tensor) -> Callable[[Tensor], tuple[Color, Color]]:
-    """How mean and standard deviation are found: as published, or measured on some rows."""
+    """Return a function of rows that gives their mean and standard deviation, or published ones."""
     if arrays.mean is not None and arrays.std is not None:
         published = arrays.mean, arrays.std
         return lambda _: published
@@ -179,7 +180,7 @@ def _color_of(arrays: Arrays, images: Tensor) -> Callable[[Tensor], tuple[Color,
 
 
 def _at_most(images: Tensor, image_size: int | None) -> Tensor:
-    """Shrink `[n, S, S, 3]` to what the network sees; enlarging is left to the device."""
+    """Downscale images `[n, S, S, 3]` to `image_size`; smaller ones are enlarged on the device."""
     if image_size is None or image_size >= images.shape[1]:
         return images
     small = resize(images.permute(0, 3, 1, 2), image_size).round().to(torch.uint8)
@@ -194,7 +195,7 @@ def _image_data(
     record: SplitRecord | None,
     pictures: PictureOptions,
 ) -> ImageData:
-    # A set for evaluation alone has no training images to measure colors on.
+    # A data set loaded only for evaluation has no training images to measure.
     mean, std = pictures.normalization or collection.measure(
         rows["train"] if len(rows["train"]) else rows["test"]
     )

@@ -1,4 +1,4 @@
-"""Which images train, which are held out: seeded, and the same share of every class."""
+"""Split images into training, validation and test sets at random, stratified by class."""
 
 from collections.abc import Callable
 
@@ -19,14 +19,28 @@ def partition(
     seed: int,
     need_train: bool = True,
 ) -> dict[str, Tensor]:
-    """Rows (int64, ascending, disjoint) of "train", "test" and perhaps "val".
+    """Return the rows of the "train", "test" and, if there is one, "val" split.
 
-    `given` holds the rows of the splits that the source has itself ("train", "test" and perhaps
-    "val"), or "all". Only of "all" is a test set made: `test_fraction` of each class, and what
-    `per_class` leaves out of training. `val_fraction` is held out of the training images that
-    are left. Every class keeps a training image. Without `need_train`, a source that has only
-    "test" gets an empty "train". Images with several labels (`[n, K]`) are split as if they were
-    all of one class.
+    A test set is only split off a source without official splits ("all"). Every class keeps at
+    least one training image. Images with several labels are split as if all had the same class.
+
+    Args:
+        labels: class indices int64 `[n]`, or multi-hot labels `[n, K]`.
+        given: rows of the source's official splits ("train", "test" and optionally "val"), or of
+            "all" if it has none.
+        per_class: maximum number of training images per class; None keeps all. For "all", the
+            others become test images; otherwise they are dropped.
+        test_fraction: fraction of each class that becomes the test set of "all".
+        val_fraction: fraction of each class of the remaining training images that is held out for
+            validation.
+        seed: random seed.
+        need_train: require training images; without it, "train" may be empty.
+
+    Returns:
+        Rows int64 per split, ascending and disjoint.
+
+    Raises:
+        UsageError: a setting is out of range or does not suit the source, or a split is empty.
     """
     _check(given, per_class, test_fraction, val_fraction)
     if need_train and not given.keys() & {"train", "all"}:
@@ -60,7 +74,7 @@ def partition(
 def _take(
     rows: Tensor, labels: Tensor, keep: Callable[[int], int], seed: int, stream: str
 ) -> tuple[Tensor, Tensor]:
-    """Of the n rows of each class, `keep(n)` random ones, and the others."""
+    """Select `keep(n)` random rows of the n rows of each class; return them and the rest."""
     generator = generator_at(seed, 0, stream)
     taken, others = [rows[:0]], [rows[:0]]
     of_row = labels[rows]
@@ -76,7 +90,7 @@ def _take(
 
 
 def _all_but(fraction: float) -> Callable[[int], int]:
-    """Hold out `fraction`, at least one image, but never the last one."""
+    """Return how many of n images remain if `fraction`, at least one, is held out; at least 1."""
     return lambda count: max(1, count - max(1, round(count * fraction)))
 
 

@@ -1,10 +1,10 @@
-"""Images corrupted as they are read.
+"""Images that are corrupted when they are read.
 
 The corruptions are those of Hendrycks and Dietterich, *Benchmarking Neural Network Robustness to
-Common Corruptions and Perturbations*, ICLR 2019: 15 and 4 extra, at severities 1 to 5. They are
-made by the library `imagecorruptions-imaug`, with the strengths of ImageNet-C at every image size.
-The authors made CIFAR-10-C and CIFAR-100-C with weaker ones for 32 × 32 images, so figures on
-those are only comparable with figures on the published arrays.
+Common Corruptions and Perturbations*, ICLR 2019: 15 standard and 4 extra ones, at severities 1 to
+5. The library `imagecorruptions-imaug` applies them with the strengths of ImageNet-C at every image
+size. CIFAR-10-C and CIFAR-100-C use weaker corruptions for 32 × 32 images, so published results on
+them are not comparable with results on CIFAR images corrupted here.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,17 +33,21 @@ CATEGORIES = {
 }
 CORRUPTIONS = tuple(name for names in CATEGORIES.values() for name in names)
 PAPER_CORRUPTIONS = CORRUPTIONS[:15]
-"""Those that the paper averages over; the extra ones are for validation."""
+"""Corruptions that the paper averages over; the extra ones are meant for validation."""
 SEVERITIES = (1, 2, 3, 4, 5)
 
-_REQUEST = 2**16  # pixels that a process takes at a time: some seconds of the slowest corruption
+_REQUEST = 2**16  # pixels per request: a few seconds of the slowest corruption
 _CPU = torch.device("cpu")
-_AHEAD = 2  # batches begun before they are needed
+_AHEAD = 2  # batches started before they are needed
 LIBRARY = "imagecorruptions-imaug"
 
 
 class CorrupterPool(WorkerPool):
-    """`workers` processes (default: one a processor) that corrupt; they start on first use."""
+    """Pool of processes that corrupt images, which start on first use.
+
+    Args:
+        workers: number of processes; None: one per processor.
+    """
 
     def __init__(self, workers: int | None = None) -> None:
         super().__init__(corrupt.__file__, workers)
@@ -51,9 +55,17 @@ class CorrupterPool(WorkerPool):
     def corrupt(
         self, images: Pixels, corruption: str, severity: int, seeds: Sequence[int], out: Pixels
     ) -> list[Future[None]]:
-        """Fill `out` with corrupted `images`, `[n, S, S, 3]` both, each with a seed below 2³².
+        """Write corrupted images into `out` in the background.
 
-        The futures raise RunError where a process dies or the library fails.
+        Args:
+            images: uint8 `[n, S, S, 3]`.
+            corruption: one of `CORRUPTIONS`.
+            severity: 1 to 5.
+            seeds: one seed below 2³² per image.
+            out: uint8 `[n, S, S, 3]`, which is filled.
+
+        Returns:
+            Futures to wait for; they raise RunError if a process dies or the library fails.
         """
         side = images.shape[1]
         chunk = max(1, _REQUEST // side**2)
@@ -80,17 +92,17 @@ class CorrupterPool(WorkerPool):
 
 @dataclass(frozen=True)
 class Corrupted:
-    """A split whose images are corrupted as they are read, with batches on `device`.
+    """A split whose images are corrupted when they are read, with batches on `device`.
 
-    An image is a function of the seed, the corruption, the severity, the clean image and its row
-    in the split; not of batches or of what else is corrupted.
+    A corrupted image depends only on the seed, the corruption, the severity, the clean image and
+    its row in the split, not on the batch that it is read in.
     """
 
     clean: Split
     rows: Tensor
-    """int64 `[n]`: the number that each image draws its randomness by."""
+    """int64 `[n]`: number per image that selects its random numbers."""
     image_size: int
-    """Larger stored images are cut to this center first; smaller ones are corrupted as they are."""
+    """Larger images are center-cropped to this side first; smaller ones keep their size."""
     corruption: str
     severity: int
     seed: int
@@ -99,22 +111,22 @@ class Corrupted:
 
     @property
     def labels(self) -> Tensor:
-        """int64 `[n]`."""
+        """Class indices, int64 `[n]`, on `device`."""
         return self.clean.labels.to(self.device)
 
     def __len__(self) -> int:
         return len(self.clean)
 
     def to(self, device: torch.device) -> Self:
-        """The split with its batches delivered to `device`."""
+        """Return the split with its batches delivered to `device`."""
         return replace(self, device=device)
 
     def subset(self, rows: Tensor) -> Self:
-        """The images at `rows`, corrupted as they are in the whole split."""
+        """Return the split of the images at `rows`, corrupted exactly as in the whole split."""
         return replace(self, clean=self.clean.subset(rows), rows=self.rows[rows])
 
     def read(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Corrupt in processes, a few batches ahead."""
+        """Corrupt batches ahead in worker processes; see `Split.read`."""
         known = list(batches)
         clean = self.clean.read(known)
         begun = (self._begin(rows, *batch) for rows, batch in zip(known, clean, strict=True))
@@ -136,5 +148,5 @@ class Corrupted:
 
 
 def channels_last(images: Tensor, image_size: int) -> Pixels:
-    """The center of images `[B, 3, H, W]` as `[B, S, S, 3]` on the CPU, S at most `image_size`."""
+    """Center-crop images `[B, 3, H, W]` to `[B, S, S, 3]` on the CPU, S at most `image_size`."""
     return center_crop(images, image_size).permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -1,4 +1,4 @@
-"""Where corrupted images come from: made here and kept, or as somebody published them."""
+"""Sources of corrupted images: generated here and cached, or read from published files."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -27,16 +27,16 @@ from adautomix.data.decoding.decoders import DecoderPool
 from adautomix.data.sources.folders import list_folder
 from adautomix.errors import UsageError
 
-_SMALLEST = 32  # pixels per side that the library takes
-_BATCH = 256  # images made at a time for the cache
+_SMALLEST = 32  # smallest side in pixels that the library accepts
+_BATCH = 256  # images per batch written to the cache
 
 
 class CorruptionSource(ABC):
-    """Where corrupted images come from.
+    """A source of corrupted images.
 
     Attributes:
-        name: for the record.
-        corruptions: which there are, in the usual order.
+        name: name of the source in reports.
+        corruptions: available corruptions, in the order of `CORRUPTIONS`.
     """
 
     name: str
@@ -44,28 +44,28 @@ class CorruptionSource(ABC):
 
     @abstractmethod
     def split(self, corruption: str, severity: int) -> Split:
-        """All images under one corruption at one severity."""
+        """Return all images under one corruption at one severity."""
 
     def first(self, corruption: str, severity: int) -> Tensor:
-        """The first of them, uint8 `[3, S, S]`."""
+        """Return the first of these images, uint8 `[3, S, S]`."""
         return first_image(self.split(corruption, severity))
 
 
 def first_image(split: Split) -> Tensor:
-    """The first image of a split, uint8 `[3, S, S]`."""
+    """Return the first image of a split, uint8 `[3, S, S]`."""
     images, _ = next(iter(split.read([torch.tensor([0])])))
     return images[0]
 
 
 class GeneratedCorruptions(CorruptionSource):
-    """The images of a split, corrupted here and kept in the cache.
+    """Corruptions of the images of a split, generated here and cached.
 
     Args:
-        clean: the split.
-        image_size: side of what the network sees.
-        seed: of the corruptions.
-        corrupters: the processes that make them; the caller's to close.
-        keep: bytes of all corruptions at all severities above which none is kept.
+        clean: the split of clean images.
+        image_size: side of the network's input in pixels.
+        seed: random seed of the corruptions.
+        corrupters: processes that corrupt images; the caller closes the pool.
+        keep: nothing is cached if all corruptions at all severities exceed this size in bytes.
 
     Raises:
         UsageError: the library is not installed, or the images are too small for it.
@@ -95,14 +95,14 @@ class GeneratedCorruptions(CorruptionSource):
         self.cache = self._folder() if kept else None
 
     def fresh(self, corruption: str, severity: int) -> Corrupted:
-        """All images under one corruption at one severity, made when they are read."""
+        """Return all images under one corruption at one severity, generated at every read."""
         rows = torch.arange(len(self.clean))
         return Corrupted(
             self.clean, rows, self.image_size, corruption, severity, self.seed, self.corrupters
         )
 
     def split(self, corruption: str, severity: int) -> Split:
-        """The kept images; they are made and kept first where they are not there."""
+        """Return the cached images, generating and caching them first if they are absent."""
         fresh = self.fresh(corruption, severity)
         if self.cache is None:
             return fresh
@@ -114,11 +114,11 @@ class GeneratedCorruptions(CorruptionSource):
         return InMemory(torch.from_numpy(pixels), torch.arange(len(fresh)), fresh.labels)
 
     def first(self, corruption: str, severity: int) -> Tensor:
-        """The first image, made for itself."""
+        """Generate the first image without the others."""
         return first_image(self.fresh(corruption, severity))
 
     def _folder(self) -> Path:
-        """Where the images are kept: it changes with their pixels, seed and library."""
+        """Return the cache folder, which depends on the clean pixels, the seed and the library."""
         digest = blake2b(f"{version(LIBRARY)}/{self.seed}/{self.side}".encode(), digest_size=16)
         for pixels in chunks(self.clean, self.side):
             digest.update(pixels.data)
@@ -126,20 +126,24 @@ class GeneratedCorruptions(CorruptionSource):
 
 
 def chunks(split: Split, side: int) -> Iterator[Pixels]:
-    """The images of a split in order, some at a time: `[k, side, side, 3]`."""
+    """Yield the images of a split in order, in chunks `[k, side, side, 3]`."""
     for images, _ in split.read(torch.arange(len(split)).split(_BATCH)):
         yield channels_last(images, side)
 
 
 class Arrays(CorruptionSource):
-    """CIFAR-10-C and CIFAR-100-C as published, or others that are laid out like them.
+    """CIFAR-10-C and CIFAR-100-C as published, or arrays with the same layout.
 
-    `<corruption>.npy` is uint8 `[5 n, S, S, 3]`, severity 1 to 5 one after the other, and
-    `labels.npy` integers `[5 n]`.
+    `<corruption>.npy` is uint8 `[5 n, S, S, 3]`, ordered by severity from 1 to 5, and `labels.npy`
+    holds integers `[5 n]`.
+
+    Args:
+        folder: folder of the arrays.
+        classes: class names of the network.
 
     Raises:
-        UsageError: an array is missing, damaged or of another shape, or the labels are not those
-            of so many classes.
+        UsageError: an array is missing, damaged or of the wrong shape, or the labels do not match
+            the number of classes.
     """
 
     def __init__(self, folder: Path, classes: Sequence[str]) -> None:
@@ -156,7 +160,7 @@ class Arrays(CorruptionSource):
             )
 
     def split(self, corruption: str, severity: int) -> Split:
-        """A fifth of the array of a corruption."""
+        """Return the fifth of a corruption's array that holds this severity."""
         path = self._path(corruption)
         pixels = _load(path)
         whole, shape = len(self.labels), pixels.shape
@@ -185,10 +189,16 @@ def _load(path: Path) -> npt.NDArray[np.generic]:
 
 
 class Folders(CorruptionSource):
-    """ImageNet-C, Tiny-ImageNet-C and the like: `<corruption>/<severity>/<class>/*`.
+    """ImageNet-C, Tiny-ImageNet-C and similar folders: `<corruption>/<severity>/<class>/*`.
 
-    The folders of corruptions may lie in folders of their kinds. Images are decoded as they are
-    read, at the size of what the network sees.
+    Corruption folders may be nested in category folders, as in `blur/defocus_blur`. Images are
+    decoded at every read, at the size of the network's input.
+
+    Args:
+        folder: root folder.
+        classes: class names of the network.
+        image_size: side of the network's input in pixels.
+        decoders: processes that decode the images.
 
     Raises:
         UsageError: a severity is missing or a class is unknown.
@@ -205,7 +215,7 @@ class Folders(CorruptionSource):
         self.corruptions = tuple(self.folders)
 
     def split(self, corruption: str, severity: int) -> Split:
-        """The files of one severity."""
+        """Return the files of one corruption at one severity."""
         folder = self.folders[corruption] / str(severity)
         if not folder.is_dir():
             raise UsageError(f"{folder} is missing: fetch it, or leave severity {severity} out")
@@ -219,7 +229,7 @@ class Folders(CorruptionSource):
 
 
 def _find(folder: Path, corruption: str) -> Path | None:
-    """The folder of a corruption, in `folder` or in a folder in it."""
+    """Find the folder of a corruption in `folder` or in one of its subfolders."""
     places = [folder / corruption, *sorted(folder.glob(f"*/{corruption}"))]
     return next((place for place in places if place.is_dir()), None)
 
@@ -227,10 +237,16 @@ def _find(folder: Path, corruption: str) -> Path | None:
 def open_published(
     folder: Path, classes: Sequence[str], *, image_size: int, decoders: DecoderPool
 ) -> CorruptionSource:
-    """The corrupted images that somebody made and put into a folder.
+    """Open a folder of corrupted images in the layout of CIFAR-C or ImageNet-C.
+
+    Args:
+        folder: root folder.
+        classes: class names of the network.
+        image_size: side of the network's input in pixels.
+        decoders: processes that decode image files.
 
     Raises:
-        UsageError: there are none, in either layout, or they are not as they should be.
+        UsageError: the folder has neither layout, or its files are invalid.
     """
     if any((folder / f"{name}.npy").is_file() for name in CORRUPTIONS):
         return Arrays(folder, classes)

@@ -1,9 +1,9 @@
-"""Corrupts images: the program of a corrupting process.
+"""Program of a worker process that corrupts images.
 
-It imports the corruptions and what they need, torch is not among it. It answers each line of
-standard input, the JSON list `[corruption, severity, side, [seed, ...]]`, and the
-`side * side * 3` bytes per image that follow it with one JSON line, null or what went wrong, and
-as many bytes. It ends when its standard input does.
+It imports the corruption library but not torch. A request is one line on standard input, the JSON
+list `[corruption, severity, side, [seed, ...]]`, followed by `side * side * 3` bytes per image. The
+answer is one JSON line, null or an error message, followed by the same number of bytes. The program
+exits at the end of its standard input.
 """
 
 import json
@@ -22,12 +22,12 @@ import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
 
-_SEEDED = ("glass_blur", "impulse_noise")  # these draw from generators of their own
+_SEEDED = ("glass_blur", "impulse_noise")  # these take a seed instead of NumPy's global state
 
 
 @contextmanager
 def numpy_seeded(seed: int) -> Iterator[None]:
-    """NumPy's global random numbers from a seed below 2³²; their state is put back afterwards."""
+    """Seed NumPy's global generator (seed below 2³²) within the block, then restore its state."""
     state = np.random.get_state()
     np.random.seed(seed)
     try:
@@ -37,19 +37,19 @@ def numpy_seeded(seed: int) -> Iterator[None]:
 
 
 def corrupt(image: Pixels, corruption: str, severity: int, seed: int) -> Pixels:
-    """One image `[S, S, 3]` corrupted: a function of its arguments alone.
+    """Corrupt one image; the result depends on the arguments alone.
 
     Args:
-        image: at least 32 pixels per side.
-        corruption: by its name in `imagecorruptions`.
+        image: uint8 `[S, S, 3]`, at least 32 pixels per side.
+        corruption: name in `imagecorruptions`.
         severity: 1 to 5.
-        seed: below 2³².
+        seed: random seed below 2³².
     """
     import imagecorruptions
 
     own = {"seed": seed} if corruption in _SEEDED else {}
-    # Spatter divides by its largest drop. Where no drop falls on a small image the library gives
-    # a black one: here the image stays as it is.
+    # Spatter divides by its largest drop. If no drop falls on a small image, the library returns a
+    # black image; return the image unchanged instead.
     invalid: Any = "raise" if corruption == "spatter" else "ignore"
     with numpy_seeded(seed), np.errstate(invalid=invalid):
         try:
@@ -60,18 +60,18 @@ def corrupt(image: Pixels, corruption: str, severity: int, seed: int) -> Pixels:
 
 
 def corrupt_all(images: Pixels, corruption: str, severity: int, seeds: Sequence[int]) -> Pixels:
-    """Images `[n, S, S, 3]`, each with its own seed."""
+    """Corrupt images `[n, S, S, 3]` with one seed per image."""
     changed = [corrupt(x, corruption, severity, s) for x, s in zip(images, seeds, strict=True)]
     return np.stack(changed)
 
 
 @cache
 def _make_fast() -> None:
-    """Suit OpenCV to a process that does nothing but corrupt."""
+    """Configure OpenCV for a process that only corrupts images."""
     from imagecorruptions.corruptions import cv2
 
-    cv2.setNumThreads(1)  # there is a process a processor
-    cv2.imread = cache(cv2.imread)  # frost reads one of its six pictures for every image
+    cv2.setNumThreads(1)  # there is one process per processor
+    cv2.imread = cache(cv2.imread)  # frost rereads one of its six textures for every image
 
 
 def _answer(request: bytes, given: BinaryIO, out: BinaryIO) -> None:
@@ -90,11 +90,11 @@ def _answer(request: bytes, given: BinaryIO, out: BinaryIO) -> None:
 
 def main() -> None:
     """Answer requests until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
     warnings.simplefilter("ignore")
     given, out = sys.stdin.buffer, sys.stdout.buffer
     with Path(os.devnull).open("w") as nowhere:
-        sys.stdout = nowhere  # the library prints
+        sys.stdout = nowhere  # output of the library would corrupt the answers
         for request in given:
             _answer(request, given, out)
 

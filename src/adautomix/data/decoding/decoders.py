@@ -1,4 +1,4 @@
-"""A pool of decoding processes, and a whole folder decoded by it."""
+"""A pool of decoding processes, and functions that decode many files with it."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
@@ -15,27 +15,28 @@ from adautomix.decoder.reading import Rules
 from adautomix.errors import RunError
 
 BadRows = dict[int, str]
-"""Which files are unreadable, and why."""
+"""Reason why a file is unreadable, by row."""
 
 GRAY = (128, 128, 128)
 
-_PATIENCE, _PATIENCE_PER_PICTURE = 60.0, 4.0  # seconds within which a request must be answered
-_CHUNK = 64  # squares of one request
-_WHOLE_CHUNK = 8  # whole pictures of one request: they may be large
+_PATIENCE, _PATIENCE_PER_PICTURE = 60.0, 4.0  # timeout of a request, in seconds
+_CHUNK = 64  # squares per request
+_WHOLE_CHUNK = 8  # whole pictures per request, fewer because they may be large
 
 
 class Source(NamedTuple):
-    """Where a decoding process finds a picture, and bytes to send it."""
+    """Where a decoding process finds a picture."""
 
     place: str | tuple[Any, ...]
-    """A file, width and height of the bytes, or where stored bytes are: see `adautomix.decoder`."""
+    """Image file, location of stored bytes, or size of `pixels`; see `decoder.__main__`."""
     pixels: memoryview | None = None
+    """RGB bytes that are sent with the request."""
     name: str = ""
-    """For messages."""
+    """Name of the picture in error messages."""
 
 
 class Request(NamedTuple):
-    """One picture to make, see `adautomix.decoder`."""
+    """A view of one picture and the operations applied to it, see `decoder.__main__`."""
 
     source: Source
     view: Sequence[Any]
@@ -44,16 +45,20 @@ class Request(NamedTuple):
 
 @dataclass
 class Outcome:
-    """What was found while decoding, by position."""
+    """Problems found while decoding, by position."""
 
     bad: BadRows = field(default_factory=dict)
-    """Unreadable files."""
+    """Unreadable files with the reason."""
     plain: list[int] = field(default_factory=list)
-    """Pictures of only a few colors."""
+    """Pictures with only a few colors."""
 
 
 class DecoderPool(WorkerPool):
-    """`workers` processes (default: one per processor) that decode; they start on first use."""
+    """Pool of decoding processes, which start on first use.
+
+    Args:
+        workers: number of processes; None: one per processor.
+    """
 
     def __init__(self, workers: int | None = None) -> None:
         super().__init__(program.__file__, workers)
@@ -65,10 +70,19 @@ class DecoderPool(WorkerPool):
         rules: Rules,
         fill: tuple[int, int, int] = GRAY,
     ) -> Future[Outcome]:
-        """Fill `out` `[len(requests), S, S, 3]` in the background.
+        """Render the requested pictures into `out` in the background.
 
-        A file that ends or hangs the process that decodes it counts as unreadable; the pixels of
-        unreadable ones are zeros. The future raises RunError if no process works.
+        A file that crashes or hangs its decoding process counts as unreadable. Unreadable files
+        give zeros.
+
+        Args:
+            requests: one per picture.
+            out: uint8 `[len(requests), S, S, 3]`, which is filled.
+            rules: rules for decoding a file.
+            fill: color of pixels that an operation moves in from outside the picture.
+
+        Returns:
+            Future of the outcome, which raises RunError if every picture loses its process.
         """
         return self.submit(self._render, requests, out, rules, fill)
 
@@ -88,12 +102,16 @@ class DecoderPool(WorkerPool):
     def whole(
         self, paths: Sequence[str], limit: int | None, rules: Rules
     ) -> "Future[tuple[list[Pixels], Outcome]]":
-        """Decode whole files in the background: `[H, W, 3]` each, `[0, 0, 3]` if unreadable.
+        """Decode whole files in the background.
 
         Args:
             paths: the files.
-            limit: side that a longer shorter side is shrunk to; None keeps the sizes.
-            rules: how files become pictures.
+            limit: largest shorter side in pixels; larger pictures are downscaled. None: no limit.
+            rules: rules for decoding a file.
+
+        Returns:
+            Future of the pictures, uint8 `[H, W, 3]` each, `[0, 0, 3]` if unreadable, and of the
+            outcome.
         """
         return self.submit(self._whole, paths, limit, rules)
 
@@ -135,7 +153,7 @@ def _outcome(answer: Any) -> Outcome:
 def _one_by_one(
     ask: Callable[[slice], Outcome], names: Sequence[str], clear: Callable[[int], None]
 ) -> Outcome:
-    """Ask for all at once; if the process is lost, for each alone to find out which one did it."""
+    """Request all at once; if the process is lost, request each alone to find the cause."""
     with suppress(WorkerLostError):
         return ask(slice(0, len(names)))
     whole, lost = Outcome(), 0
@@ -160,7 +178,18 @@ def _one_by_one(
 def decode_squares(
     paths: Sequence[str], side: int, rules: Rules, *, workers: int | None, progress: bool
 ) -> Generator[tuple[Pixels, Outcome]]:
-    """Decode the center square of every file, chunk by chunk: pixels `[k, side, side, 3]`."""
+    """Decode the center square of every file, in chunks.
+
+    Args:
+        paths: the files.
+        side: side of the squares in pixels.
+        rules: rules for decoding a file.
+        workers: number of decoding processes; None: one per processor.
+        progress: show a progress bar on standard error.
+
+    Yields:
+        Pixels uint8 `[k, side, side, 3]` and outcome of k consecutive files.
+    """
     requests = [Request(Source(path), ("square",)) for path in paths]
     with DecoderPool(workers) as decoders:
 
@@ -181,7 +210,18 @@ def decode_squares(
 def decode_whole(
     paths: Sequence[str], limit: int | None, rules: Rules, *, workers: int | None, progress: bool
 ) -> Generator[tuple[list[Pixels], Outcome]]:
-    """Decode every file whole, chunk by chunk: pictures `[H, W, 3]`, see `DecoderPool.whole`."""
+    """Decode every file whole, in chunks.
+
+    Args:
+        paths: the files.
+        limit: largest shorter side in pixels, see `DecoderPool.whole`.
+        rules: rules for decoding a file.
+        workers: number of decoding processes; None: one per processor.
+        progress: show a progress bar on standard error.
+
+    Yields:
+        Pictures uint8 `[H, W, 3]` and outcome of consecutive files.
+    """
     with DecoderPool(workers) as decoders:
         begun = (
             decoders.whole(paths[start : start + _WHOLE_CHUNK], limit, rules)
@@ -203,8 +243,8 @@ def _shifted(outcome: Outcome, start: int) -> Outcome:
 
 @contextmanager
 def progress_counter(total: int, enabled: bool) -> Iterator[Callable[[int], None]]:
-    """Show a bar on standard error, if `enabled`, that the yielded function moves forward."""
-    from rich.console import Console  # late: only a first load shows it
+    """Show a progress bar on standard error if `enabled`; yield a function that advances it."""
+    from rich.console import Console  # imported here: only a first load shows a bar
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,

@@ -1,4 +1,4 @@
-"""Picture files made ready for a network, as evaluation would make them."""
+"""Prepare image files as network inputs, in the same way as evaluation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,18 +24,21 @@ def prepare_images(
     preparation: Preparation | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
-    """Normalized float32 images `[n, 3, image_size, image_size]`.
+    """Read image files as normalized network inputs.
 
     Args:
         paths: image files.
-        image_size: pixels per side.
-        mean: of pixels in [0, 1].
-        std: of pixels in [0, 1].
-        preparation: how a file becomes an input; None: as that of a new run is by default.
-        max_pixels: larger pictures are refused.
+        image_size: side of the network's input in pixels.
+        mean: per-channel mean, of pixels scaled to [0, 1].
+        std: per-channel standard deviation, of pixels scaled to [0, 1].
+        preparation: how a file becomes an input; None uses the default of a new run.
+        max_pixels: largest number of pixels that a picture may have.
+
+    Returns:
+        float32 `[n, 3, image_size, image_size]`.
 
     Raises:
-        UsageError: a file is missing or cannot be read; it is named.
+        UsageError: a file is missing or cannot be read.
     """
     how = preparation or default_preparation(image_size)
     pictures = torch.stack([read_image(path, image_size, how, max_pixels) for path in paths])
@@ -45,7 +48,7 @@ def prepare_images(
 def read_image(
     path: Path, image_size: int, preparation: Preparation, max_pixels: int = MAX_PIXELS
 ) -> Tensor:
-    """One image file as its preparation makes it, uint8 `[3, S, S]` with S at least `image_size`.
+    """Read and prepare one image file: uint8 `[3, S, S]` with S at least `image_size`.
 
     Raises:
         UsageError: the file is missing or cannot be read.
@@ -53,6 +56,6 @@ def read_image(
     side = preparation.resize if preparation.kind == "square" else image_size
     try:
         image, _ = read_view(str(path), preparation.view, side, preparation.rules(max_pixels))
-    except Exception as error:  # Pillow raises what its plugins raise
+    except Exception as error:  # Pillow's plugins raise arbitrary exceptions
         raise UsageError(f"cannot read {path}: {reason(error)}") from None
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)

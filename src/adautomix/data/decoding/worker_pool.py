@@ -1,9 +1,9 @@
-"""A pool of helping processes, each running a script of ours.
+"""A pool of worker processes, each running a script of this package.
 
-The processes are plain subprocesses. Unlike forked ones they are safe after torch has started
-threads or a GPU; unlike spawned ones they import neither torch nor the user's main program. There
-is one thread per process, which sends requests and copies the pixels out. A process that dies or
-does not answer in time is replaced by a new one for the next request.
+The workers are plain subprocesses. Unlike forked processes, they are safe after torch has started
+threads or initialized a GPU; unlike spawned processes, they import neither torch nor the user's
+main program. One thread per process sends requests and copies the pixels of the answers. A process
+that dies or times out is replaced at the next request.
 """
 
 import json
@@ -25,25 +25,30 @@ from adautomix.data.color import Pixels
 Item = TypeVar("Item")
 
 PATIENCE = 300.0
-"""Seconds within which a request must be answered."""
+"""Default timeout of a request, in seconds."""
 
 
 class WorkerLostError(OSError):
-    """A process died or was stopped before it answered; the message says how."""
+    """A worker process died or timed out before it answered; the message says how."""
 
 
 def available_cpus() -> int:
-    """The number of processors that this process may run on."""
+    """Return the number of processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 class WorkerPool:
-    """`workers` processes (default: one per processor) that run `script`; they start on first use.
+    """Pool of processes that run a script, which start on first use.
 
-    The script answers every request, a line of JSON on standard input and the bytes it announces,
-    with a line of JSON and pixels. It ends when its standard input does.
+    A request is one line of JSON on the script's standard input, followed by the bytes that it
+    announces. The script answers with one line of JSON followed by pixels, and exits at the end of
+    its standard input.
+
+    Args:
+        script: path of the script.
+        workers: number of processes; None: one per processor.
     """
 
     def __init__(self, script: str, workers: int | None = None) -> None:
@@ -55,7 +60,7 @@ class WorkerPool:
         self._watchdog = Watchdog()
 
     def submit(self, work: Callable[..., Item], *arguments: Any) -> "Future[Item]":
-        """Call a function that may `exchange`, in the background."""
+        """Call a function in a thread of the pool, where it can use `exchange`."""
         return self._threads.submit(work, *arguments)
 
     def exchange(
@@ -65,16 +70,16 @@ class WorkerPool:
         given: Iterable[bytes | memoryview] = (),
         patience: float | None = None,
     ) -> Any:
-        """Send a request and return the answer; only within what was submitted.
+        """Send a request and return the answer; call it only from a submitted function.
 
         Args:
             request: sent as a line of JSON.
-            place: returns the contiguous array that the pixels behind an answer are written to.
+            place: returns, for an answer, the contiguous array that its pixels are written to.
             given: bytes sent after the request.
-            patience: seconds within which the answer must have come; None: `PATIENCE`.
+            patience: timeout in seconds; None: `PATIENCE`.
 
         Raises:
-            WorkerLostError: the process died or did not answer in time.
+            WorkerLostError: the process died or timed out.
         """
         process = self._process()
         assert process.stdin is not None
@@ -98,7 +103,7 @@ class WorkerPool:
     def _process(self) -> subprocess.Popen[bytes]:
         process: subprocess.Popen[bytes] | None = getattr(self._of_thread, "process", None)
         if process is None:
-            # -P: the script's own folder must not shadow modules of the standard library.
+            # -P: the script's folder must not shadow modules of the standard library.
             command = [sys.executable, "-P", self.script]
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             self._of_thread.process = process
@@ -106,15 +111,15 @@ class WorkerPool:
         return process
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
-        """Kill the process of this thread, so that the next request starts another."""
+        """Kill the process of this thread; the next request starts a new one."""
         process.kill()
-        with suppress(OSError):  # what is left in the buffer has nowhere to go
+        with suppress(OSError):  # flushing buffered input to a dead process fails
             process.communicate()
         self._of_thread.process = None
         self._processes.remove(process)
 
     def close(self) -> None:
-        """Drop what has not begun, then end the processes."""
+        """Cancel pending requests, wait for running ones, and stop the processes."""
         self._threads.shutdown(cancel_futures=True)
         for process in self._processes:
             process.communicate()
@@ -132,7 +137,7 @@ class WorkerPool:
 
 
 class Watchdog:
-    """Kills processes that do not answer in time; its thread runs only while one is watched."""
+    """Kills processes that time out; its thread runs only while a process is watched."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -141,7 +146,7 @@ class Watchdog:
 
     @contextmanager
     def watching(self, process: subprocess.Popen[bytes], seconds: float) -> "Iterator[_Watched]":
-        """Kill the process unless the block ends within so many seconds."""
+        """Kill the process unless the block ends within `seconds`."""
         watched = _Watched(process, time.monotonic() + seconds)
         with self._changed:
             self._watched.add(watched)
@@ -167,7 +172,7 @@ class Watchdog:
 
 
 class _Watched:
-    """A process and the time until which it must answer."""
+    """A process and the monotonic time at which it times out."""
 
     def __init__(self, process: subprocess.Popen[bytes], deadline: float) -> None:
         self.process, self.deadline, self.expired = process, deadline, False
@@ -191,7 +196,7 @@ def _how_it_ended(code: int) -> str:
 
 
 def ahead(begun: Iterable[Item], depth: int) -> Iterator[Item]:
-    """The items in order, each begun (taken from the iterable) `depth` items before it is given."""
+    """Yield the items in order; each is taken from `begun`, and so started, `depth` items ahead."""
     waiting: deque[Item] = deque()
     for item in begun:
         waiting.append(item)
