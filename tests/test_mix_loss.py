@@ -20,7 +20,13 @@ from adautomix.methods import METHODS
 from adautomix.mix_loss import MixLoss, create_method
 from adautomix.runs.folder import RunFolder
 from adautomix.training.loop import Trainer
-from adautomix.training.optim import build_optimizer, cosine_schedule, set_learning_rate
+from adautomix.training.optim import (
+    build_method_optimizer,
+    build_optimizer,
+    cosine_schedule,
+    has_gradients,
+    set_learning_rate,
+)
 
 STEPS = 6
 
@@ -42,12 +48,17 @@ class Loop:
         self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
             [*self.model.parameters(), *self.method.parameters()], lr=0.1, momentum=0.9
         )
+        self.own_optimizer: torch.optim.Optimizer | None = None
 
     def step(self, images: Tensor, labels: Tensor) -> float:
         loss = self.method(images, labels)
-        self.optimizer.zero_grad()
+        optimizers = [self.optimizer, *([self.own_optimizer] if self.own_optimizer else [])]
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         loss.backward()
-        self.optimizer.step()
+        for optimizer in optimizers:
+            if has_gradients(optimizer):
+                optimizer.step()
         self.method.after_step()
         return float(loss.detach())
 
@@ -82,6 +93,7 @@ def test_losses_and_teacher_are_the_trainers(name: str, data: ImageData, tmp_pat
     loop = Loop(name, copy.deepcopy(trainer.student), label_smoothing=0.1)
     loop.method.method.load_state_dict(trainer.method.state_dict())
     loop.optimizer = build_optimizer(config, loop.model, loop.method.method)
+    loop.own_optimizer = build_method_optimizer(config, loop.method.method)
     shares = cosine_schedule(STEPS, 0)
     for epoch in range(2):
         for batch in trainer.batches.epoch(epoch):
@@ -89,7 +101,8 @@ def test_losses_and_teacher_are_the_trainers(name: str, data: ImageData, tmp_pat
             trainer.step += 1
             theirs = trainer.log_meters.read()
             trainer.log_meters.reset()
-            set_learning_rate(loop.optimizer, shares[loop.method.step])
+            for optimizer in filter(None, (loop.optimizer, loop.own_optimizer)):
+                set_learning_rate(optimizer, shares[loop.method.step])
             mine = {"loss": loop.step(trainer.batches.augment(batch), batch.labels)}
             mine |= {part: float(value) for part, value in loop.method.parts.items()}
             assert mine == pytest.approx(theirs, rel=1e-6)

@@ -27,6 +27,9 @@ GROUPS = (
     "Logging and checkpoints",
     "Mixing schedule",
     "Teacher",
+    "RandAugment",
+    "AutoAugment",
+    "Color jitter",
 )
 
 
