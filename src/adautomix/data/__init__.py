@@ -1,6 +1,6 @@
-"""Data sets by name, by path or as objects, to normalized batches on the device.
+"""Load data sets by name, by path or from Python objects, and read normalized batches from them.
 
-`load_data` gives an `ImageData` of decoded splits; `TrainBatches` and `eval_batches` read them.
+`load_data` returns an `ImageData` with the splits; `TrainBatches` and `eval_batches` read them.
 """
 
 from adautomix.data.batches import Batch, Erasing, TrainBatches, eval_batches, pixel_batches

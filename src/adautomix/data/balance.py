@@ -1,4 +1,4 @@
-"""Classes of unequal size: weights for the loss, and balanced sampling."""
+"""Class weights for the loss and balanced sampling, for classes of unequal size."""
 
 from typing import Literal
 
@@ -9,20 +9,20 @@ ClassWeighting = Literal["balanced", "effective"]
 
 
 def class_weights(labels: Tensor, num_classes: int, scheme: ClassWeighting, beta: float) -> Tensor:
-    """Weight of each class in the cross-entropy.
+    """Return the weight of each class in the cross-entropy.
 
-    "balanced" weighs a class by the inverse of its number of images n. "effective" weighs it by
+    "balanced" weights a class by the inverse of its number of images n. "effective" weights it by
     (1 - beta) / (1 - beta^n), the inverse of the effective number of images in "Class-Balanced
     Loss Based on Effective Number of Samples" (Cui et al., CVPR 2019, equation 3). The weights are
-    scaled so that their mean over the labels of the training images is 1: the loss of a network
-    that knows nothing is as large as without weights, and so is the learning rate that suits it.
+    scaled so that their mean over the training labels is 1. This keeps the initial loss, and hence
+    a suitable learning rate, the same as without weights.
 
     Args:
-        labels: class indices of the training images, int64 `[n]`, or 0 and 1 for each class,
-            `[n, K]`; every class occurs.
+        labels: class indices of the training images, int64 `[n]`, or multi-hot labels `[n, K]`;
+            every class must occur.
         num_classes: number of classes, K.
         scheme: how classes are weighted.
-        beta: 0 to 1, exclusive; closer to 1 is closer to "balanced". Only "effective" uses it.
+        beta: in (0, 1); closer to 1 is closer to "balanced". Only "effective" uses it.
 
     Returns:
         Float32 `[K]`.
@@ -33,10 +33,10 @@ def class_weights(labels: Tensor, num_classes: int, scheme: ClassWeighting, beta
 
 
 def count_classes(labels: Tensor, num_classes: int) -> Tensor:
-    """Number of images of each class, int64 `[K]`.
+    """Count the images of each class, int64 `[K]`.
 
     Args:
-        labels: class indices `[n]`, or 0 and 1 for each class `[n, K]`.
+        labels: class indices `[n]`, or multi-hot labels `[n, K]`.
         num_classes: number of classes, K.
     """
     if labels.ndim == 2:
@@ -45,10 +45,10 @@ def count_classes(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw as many images as there are, each class with the same probability.
+    """Draw n of n images with replacement, every class with the same probability.
 
-    Images of small classes are drawn repeatedly and some of large classes not at all, as with
-    `torch.utils.data.WeightedRandomSampler`.
+    Images of small classes are drawn repeatedly and some images of large classes not at all, as
+    with `torch.utils.data.WeightedRandomSampler`.
 
     Args:
         labels: class indices of the training images, int64 `[n]`.

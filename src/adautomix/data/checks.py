@@ -1,4 +1,4 @@
-"""What is probably wrong with the splits of a data set, as sentences for the data summary."""
+"""Warnings about probable problems in the splits of a data set, for the data summary."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from adautomix.data.balance import count_classes
 from adautomix.data.sources.listing import Label, Listing, count
 
 FEW = 10
-"""Test images per class below which an accuracy per class says little."""
+"""Number of test images per class below which per-class accuracy is unreliable."""
 
 
 def split_warnings(
@@ -31,7 +31,7 @@ def split_warnings(
 
 
 def _identical_files(listing: Listing, rows: Mapping[str, Tensor]) -> list[str]:
-    """Warnings about files with the same content in train and test, or in two classes."""
+    """Return warnings about files with the same content in train and test, or in two classes."""
     if not listing.hashes:
         return []
     split_of = {row: split for split, some in rows.items() for row in some.tolist()}
@@ -57,7 +57,7 @@ def _identical_files(listing: Listing, rows: Mapping[str, Tensor]) -> list[str]:
 def _differing(
     group: list[int], kind_of: Mapping[int, str] | Sequence[Label], among: set[str] | None
 ) -> list[tuple[int, int]]:
-    """The first two rows of a group that are of different kinds, in a list; else an empty one."""
+    """Return the first pair of rows of a group whose kinds differ, as a list that may be empty."""
     rows = [row for row in group if among is None or str(kind_of[row]) in among]
     other = next((row for row in rows if kind_of[row] != kind_of[rows[0]]), None)
     return [] if other is None else [(rows[0], other)]

@@ -34,12 +34,12 @@ class EraseParams:
     """int64 `[B]`: seed of the noise in each box."""
 
     def to(self, device: torch.device) -> "EraseParams":
-        """The same draw on a device."""
+        """Return the draw on `device`."""
         values = (self.top, self.left, self.height, self.width, self.key)
         return EraseParams(*(value.to(device, non_blocking=True) for value in values))
 
     def rows(self, some: slice) -> "EraseParams":
-        """The draw of some of the images."""
+        """Return the draw of a slice of the batch."""
         values = (self.top, self.left, self.height, self.width, self.key)
         return EraseParams(*(value[some] for value in values))
 
@@ -47,14 +47,14 @@ class EraseParams:
 def draw_erasing(
     batch: int, size: int, probability: float, generator: torch.Generator
 ) -> EraseParams:
-    """One box in each image with this probability, of random area, shape and place.
+    """Draw one box of random area, shape and position for each image to be erased.
 
-    Boxes that do not fit are drawn again, ten times at most; then nothing is erased.
+    The first of ten candidates that fits the image is used; if none fits, nothing is erased.
 
     Args:
-        batch: number of images.
+        batch: number of images B.
         size: side of the images in pixels.
-        probability: of erasing an image.
+        probability: probability that an image is erased.
         generator: CPU random number generator.
     """
     chosen = torch.rand(batch, generator=generator) < probability
@@ -79,10 +79,10 @@ def erase(images: Tensor, params: EraseParams, fill: Fill) -> Tensor:
     """Fill the box of each normalized image `[B, C, S, S]`.
 
     Args:
-        images: float.
+        images: normalized images of a floating-point dtype.
         params: the boxes.
-        fill: "const" zeros, which is the mean color; "rand" one normally distributed color per
-            box; "pixel" a normally distributed value per pixel and channel.
+        fill: "const": zeros, the mean color; "rand": one normally distributed color per box;
+            "pixel": one normally distributed value per pixel and channel.
     """
     row = torch.arange(images.shape[-2], device=images.device)
     column = torch.arange(images.shape[-1], device=images.device)
@@ -96,10 +96,10 @@ def erase(images: Tensor, params: EraseParams, fill: Fill) -> Tensor:
 
 
 def hashed_normal(key: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
-    """Standard normal values `[B, *shape]`, float32, as a function of a key per row.
+    """Return standard normal values `[B, *shape]`, float32, determined by one key per row.
 
-    They come from a hash of key and position rather than from a generator, so that they are made
-    on the device, equal on every device, without the host drawing millions of numbers per step.
+    The values come from a hash of key and position instead of a generator. They are computed on
+    the device and equal on all devices, and the host need not draw millions of numbers per step.
 
     Args:
         key: int64 `[B]` in [0, 2³¹).
@@ -116,7 +116,7 @@ def hashed_normal(key: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
 
 
 def _mixed(value: Tensor) -> Tensor:
-    """A hash of 32 bits (the finalizer of MurmurHash3), int64 in [0, 2³²)."""
+    """Return a 32-bit hash (the finalizer of MurmurHash3) as int64 in [0, 2³²)."""
     value = value & 0xFFFFFFFF
     value = ((value ^ (value >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
     value = ((value ^ (value >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF

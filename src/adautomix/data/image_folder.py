@@ -81,12 +81,13 @@ class ImageFolder:
         self.rules = self.preparation.rules(self.options.max_pixels, listing.crop_bottom)
 
     def read(self, *, skip_bad: bool, memory_limit: int) -> Collection:
-        """Return the images; unless the cache is off, they are decoded in advance if they fit.
+        """Return the images, decoded in advance into the cache if the settings allow it.
 
         Args:
             skip_bad: skip unreadable files. This checks every file in advance; without it, files
                 that are decoded at every read are only checked when they are read.
-            memory_limit: largest size in bytes of images decoded in advance.
+            memory_limit: largest size in bytes of images decoded in advance, unless the cache
+                setting gives a side to downscale pictures to.
 
         Raises:
             UsageError: a file decoded in advance is unreadable, and `skip_bad` is off.
@@ -101,7 +102,7 @@ class ImageFolder:
         return self._collection(self._files(), found, self._measure_sample)
 
     def _prepare(self) -> Preparation:
-        """Store center squares for small inputs, unless resized crops need the whole picture."""
+        """Choose center squares for small inputs, unless resized crops need the whole picture."""
         crop = self.options.crop
         crop = default_crop(self.image_size) if crop == "auto" else crop
         small = self.image_size <= SMALL

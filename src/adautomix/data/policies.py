@@ -1,9 +1,9 @@
-"""Random operations of automatic augmentation, drawn for a batch at a time.
+"""Policies of automatic augmentation, which draw random operations for a whole batch.
 
-RandAugment, TrivialAugment, AutoAugment and color jitter draw here which operations are applied to
-each image with which magnitudes; decoding processes apply them with Pillow, as torchvision's `v2`
-transforms do with PIL images. Tables of operations and magnitudes are torchvision's own, but for
-two other variants of RandAugment.
+RandAugment, TrivialAugment, AutoAugment and color jitter draw the operations and magnitudes of each
+image here. Decoding processes apply them with Pillow, as torchvision's `v2` transforms do with PIL
+images. Operations and magnitudes are read from torchvision's tables, except for the variants of
+RandAugment from timm and OpenMixup.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 Operation = tuple[Any, ...]
-"""Name, magnitude and, for one that moves pixels, the name of a filter."""
+"""Name, magnitude and, for a geometric operation, the name of the resampling filter."""
 
 Space = Literal["timm", "torchvision", "openmixup"]
 GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
@@ -27,16 +27,16 @@ OPENMIXUP_FILL = (114, 123, 125)
 """CIFAR-100's mean color in BGR order, which OpenMixup fills RGB images with."""
 
 BLACK = (0, 0, 0)
-"""What torchvision fills with by default."""
+"""Default fill color of torchvision."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Draws operations.
+    """A policy that draws random operations.
 
     Attributes:
-        draw: from an image's random numbers in [0, 1) and the image's side to its operations.
-        numbers: how many numbers it needs per image.
+        draw: maps an image's random numbers in [0, 1) and its side in pixels to its operations.
+        numbers: random numbers needed per image.
         fill: color of pixels that are moved in from outside the image.
     """
 
@@ -47,7 +47,7 @@ class Policy:
     def operations(
         self, batch: int, size: int, generator: torch.Generator
     ) -> list[list[Operation]]:
-        """The operations of each image of a batch, a function of the generator's state.
+        """Draw the operations of each image of a batch.
 
         Args:
             batch: number of images.
@@ -62,7 +62,7 @@ class Policy:
 
 
 Level = Callable[[float, float, int], float]
-"""From magnitude (0 to 10), a sign (-1 or 1) and the image's side to the operation's value."""
+"""Maps magnitude (0 to 10), sign (-1 or 1) and image side in pixels to an operation's value."""
 
 # timm's "increasing" operations, which rand-m9-mstd0.5-inc1 draws from.
 _TIMM: dict[str, Level] = {
@@ -105,7 +105,7 @@ _OPENMIXUP: dict[str, Level] = {
 def rand_augment(
     space: Space, operations: int, magnitude: float, std: float, probability: float
 ) -> Policy:
-    """RandAugment: operations drawn with replacement, each with a magnitude of its own.
+    """RandAugment: operations drawn with replacement, each with its own magnitude.
 
     Cubuk et al., *RandAugment: Practical automated data augmentation with a reduced search space*,
     NeurIPS 2020.
@@ -117,7 +117,7 @@ def rand_augment(
         operations: number of operations per image.
         magnitude: 0 to 10; for "torchvision" the number of a bin, 0 to 30.
         std: standard deviation of the magnitude; "torchvision" has none.
-        probability: of applying each operation; "torchvision" always applies them.
+        probability: probability of applying each operation; "torchvision" always applies them.
     """
     if space == "torchvision":
         return _torchvision_rand_augment(operations, round(magnitude))
@@ -206,15 +206,15 @@ def auto_augment(policy: Literal["imagenet", "cifar10"]) -> Policy:
 
 
 def color_jitter(brightness: float, contrast: float, saturation: float, hue: float) -> Policy:
-    """Brightness, contrast, saturation and hue changed by random factors in random order.
+    """Color jitter: random brightness, contrast, saturation and hue, applied in random order.
 
-    As torchvision's `v2.ColorJitter`.
+    It matches torchvision's `v2.ColorJitter`.
 
     Args:
-        brightness: factors are uniform from 1 - brightness, at least 0, to 1 + brightness.
-        contrast: likewise.
-        saturation: likewise.
-        hue: shifts are uniform from -hue to hue, as fractions of the color circle.
+        brightness: the factor is uniform in [max(0, 1 - brightness), 1 + brightness].
+        contrast: range of the factor, as for brightness.
+        saturation: range of the factor, as for brightness.
+        hue: the shift is uniform in [-hue, hue], as a fraction of the color circle.
     """
     ranges = {"Brightness": brightness, "Contrast": contrast, "Color": saturation}
     changed = {name: spread for name, spread in ranges.items() if spread}
@@ -237,7 +237,7 @@ def color_jitter(brightness: float, contrast: float, saturation: float, hue: flo
 def _from_table(
     table: Any, name: str, level: int, bins: int, negative: float, side: int
 ) -> Operation:
-    """An operation with a magnitude of torchvision's tables."""
+    """Return an operation with a magnitude from torchvision's tables."""
     magnitudes, signed = table[name]
     values = magnitudes(bins, side, side)
     value = 0.0 if values is None else float(values[level])
@@ -247,7 +247,7 @@ def _from_table(
     elif name == "Solarize":
         value *= 255
     elif name in ("TranslateX", "TranslateY"):
-        value = -int(value)  # torchvision says where to, the decoder where from
+        value = -int(value)  # torchvision shifts the content, the decoder the sampling position
     return _operation(name, value, "nearest")
 
 

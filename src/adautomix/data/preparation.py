@@ -1,4 +1,4 @@
-"""How an image file becomes the input of a network, and what a user can set about it."""
+"""How an image file becomes a network input, and the user's settings for it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -8,13 +8,13 @@ from adautomix.data.color import Color
 from adautomix.decoder.reading import Rules
 
 SMALL = 96
-"""Up to this side, images are shifted within padding; larger ones are zoomed into."""
+"""Largest side in pixels at which the default crop is "pad"; above it, "resized"."""
 
 MAX_PIXELS = 178_956_970
-"""Pixels of one picture above which it is refused: 512 MiB of decoded RGB, Pillow's limit."""
+"""Default largest number of pixels per picture: 512 MiB of decoded RGB, twice Pillow's limit."""
 
 CROP_FRACTION = 0.875
-"""Side of the center crop as a fraction of the resized shorter side: 224 of 256."""
+"""Default side of the center crop as a fraction of the resized shorter side (224 / 256)."""
 
 Crop = Literal["pad", "resized"]
 CropSetting = Literal["auto", "pad", "resized", "off"]
@@ -23,20 +23,20 @@ CacheSetting = Literal["exact", "off"] | int
 
 
 def default_crop(image_size: int) -> Crop:
-    """The random crop that suits images of this side."""
+    """Return the default random crop for images of this side."""
     return "pad" if image_size <= SMALL else "resized"
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What evaluation and prediction do with an image file, as `data.json` records it.
+    """How evaluation and prediction prepare an image file; recorded in `data.json`.
 
     Attributes:
         kind: "whole" resizes the shorter side to `resize`; "square" resizes the center square to
-            `resize` × `resize`. The center of the network's side is cropped in both.
-        resize: see `kind`, in pixels.
+            `resize` × `resize`. Both then center-crop to the network's input size.
+        resize: target side in pixels, see `kind`.
         interpolation: filter of every resize, with antialiasing.
-        composite: put transparent pictures on white; otherwise their alpha channel is dropped.
+        composite: composite transparent pictures on white instead of dropping the alpha channel.
     """
 
     kind: Literal["whole", "square"]
@@ -50,37 +50,38 @@ class Preparation:
         return ("center", self.resize) if self.kind == "whole" else ("square",)
 
     def rules(self, max_pixels: int = MAX_PIXELS, crop_bottom: int = 0) -> Rules:
-        """How files become pictures."""
+        """Return the rules for decoding a file."""
         return Rules(max_pixels, self.composite, crop_bottom, self.interpolation)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for `data.json`."""
+        """Return the preparation as plain data for `data.json`."""
         return asdict(self)
 
 
 def stored_side(image_size: int) -> int:
-    """Side of the squares kept for a network that sees `image_size`: room to crop from."""
+    """Return the side of stored squares, which leaves room for crops above the side `SMALL`."""
     return image_size if default_crop(image_size) == "pad" else round(image_size * 256 / 224)
 
 
 def whole(
     image_size: int, crop_fraction: float | None = None, interpolation: Interpolation = "bicubic"
 ) -> Preparation:
-    """Resize the shorter side so that the center crop takes `crop_fraction` of it."""
+    """Return the preparation whose center crop is `crop_fraction` of the resized shorter side."""
     return Preparation("whole", int(image_size / (crop_fraction or CROP_FRACTION)), interpolation)
 
 
 def default_preparation(image_size: int) -> Preparation:
-    """What suits a network of this input size if nothing else is known."""
+    """Return the default preparation for a network with this input size."""
     if default_crop(image_size) == "pad":
         return Preparation("square", stored_side(image_size))
     return whole(image_size)
 
 
 def array_preparation(image_size: int, options: "PictureOptions") -> Preparation:
-    """How a file is prepared for a network that was trained on images that came as arrays.
+    """Return how a file is prepared for a network that was trained on arrays.
 
-    Evaluation resizes whole arrays to the network's side, so the center square of a file is.
+    Evaluation resizes whole array images to the network's input size, so the center square of a
+    file is resized to it as well.
     """
     if options.recorded is not None:
         return options.recorded
@@ -90,10 +91,10 @@ def array_preparation(image_size: int, options: "PictureOptions") -> Preparation
 
 
 def recorded_preparation(info: Mapping[str, Any]) -> Preparation:
-    """What `data.json` or the `config.json` of an export says.
+    """Return the preparation recorded in `data.json` or in the `config.json` of an export.
 
-    Runs that say nothing are of before whole pictures were read: they keep what they did, which
-    was center squares, bilinear enlargement, and no transparency.
+    Older runs without a record used center squares, bilinear resizing and no compositing; they
+    keep this preparation.
     """
     recorded = info.get("preparation")
     if recorded is None:
@@ -104,19 +105,19 @@ def recorded_preparation(info: Mapping[str, Any]) -> Preparation:
 
 @dataclass(frozen=True)
 class PictureOptions:
-    """What a user can set about how pictures are read.
+    """The user's settings for reading pictures.
 
     Attributes:
-        cache: "exact" keeps decoded pictures at their full size if they fit in memory; a number
-            keeps them with their shorter side shrunk to it; "off" decodes at every reading.
-        max_pixels: larger pictures are refused.
-        crop: the random crop of training images.
+        cache: "exact" caches decoded pictures at full size if they fit in memory; a number caches
+            them downscaled to this shorter side; "off" decodes them at every read.
+        max_pixels: largest number of pixels that a picture may have.
+        crop: random crop of training images.
         interpolation: filter of random-resized crops and of evaluation.
         crop_fraction: side of evaluation's center crop as a fraction of the resized shorter side;
             None: 0.875.
-        normalization: mean and standard deviation to normalize with; None measures those of the
+        normalization: mean and standard deviation for normalization; None measures them on the
             training images.
-        recorded: preparation of an earlier run, which wins over the settings above.
+        recorded: preparation of an earlier run, which takes precedence over the settings above.
     """
 
     cache: CacheSetting = "exact"

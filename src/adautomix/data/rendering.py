@@ -1,4 +1,4 @@
-"""Batches of images made in decoding processes, a few batches ahead."""
+"""Render batches of images in decoding processes, a few batches ahead."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -12,8 +12,8 @@ from adautomix.data.decoding.worker_pool import ahead
 from adautomix.decoder.reading import Rules
 from adautomix.errors import RunError
 
-_CHUNK = 16  # images of a batch that one decoding process takes
-_PREFETCH = 4  # batches begun before one is needed
+_CHUNK = 16  # images per request to a decoding process
+_PREFETCH = 4  # batches started before they are needed
 
 
 def render(
@@ -24,21 +24,21 @@ def render(
     labels: Tensor,
     fill: tuple[int, int, int] = GRAY,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Make batches in order, without waiting for the device.
+    """Render batches in order, without waiting for the device.
 
     Args:
-        jobs: for each batch its rows, int64 `[B]`, and one request per row.
-        size: side of the images.
-        rules: how files become pictures.
-        decoders: the processes.
-        labels: int64 `[n]` of all rows, on the device that batches are delivered to.
+        jobs: rows int64 `[B]` and one request per row, for each batch.
+        size: side of the images in pixels.
+        rules: rules for decoding a file.
+        decoders: the decoding processes.
+        labels: labels `[n]` or `[n, K]` of all rows, on the device that batches are delivered to.
         fill: color of pixels that an operation moves in from outside the picture.
 
     Yields:
-        Images uint8 `[B, 3, size, size]` and labels `[B]`, on the device.
+        Images uint8 `[B, 3, size, size]` and labels `[B]` or `[B, K]`, on the device.
 
     Raises:
-        RunError: a file cannot be read; it is named.
+        RunError: a file cannot be read.
     """
     pinned = labels.device.type == "cuda"
 
@@ -62,7 +62,7 @@ def render(
 
 @dataclass(frozen=True)
 class _Pending:
-    """A batch being made."""
+    """A batch that is being rendered."""
 
     rows: Tensor
     images: Tensor

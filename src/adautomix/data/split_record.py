@@ -1,8 +1,8 @@
-"""Which images of a source are in which split: written into a run folder, and read from there.
+"""Record of the images in each split, written to and read from a run folder.
 
-`splits.jsonl.gz` holds a first line of facts and then a line per image file: path, label, split
-(null for an image in none), size, time of modification and hash. Images that come as arrays are
-recorded by their row numbers and one hash of all pixels.
+The first line of `splits.jsonl.gz` describes the data set. One line per image file follows: path,
+label, split (null if it is in none), size, modification time and hash. Images that come as arrays
+are recorded by their row numbers and one hash of all pixels.
 """
 
 import gzip
@@ -32,9 +32,9 @@ class SplitRecord:
     """The exact images and labels of each split.
 
     Attributes:
-        source: what `--data` named.
-        rows: int64 rows of the images of each split, "train", "test" and perhaps "val".
-        listing: the image files that the rows count; None for arrays.
+        source: value of `--data`.
+        rows: int64 rows of the images of each split: "train", "test" and optionally "val".
+        listing: the image files that the rows index; None for arrays.
         content: hash of all pixels of arrays; "" for files.
     """
 
@@ -67,7 +67,7 @@ class SplitRecord:
 
 
 def record_of(source: str, found: Found, rows: Mapping[str, Tensor]) -> SplitRecord:
-    """Return the record of the splits of what a source gave."""
+    """Return the record of the splits of a source."""
     if isinstance(found, Listing):
         return SplitRecord(source, rows, found)
     return SplitRecord(source, rows, content=array_hash(found))
@@ -81,11 +81,11 @@ def array_hash(arrays: Arrays) -> str:
 
 
 def write_record(record: SplitRecord, folder: Path) -> None:
-    """Write a record into a run folder."""
+    """Write a record to a run folder."""
     with (
         atomic_write(folder / FILE) as temporary,
         temporary.open("wb") as raw,
-        # A fixed time in the header makes equal records equal files.
+        # A fixed time in the header makes files of equal records identical.
         gzip.GzipFile("", "wb", compresslevel=3, fileobj=raw, mtime=0) as packed,
         io.TextIOWrapper(packed, encoding="utf-8", errors="surrogateescape") as text,
     ):
@@ -116,11 +116,11 @@ def _lines(record: SplitRecord) -> Iterator[Any]:
 
 
 def read_record(folder: Path, root: Path | None = None) -> SplitRecord | None:
-    """Return the record in a run folder, checked against the files; None in a run of old.
+    """Return the record in a run folder, checked against the files; None if an older run has none.
 
     Args:
         folder: the run folder.
-        root: where the images are now, if their folder was moved or copied.
+        root: current folder of the images, if it was moved or copied.
 
     Raises:
         UsageError: the record is damaged, or images have vanished or changed since it was written.
@@ -178,14 +178,14 @@ def _record_of_files(
 
 
 def _unchanged(recorded: ImageFile, content: str | None, problems: list[str]) -> ImageFile | None:
-    """The file as it is now; None and a problem if it has vanished or changed."""
+    """Return the file as it is now; if it is gone or changed, add a problem and return None."""
     try:
         now = image_file(recorded.path)
     except OSError:
         problems.append(f"{recorded.path} has vanished")
         return None
     same = now.size == recorded.size and now.modified == recorded.modified
-    if not same and content is not None:  # a copied or touched file has another time
+    if not same and content is not None:  # a copied or touched file has a new modification time
         same = content_hash(now) == content
     if not same:
         problems.append(f"{recorded.path} has changed")
@@ -194,7 +194,7 @@ def _unchanged(recorded: ImageFile, content: str | None, problems: list[str]) ->
 
 
 def recorded_source(record: SplitRecord, found: Found | None) -> Found:
-    """Return what a record lists; for arrays, what its source gives now, if it is the same.
+    """Return the recorded image files; for arrays, the source's current arrays if unchanged.
 
     Raises:
         UsageError: the pixels or labels of arrays have changed.

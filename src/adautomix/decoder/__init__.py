@@ -1,5 +1,5 @@
-"""Decode, crop and augment image files: what a decoding process runs.
+"""Decode, crop and augment image files in decoding processes.
 
-Nothing here imports more than the standard library and Pillow, so that a process is ready in a
-tenth of a second.
+The modules import only the standard library and Pillow, so that a process starts in a tenth of a
+second.
 """

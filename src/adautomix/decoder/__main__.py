@@ -1,18 +1,18 @@
-"""The program of a decoding process.
+"""Program of a decoding process.
 
-It answers each line of standard input, a JSON object, with one JSON line and the RGB bytes of all
-pictures, in order. It ends when its standard input does.
+Each line of standard input is a request, a JSON object. The answer is one JSON line, followed by
+the RGB bytes of all pictures in order. The program exits at the end of its standard input.
 
-A request with "size" asks for `size` × `size` pictures. Each entry of its "pictures" is
-`[source, view, operations]`, see `views` and `operations`. A source is the path of a file,
-`[store, offset, width, height, checksum, path, limit]` for RGB bytes in a file, or
+A request with "size" asks for pictures of `size` × `size` pixels. Each entry of "pictures" is
+`[source, view, operations]`, see `views` and `operations`. A source is the path of an image file,
+`[store, offset, width, height, checksum, path, limit]` for RGB bytes stored in a file, or
 `[width, height]` for RGB bytes that follow the request. An unreadable picture is all zeros.
 
-A request with "limit" asks for the whole pictures of the files "paths". The answer says in "sizes"
-how large each is, 0 × 0 where one is unreadable.
+A request with "limit" asks for whole pictures of the files "paths". The answer gives the size of
+each picture in "sizes", `[0, 0]` for an unreadable one.
 
-The answer says in "bad" why files are unreadable, by position, and in "plain" which pictures have
-only a few colors.
+The answer gives in "bad" the reason why a file is unreadable, by position, and in "plain" the
+positions of pictures with only a few colors.
 """
 
 import json
@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-if __name__ == "__main__":  # started by its path: find the package that it belongs to
+if __name__ == "__main__":  # started by its path, so the package must be made importable
     sys.path.append(str(Path(__file__).parents[2]))
 
 from PIL import Image
@@ -65,7 +65,7 @@ def answer_views(request: dict[str, Any], given: BinaryIO) -> Answer:
 def _view(
     source: Any, view: Sequence[Any], size: int, rules: Rules, given: BinaryIO
 ) -> tuple[Image.Image, Image.Image | None]:
-    """One view, and the picture it was taken from if that was decoded."""
+    """Return the view, and the picture that it was taken from if that was decoded from a file."""
     if isinstance(source, str):
         return read_view(source, view, size, rules)
     if len(source) == 2:
@@ -77,7 +77,7 @@ def _view(
 
 
 def answer_whole(request: dict[str, Any]) -> Answer:
-    """Read whole files."""
+    """Read whole image files."""
     limit, rules = request["limit"], Rules(**request["rules"])
     bad: dict[int, str] = {}
     plain: list[int] = []
@@ -97,14 +97,14 @@ def answer_whole(request: dict[str, Any]) -> Answer:
 
 
 def requests(given: BinaryIO) -> Iterator[dict[str, Any]]:
-    """The requests on standard input."""
+    """Yield the requests from standard input."""
     while line := given.readline():
         yield json.loads(line)
 
 
 def main() -> None:
     """Answer requests until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
     warnings.simplefilter("ignore")
     given, out = sys.stdin.buffer, sys.stdout.buffer
     for request in requests(given):

@@ -1,7 +1,7 @@
-"""Image files as upright RGB pictures of 8 bits per channel.
+"""Decode image files to upright RGB pictures with 8 bits per channel.
 
-Files are untrusted: only the formats listed here are decoded, whatever the file is called, and none
-of their decoders starts another program.
+Files are untrusted: only the formats listed here are decoded, whatever the suffix of the file, and
+none of their decoders starts another program.
 """
 
 import os
@@ -13,19 +13,19 @@ from typing import Any, BinaryIO
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 ALWAYS_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats, as Pillow names them, that every Pillow decodes without starting another program."""
+"""Pillow's names of the formats that every build decodes without starting another program."""
 
 ALLOWED_FORMATS = (*ALWAYS_FORMATS, "DIB", "JPEG2000", "AVIF")
 
 _WHITE = (255, 255, 255, 255)
-_PLAIN = 4  # colors up to which a picture is reported as plain
+_PLAIN = 4  # largest number of colors of a picture that is reported as plain
 
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE = 258, 281
 
 
 def available_formats() -> tuple[str, ...]:
-    """Names of the formats that are decoded, as Pillow calls them."""
+    """Return Pillow's names of the formats that are decoded."""
     Image.preinit()
     from PIL import Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin
 
@@ -33,7 +33,7 @@ def available_formats() -> tuple[str, ...]:
         from PIL import AvifImagePlugin  # noqa: F401
     plugins = (Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin)
     known: tuple[str, ...] = ALLOWED_FORMATS if all(plugins) else ()
-    with suppress(ImportError):  # an optional package of the user's
+    with suppress(ImportError):  # optional package
         import pillow_heif  # type: ignore[import-not-found, unused-ignore]
 
         pillow_heif.register_heif_opener()
@@ -45,7 +45,7 @@ FORMATS = available_formats()
 
 
 def open_file(path: str) -> BinaryIO:
-    """Open a regular file; anything else, such as a named pipe, would block and is refused.
+    """Open a regular file; refuse anything else, such as a named pipe, which could block.
 
     Raises:
         OSError: there is no such file, it cannot be read, or it is not a regular file.
@@ -62,9 +62,9 @@ def open_image(file: BinaryIO, max_pixels: int) -> Image.Image:
 
     Raises:
         ValueError: it has more than `max_pixels` pixels.
-        OSError: it is of no format that is decoded.
+        OSError: its format is not one of those that are decoded.
     """
-    Image.MAX_IMAGE_PIXELS = None  # the limit below is the user's
+    Image.MAX_IMAGE_PIXELS = None  # the user's limit below replaces Pillow's
     image = Image.open(file, formats=FORMATS)
     width, height = image.size
     if width * height > max_pixels:
@@ -73,17 +73,17 @@ def open_image(file: BinaryIO, max_pixels: int) -> Image.Image:
 
 
 def is_turned(image: Image.Image) -> bool:
-    """Whether the camera's orientation swaps width and height."""
+    """Return whether the EXIF orientation swaps width and height."""
     return image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
 
 
 def upright_rgb(image: Image.Image, depth: int | None, *, composite: bool) -> Image.Image:
-    """Decode an opened image to RGB with the camera's orientation applied.
+    """Decode an opened image to RGB and apply its EXIF orientation.
 
     Args:
         image: an image from `open_image`.
         depth: bits per gray sample that the file states, see `stated_depth`.
-        composite: put transparent pictures on white; otherwise their alpha channel is dropped.
+        composite: composite transparent pictures on white instead of dropping the alpha channel.
 
     Raises:
         Exception: whatever Pillow raises for a damaged file.
@@ -98,12 +98,12 @@ def upright_rgb(image: Image.Image, depth: int | None, *, composite: bool) -> Im
 
 
 def eight_bit(image: Image.Image, depth: int | None) -> Image.Image:
-    """Convert gray of more than 8 bits to mode "L".
+    """Convert grayscale with more than 8 bits per sample to mode "L".
 
-    The range of integers is that of their bit depth: the file's if it says so, else the smallest
-    of 8, 12, 16, 24 and 31 bits that holds the largest value. The range of floating-point values
-    is 0 to 1, 255, 4095 or 65535, the smallest that holds the largest value, else the largest
-    value itself. Values below 0 and NaN become black.
+    Integers are scaled by their bit depth: the one stated in the file, or else the smallest of 8,
+    12, 16, 24 and 31 bits that holds the largest value. Floating-point values are scaled from the
+    smallest of the ranges 0 to 1, 255, 4095 and 65535 that holds the largest value, or else from 0
+    to the largest value. Negative values and NaN become black.
 
     Args:
         image: mode "I", "I;16…" or "F".
@@ -113,14 +113,14 @@ def eight_bit(image: Image.Image, depth: int | None) -> Image.Image:
         return _from_float(image)
     image = image.convert("I")
     extrema: Any = image.getextrema()
-    # 12-bit samples in 16-bit files are common, and 8 bits of them would be nearly black.
+    # 12-bit samples in 16-bit files are common; scaled as 16 bits, they would be nearly black.
     depth = depth or next(bits for bits in (8, 12, 16, 24, 31) if extrema[1] < 2**bits)
     scale = 2.0 ** (8 - depth)
     return image.convert("F").point(lambda value: value * scale + 0).convert("L")
 
 
 def _from_float(image: Image.Image) -> Image.Image:
-    import numpy as np  # late: other pictures do without
+    import numpy as np  # imported here: other pictures do not need it
 
     values = np.nan_to_num(np.asarray(image), nan=0.0, posinf=0.0, neginf=0.0)
     largest = float(values.max())
@@ -130,7 +130,7 @@ def _from_float(image: Image.Image) -> Image.Image:
 
 
 def stated_depth(image: Image.Image, file: BinaryIO) -> int | None:
-    """Bits per gray sample that a file states, if they can be fewer than its container holds.
+    """Return the bits per gray sample stated in a file, for formats that may not use all bits.
 
     Args:
         image: an opened image.
@@ -155,7 +155,7 @@ def _tiff_depth(image: Image.Image) -> int | None:
 
 
 def significant_bits(file: BinaryIO) -> int | None:
-    """The gray depth that the sBIT chunk of a PNG file states; the position is kept."""
+    """Return the gray depth in the sBIT chunk of a PNG file, without moving the file position."""
     start = file.tell()
     try:
         file.seek(8)
@@ -172,12 +172,12 @@ def significant_bits(file: BinaryIO) -> int | None:
 
 
 def is_plain(image: Image.Image) -> bool:
-    """Whether an RGB picture has fewer than a handful of colors: it may have been misread."""
+    """Return whether an RGB picture has at most four colors; it may have been decoded wrongly."""
     return image.getcolors(_PLAIN) is not None
 
 
 def reason(error: Exception) -> str:
-    """Why a file could not be decoded, in a few words without its path."""
+    """Return a short reason why a file could not be decoded, without its path."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image that can be identified"
     if isinstance(error, OSError) and error.strerror:

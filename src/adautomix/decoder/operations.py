@@ -1,7 +1,7 @@
 """Operations of automatic augmentation on RGB pictures, with given magnitudes.
 
-Names and meaning of magnitudes are those of torchvision's `v2.RandAugment` and its relatives, which
-call the same functions of Pillow; "SolarizeAdd" is timm's, "Hue" that of `v2.ColorJitter`.
+Names and magnitudes follow torchvision's `v2.RandAugment`, which calls the same Pillow functions;
+"SolarizeAdd" follows timm, and "Hue" follows `v2.ColorJitter`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ Fill = tuple[int, int, int]
 
 
 def _affine(image: Picture, matrix: tuple[float, ...], fill: Fill, resample: str) -> Picture:
-    """Look up each pixel (x, y) of the result at (ax + by + c, dx + ey + f)."""
+    """Sample each pixel (x, y) of the result at (ax + by + c, dx + ey + f)."""
     return image.transform(
         image.size, Image.Transform.AFFINE, matrix, RESAMPLE[resample], fillcolor=fill
     )
@@ -49,24 +49,24 @@ GEOMETRIC: dict[str, Callable[[Picture, float, Fill, str], Picture]] = {
     "TranslateY": _translate_y,
     "Rotate": _rotate,
 }
-"""Operations that move pixels: they take a fill color and a filter."""
+"""Operations that move pixels; they take a fill color and a resampling filter."""
 
 
 def _hue(image: Picture, value: float) -> Picture:
-    """Turn the hue by a fraction of the color circle, -0.5 to 0.5."""
+    """Shift the hue by a fraction of the color circle, -0.5 to 0.5."""
     hue, saturation, brightness = image.convert("HSV").split()
     turned = hue.point([(level + int(value * 255)) % 256 for level in range(256)])
     return Image.merge("HSV", (turned, saturation, brightness)).convert("RGB")
 
 
 def _posterize(image: Picture, value: float) -> Picture:
-    """Keep the highest bits of each channel, 0 to 8."""
+    """Keep the given number of most significant bits per channel, 0 to 8."""
     bits = int(value)
     return ImageOps.posterize(image, bits) if bits else Image.new("RGB", image.size)
 
 
 def _solarize_add(image: Picture, value: float) -> Picture:
-    """Brighten what is darker than 128."""
+    """Add `value` to channel values below 128."""
     table = [min(255, level + int(value)) if level < 128 else level for level in range(256)]
     return image.point(table * 3)
 
@@ -85,17 +85,17 @@ COLOR: dict[str, Callable[[Picture, float], Picture]] = {
     "Invert": lambda image, _: ImageOps.invert(image),
     "Hue": _hue,
 }
-"""Operations that change colors; factors of 1 leave the picture as it is."""
+"""Operations that change colors; a factor of 1 leaves the picture unchanged."""
 
 
 def apply_operations(
     image: Picture, operations: Sequence[Sequence[Any]], fill: Sequence[int]
 ) -> Picture:
-    """Apply `[name, value]` or `[name, value, resample]`, one after the other.
+    """Apply operations to a picture, one after the other.
 
     Args:
-        image: RGB.
-        operations: what to apply; geometric ones name their filter.
+        image: RGB picture.
+        operations: `[name, value]` each, or `[name, value, resample]` for geometric operations.
         fill: color of pixels that come from outside the picture.
     """
     red, green, blue = fill

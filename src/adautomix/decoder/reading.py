@@ -1,4 +1,4 @@
-"""Views of image files, of pictures stored in a file, and of pixels."""
+"""Read views of image files, of stored pictures and of decoded pixels."""
 
 import mmap
 import zlib
@@ -29,12 +29,12 @@ View = Sequence[Any]
 
 @dataclass(frozen=True)
 class Rules:
-    """How files become RGB pictures.
+    """Rules for decoding image files to RGB pictures.
 
     Attributes:
-        max_pixels: larger pictures are refused.
-        composite: put transparent pictures on white; otherwise their alpha channel is dropped.
-        crop_bottom: rows of pixels that are cut off at the bottom of every picture.
+        max_pixels: largest number of pixels that a picture may have.
+        composite: composite transparent pictures on white instead of dropping the alpha channel.
+        crop_bottom: number of pixel rows removed from the bottom of every picture.
         resample: filter of a resized view: "bicubic" or "bilinear", with antialiasing.
     """
 
@@ -45,13 +45,13 @@ class Rules:
 
 
 def read_view(path: str, view: View, size: int, rules: Rules) -> tuple[Image.Image, Image.Image]:
-    """Read the part of an image file that a view sees.
+    """Read a view of an image file.
 
     Args:
         path: the file.
         view: see `views`.
-        size: side of the result.
-        rules: how files become pictures.
+        size: side of the result in pixels.
+        rules: rules for decoding the file.
 
     Returns:
         The view, `size` × `size`, and the decoded picture that it was taken from.
@@ -81,8 +81,8 @@ def read_whole(path: str, limit: int | None, rules: Rules) -> Image.Image:
 
     Args:
         path: the file.
-        limit: side that a longer shorter side is shrunk to; None keeps every picture's size.
-        rules: how files become pictures.
+        limit: largest shorter side in pixels; larger pictures are downscaled. None: no limit.
+        rules: rules for decoding the file.
 
     Raises:
         Exception: whatever Pillow raises, ValueError or OSError.
@@ -103,7 +103,7 @@ def read_whole(path: str, limit: int | None, rules: Rules) -> Image.Image:
 
 
 def see(picture: Image.Image, view: View, size: int, rules: Rules) -> Image.Image:
-    """The part of a decoded picture that a view sees, `size` × `size`."""
+    """Return a view of a decoded picture, resized to `size` × `size`."""
     resample = RESAMPLE[rules.resample]
     if view[0] == "square":
         return square(picture, size)
@@ -126,14 +126,14 @@ def stored_picture(
     path: str,
     limit: int | None,
 ) -> Image.Image:
-    """A picture whose RGB bytes lie in a file; the original is read if they are damaged.
+    """Return a picture whose RGB bytes are stored in a file; if damaged, decode the original again.
 
     Args:
-        rules: how files become pictures.
-        store: the file of bytes.
-        offset: where in it the picture begins.
-        width: of the picture.
-        height: of the picture.
+        rules: rules for decoding the original.
+        store: the file that holds the bytes.
+        offset: offset of the picture in the store, in bytes.
+        width: width of the picture.
+        height: height of the picture.
         checksum: CRC-32 of the bytes.
         path: the image file that they were decoded from.
         limit: see `read_whole`.
@@ -145,7 +145,7 @@ def stored_picture(
 
 
 def picture_of(pixels: Any, width: int, height: int) -> Image.Image:
-    """A picture of RGB bytes, in any object with a buffer."""
+    """Wrap RGB bytes, in any object that supports the buffer protocol, as a picture."""
     return Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1)
 
 
@@ -161,6 +161,6 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _without_bottom(picture: Image.Image, remaining: float) -> Image.Image:
-    """Crop to a fraction of the height."""
+    """Crop the bottom so that the fraction `remaining` of the height is left."""
     height = max(1, round(picture.height * remaining))
     return picture if height == picture.height else picture.crop((0, 0, picture.width, height))

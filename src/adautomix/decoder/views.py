@@ -1,13 +1,13 @@
-"""Which part of a picture is seen, and how it is resized to the side that the network sees.
+"""Views: regions of a picture, resized to the network's input size.
 
 A view is a JSON list that begins with its name:
 
-- `["square", side]`: the center square, resized. `side` is the request's.
+- `["square"]`: the center square, resized.
 - `["center", resize]`: the shorter side resized to `resize`, then the center cropped, as
   torchvision's `Resize` and `CenterCrop` do.
-- `["box", areas, ratios, top, left]`: a random box, as torchvision's `RandomResizedCrop` takes.
-- `["padded", view, pad, top, left]`: a crop out of what another view sees, padded by reflection;
-  without another view, out of the center of a picture that is larger than needed.
+- `["box", areas, ratios, top, left]`: a random box, as in torchvision's `RandomResizedCrop`.
+- `["padded", view, pad, top, left]`: a crop of another view, padded by reflection. If `view` is
+  null, the center of the picture takes its place; a smaller picture is enlarged after the crop.
 """
 
 import math
@@ -17,17 +17,17 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageOps
 
 RATIO = (3 / 4, 4 / 3)
-"""Range of width by height of a random box."""
+"""Smallest and largest aspect ratio (width divided by height) of a random box."""
 
 OVERSAMPLING = 3
-"""JPEG files are decoded at a fraction of their size where so many times the pixels needed stay.
+"""Smallest ratio of decoded to needed side when a JPEG file is decoded at reduced size.
 
 With 3, 99 % of the pixels of photographs differ from those of a full decode by at most two of 255
 levels; with 2, by at most three.
 """
 
 SQUARE_OVERSAMPLING = 2
-"""The same for center squares, which have always been decoded so."""
+"""`OVERSAMPLING` for center squares; changing it would change the pixels of existing runs."""
 
 RESAMPLE = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -37,7 +37,7 @@ RESAMPLE = {
 
 
 class Box(NamedTuple):
-    """A part of a picture, in pixels of the whole picture."""
+    """A region of a picture, in pixels of the whole picture."""
 
     left: float
     top: float
@@ -46,7 +46,7 @@ class Box(NamedTuple):
 
     @property
     def shorter(self) -> float:
-        """The shorter side."""
+        """Length of the shorter side."""
         return min(self.right - self.left, self.bottom - self.top)
 
 
@@ -58,15 +58,15 @@ def random_box(
     top: float,
     left: float,
 ) -> Box:
-    """The first box that fits into a picture, in whole pixels; else the largest in the middle.
+    """Return the first box that fits a picture, in whole pixels, or else the largest centered box.
 
     Args:
-        width: of the picture.
-        height: of the picture.
-        areas: area of each box tried, as a fraction of the picture.
-        ratios: width by height of each.
-        top: place in the free room from the top, 0 to 1 exclusive.
-        left: place in the free room from the left, 0 to 1 exclusive.
+        width: width of the picture.
+        height: height of the picture.
+        areas: area of each candidate, as a fraction of the picture.
+        ratios: width divided by height of each candidate.
+        top: vertical position in [0, 1), as a fraction of the possible offsets.
+        left: horizontal position in [0, 1), as a fraction of the possible offsets.
     """
     for area, ratio in zip(areas, ratios, strict=True):
         columns = round(math.sqrt(area * width * height * ratio))
@@ -82,7 +82,7 @@ def random_box(
 
 
 def center_box(width: int, height: int, resize: int, size: int) -> Box:
-    """What remains if the shorter side is resized to `resize` and `size` × `size` is cropped."""
+    """Return the region left by resizing the shorter side to `resize` and cropping to `size`."""
     new_width = resize if width <= height else int(resize * width / height)
     new_height = resize if height <= width else int(resize * height / width)
     left, top = round((new_width - size) / 2), round((new_height - size) / 2)
@@ -91,14 +91,14 @@ def center_box(width: int, height: int, resize: int, size: int) -> Box:
 
 
 def square_box(width: int, height: int) -> Box:
-    """The center square of a picture."""
+    """Return the center square of a picture."""
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     return Box(left, top, left + side, top + side)
 
 
 def box_of(view: Sequence[Any], width: int, height: int, size: int) -> Box:
-    """The part of a picture that a view sees."""
+    """Return the region of a picture that a view shows."""
     name, *values = view
     if name == "box":
         return random_box(width, height, *values)
@@ -113,13 +113,13 @@ def box_of(view: Sequence[Any], width: int, height: int, size: int) -> Box:
 def draft(
     image: Image.Image, shorter: float, size: int, oversampling: float = OVERSAMPLING
 ) -> None:
-    """Let a JPEG file be decoded at 1/2, 1/4 or 1/8 of its size where nothing visible is lost.
+    """Decode a JPEG file at 1/2, 1/4 or 1/8 of its size if enough pixels remain.
 
     Args:
-        image: an opened image, not yet decoded; other formats than JPEG stay as they are.
-        shorter: shorter side in pixels of the part that is needed.
-        size: side that this part will be resized to.
-        oversampling: how many times `size` remain.
+        image: an opened image that is not yet decoded; formats other than JPEG are unaffected.
+        shorter: shorter side in pixels of the region that is needed.
+        size: side in pixels that this region will be resized to.
+        oversampling: smallest side of the decoded region, as a multiple of `size`.
     """
     factor = oversampling * size / shorter
     if factor < 1:
@@ -130,16 +130,18 @@ def draft(
 def cut(
     image: Image.Image, box: Box, full: tuple[int, int], size: int, resample: Image.Resampling
 ) -> Image.Image:
-    """Resize a part of a picture to `size` × `size`, as if the whole picture had been resized.
+    """Resize a region to `size` × `size`, as if the whole picture were resized and then cropped.
+
+    The filter reads pixels outside the region, unlike in `cut_out`.
 
     Args:
-        image: the decoded picture, perhaps at a fraction of its size.
-        box: the part, in pixels of the whole picture.
+        image: the decoded picture, possibly at reduced size.
+        box: the region, in pixels of the whole picture.
         full: width and height of the whole picture.
-        size: side of the result.
-        resample: the filter; it is widened when shrinking, which prevents aliasing.
+        size: side of the result in pixels.
+        resample: the filter; when downscaling it is widened, which prevents aliasing.
     """
-    # A JPEG file decoded at 1/8 has a pixel for every 8 × 8, and one for what is left at the edge.
+    # A JPEG file decoded at 1/8 rounds its size up: the last pixel covers less than 8 × 8.
     scale = 1 / max(1, round(full[0] / image.width))
     left, top, right, bottom = (edge * scale for edge in box)
     inside = (max(0.0, left), max(0.0, top), min(right, image.width), min(bottom, image.height))
@@ -149,28 +151,28 @@ def cut(
 def cut_out(
     image: Image.Image, box: Box, full: tuple[int, int], size: int, resample: Image.Resampling
 ) -> Image.Image:
-    """Like `cut`, but nothing outside the box shows, as in torchvision's `resized_crop`."""
+    """Like `cut`, but crop before resizing, as torchvision's `resized_crop` does."""
     if image.size != full:
-        return cut(image, box, full, size, resample)  # as the edges fall within pixels
+        return cut(image, box, full, size, resample)  # the edges may fall within pixels
     image = image.crop((int(box.left), int(box.top), int(box.right), int(box.bottom)))
     return image if image.size == (size, size) else image.resize((size, size), resample)
 
 
 def square(image: Image.Image, side: int) -> Image.Image:
-    """The center square of a picture, `side` × `side`, bicubic."""
+    """Resize the center square of a picture to `side` × `side` with a bicubic filter."""
     if image.size == (side, side):
         return image
     return ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The middle `size` × `size` pixels; a smaller picture stays as it is."""
+    """Crop to the center `size` × `size` pixels; smaller pictures are returned unchanged."""
     left, top = max(0, (image.width - size) // 2), max(0, (image.height - size) // 2)
     return image.crop((left, top, min(left + size, image.width), min(top + size, image.height)))
 
 
 def padded(image: Image.Image, pad: int, top: int, left: int) -> Image.Image:
-    """Crop a picture of the same size out of the picture padded by reflection."""
+    """Pad a picture by reflection and crop it back to its size at offset (`top`, `left`)."""
     if not pad:
         return image
     width, height = image.size

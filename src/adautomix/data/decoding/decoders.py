@@ -82,7 +82,7 @@ class DecoderPool(WorkerPool):
             fill: color of pixels that an operation moves in from outside the picture.
 
         Returns:
-            Future of the outcome, which raises RunError if every picture loses its process.
+            Future of the outcome; it raises RunError if all of several pictures lose their process.
         """
         return self.submit(self._render, requests, out, rules, fill)
 
