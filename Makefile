@@ -22,7 +22,7 @@ types: .venv/installed
 unit: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not slow"
 
-slow: .venv/installed  ## tests that compile the training step or run a type checker
+slow: .venv/installed  ## tests that compile, run several processes or build data sets in full count
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m slow
 
 faults: .venv/installed  ## a fault at every write of every command; POINTS=1000 tries so many

@@ -48,6 +48,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_train_as_one(name: str, records: dict[str, Any]) -> None:
     # Where the batch is split, these methods forward every image twice. Mean and variance stay the
@@ -56,6 +57,7 @@ def test_two_processes_train_as_one(name: str, records: dict[str, Any]) -> None:
     assert_same(records[name], train_record(name), variances=1e-2 if twice else 1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_with_two_processes_trains_as_one(records: dict[str, Any]) -> None:
     """Without batch norm the parts of a batch are equivalent to the whole batch."""
     last = list(METHODS)[-1]
@@ -73,6 +75,7 @@ def assert_same(several: dict[str, Any], alone: dict[str, Any], variances: float
 # ---------------------------------------------------------------------- the command
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_resumes_with_two_processes(photos: Path, tmp_path: Path) -> None:
     """There is one run folder, and resuming it gives the same rows."""
     data = ("train", "--data", photos, "--model", "resnet18", "--width", 0.125, "--image-size", 16)

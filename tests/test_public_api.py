@@ -80,6 +80,7 @@ def test_two_processes_with_ddp_end_with_equal_weights(tmp_path: Path) -> None:
     assert {name.split(".")[0] for name in moved} >= {"model", "method"}
 
 
+@pytest.mark.slow
 def test_processes_with_other_seeds_share_what_the_method_learns(tmp_path: Path) -> None:
     """Without that their generators, second heads and teachers would start and stay different."""
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -101,6 +102,7 @@ def test_processes_with_other_seeds_share_what_the_method_learns(tmp_path: Path)
         assert record["used_by_none"] is None
 
 
+@pytest.mark.slow
 def test_a_network_that_fsdp_shards_trains_as_a_plain_one(tmp_path: Path) -> None:
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(

@@ -82,6 +82,7 @@ def test_other_counts_than_published_are_said(name: str, tmp_path: Path) -> None
         assert f"3 classes of {archive.title} here, {archive.classes:,} as published" in warnings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cub200", "cars", "dtd", "flowers102", "pets"])
 def test_the_published_counts_are_accepted(name: str, tmp_path: Path) -> None:
     archive = ARCHIVES[name]
