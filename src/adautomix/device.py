@@ -1,4 +1,4 @@
-"""The device and the precision of a run, and what they can be recorded as."""
+"""Device and precision of a run, and descriptions of the hardware and software for records."""
 
 import ctypes
 import functools
@@ -20,9 +20,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """The device with that name, for example "cpu" or "cuda:1".
+    """Return the device with this name, for example "cpu" or "cuda:1".
 
-    "auto" is the GPU of this process if there is one, else the CPU.
+    "auto" selects the GPU of this process if there is one, else the CPU.
 
     Raises:
         UsageError: this machine has no such device.
@@ -41,26 +41,26 @@ def pick_device(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Autocast context for the forward passes of a run; disabled for "fp32".
+    """Return an autocast context for the forward passes of a run; disabled for "fp32".
 
     Parameters, gradients and losses stay float32.
 
     Args:
-        device: where the forward passes run.
+        device: device of the forward passes.
         precision: a key of `DTYPES`.
     """
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
 def describe_device(device: torch.device) -> str:
-    """Name of the hardware for records and reports, for example "NVIDIA A100-SXM4-80GB"."""
+    """Return the name of the hardware for records, for example "NVIDIA A100-SXM4-80GB"."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that results depend on, by name."""
+    """Return the versions of Python and of the libraries that results depend on, by name."""
     import timm
 
     from adautomix.version import __version__
@@ -74,7 +74,7 @@ def versions() -> dict[str, str]:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Peak memory so far in MiB: allocated on the GPU, or resident for this process on a CPU."""
+    """Return the peak memory so far in MiB: allocated on the GPU, or resident on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     import resource

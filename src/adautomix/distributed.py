@@ -29,22 +29,22 @@ def init_distributed(device: torch.device) -> None:
 
 
 def world_size() -> int:
-    """The number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the rank of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def is_main() -> bool:
-    """Whether this is the main process (rank 0), which writes files and prints messages."""
+    """Return whether this is the main process (rank 0), which writes files and prints messages."""
     return rank() == 0
 
 
 def local_rank() -> int:
-    """The number of this process on its machine, from 0; also the index of its GPU."""
+    """Return the rank of this process on its machine, from 0; also the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
@@ -84,7 +84,7 @@ def mean_over_processes(values: dict[str, float]) -> dict[str, float]:
 
 
 def min_over_processes(value: int) -> int:
-    """The smallest value of any process."""
+    """Return the minimum of the value over all processes."""
     if world_size() == 1:
         return value
     tensor = torch.tensor(value, device=_collective_device())
@@ -93,7 +93,7 @@ def min_over_processes(value: int) -> int:
 
 
 def any_process(value: bool) -> bool:
-    """Whether the value is true in at least one process."""
+    """Return whether the value is true in at least one process."""
     return min_over_processes(int(not value)) == 0
 
 
@@ -146,6 +146,6 @@ class AllReduceSum(torch.autograd.Function):
 
 
 def _collective_device() -> torch.device:
-    """The device whose tensors the process group can exchange."""
+    """Return the device whose tensors the process group can exchange."""
     on_gpu = dist.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")

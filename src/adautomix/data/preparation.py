@@ -11,7 +11,7 @@ SMALL = 96
 """Largest side in pixels at which the default crop is "pad"; above it, "resized"."""
 
 MAX_PIXELS = 178_956_970
-"""Default largest number of pixels per picture: 512 MiB of decoded RGB, twice Pillow's limit."""
+"""Default largest number of pixels per picture: 512 MiB of RGB, where Pillow raises an error."""
 
 CROP_FRACTION = 0.875
 """Default side of the center crop as a fraction of the resized shorter side (224 / 256)."""

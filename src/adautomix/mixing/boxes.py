@@ -21,7 +21,7 @@ def clipped_interval(center: Tensor, length: Tensor, size: int) -> tuple[Tensor,
 
 
 def boxes_around(center: Tensor, area: Tensor, height: int, width: int) -> Tensor:
-    """Boxes around given pixels, clipped to the image.
+    """Return boxes around given pixels, clipped to the image.
 
     Args:
         center: row and column, int64 `[n, 2]`.

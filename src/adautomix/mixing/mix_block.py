@@ -106,7 +106,7 @@ def mask_loss(
     Returns:
         A scalar.
     """
-    # Of two masks that sum to 1, the first says it all.
+    # Two masks that sum to 1 have the same deviation and variance, so the first is enough.
     masks, lam = (part[:, :1] if part.shape[1] == 2 else part for part in (masks, lam))
     means = torch.stack([masks.mean(dim=(0, 2, 3)), lam.mean(dim=0)])
     mean, lam_mean = mean_over_processes(means, split=split)
@@ -118,9 +118,9 @@ def mask_loss(
 
 
 def mean_over_processes(values: Tensor, *, split: bool) -> Tensor:
-    """Average a tensor over all processes, differentiably, if they have split a batch.
+    """Average a tensor over all processes, differentiably, if they split a batch among them.
 
-    Processes with batches of their own keep their values.
+    If every process has its own batch, the tensor is returned unchanged.
     """
     if world_size() == 1 or not split:
         return values
@@ -136,7 +136,7 @@ def scale_to_lam(masks: Tensor, lam: Tensor) -> Tensor:
     1 at each pixel.
     """
     tiny = 1e-8
-    # The last weight is what the others leave, as the masks sum to 1 exactly.
+    # The masks sum to 1 exactly, so the weights must too: compute the last one from the others.
     lam = torch.cat([lam[:, :-1], 1 - lam[:, :-1].sum(dim=1, keepdim=True)], dim=1)
     mean = masks.mean(dim=(2, 3))
     factor = (lam / mean.clamp_min(tiny)).clamp_max(1)

@@ -55,7 +55,7 @@ class MixParams:
 
 @dataclasses.dataclass(frozen=True)
 class CleanParams(MixParams):
-    """Stands for the parameters of a step that mixes nothing."""
+    """Parameters of a step that trains on the clean batch."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""When a training mixes: settings that every method shares, and the decision for each step.
+"""Decide for each training step whether it mixes, the same way for every method.
 
-A step either mixes as its method does, or trains the student on the clean batch alone. Which one it
-is depends on the seed and the number of the step only, so resumed runs and all processes agree.
+A step either mixes as its method does, or trains the student on the clean batch alone. The decision
+depends only on the seed and the step number, so resumed runs and all processes agree.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class MixSchedule:
     Attributes:
         settings: when to mix.
         steps: optimizer steps of the whole training.
-        seed: with the number of the step it determines each decision.
+        seed: random seed; seed and step number determine each decision.
     """
 
     settings: MixSettings

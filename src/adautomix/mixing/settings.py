@@ -1,4 +1,4 @@
-"""Settings of when to mix, which every method shares. Importing them does not import torch."""
+"""Settings, shared by every method, of when to mix; importing them does not import torch."""
 
 from typing import Self
 

@@ -1,4 +1,4 @@
-"""A published data set: its names, its folder, how it is recognized, checked and obtained."""
+"""A published data set: its names and folder, and how to recognize, check and download it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from adautomix.errors import UsageError
 
 
 def has(*names: str) -> Callable[[Path], bool]:
-    """Return a test for a folder: whether it holds all of these files, or folders ("images/")."""
+    """Return a predicate: does a folder hold all of these files and folders ("images/")?"""
     return lambda folder: all(
         (folder / name).is_dir() if name.endswith("/") else (folder / name).is_file()
         for name in names
@@ -19,17 +19,17 @@ def has(*names: str) -> Callable[[Path], bool]:
 
 @dataclass(frozen=True)
 class Archive:
-    """A published data set, unpacked as its archive is.
+    """A published data set in the layout of its unpacked archive.
 
     Attributes:
-        name: what `--data` calls it.
-        title: what it is called in papers.
+        name: name for `--data`.
+        title: name used in papers.
         read: reads the unpacked folder.
         folders: names of the unpacked folder below `--data-root`, the published one first.
-        recognizes: whether a folder is this archive's, by the files it holds.
+        recognizes: returns whether a folder is this archive, judged by the files in it.
         images: published number of images per split.
         classes: published number of classes.
-        where: where to get it.
+        where: where to obtain it.
         torchvision: class of torchvision that downloads it; "" if there is no public address.
         aliases: other names for `--data`.
     """
@@ -47,13 +47,13 @@ class Archive:
 
     @property
     def summary(self) -> str:
-        """One line for the table of data sets."""
+        """Return one line for the table of data sets."""
         counts = ", ".join(f"{number:,} {split}" for split, number in self.images.items())
         how = "--download fetches it" if self.torchvision else f"from {self.where}"
         return f"{self.title}: {self.classes:,} classes, {counts}; {self.folders[0]}/, {how}"
 
     def find(self, root: Path) -> Path | None:
-        """Return the unpacked folder below a root, or the root if it is that folder itself."""
+        """Return the unpacked folder below a root, or the root itself if it is that folder."""
         places = [root / folder for folder in self.folders if (root / folder).is_dir()]
         whole = [place for place in (*places, root) if self.recognizes(place)]
         return next(iter((*whole, *places)), None)
@@ -62,7 +62,7 @@ class Archive:
         """Download the archive below a root and return its folder.
 
         Raises:
-            UsageError: it has no public address.
+            UsageError: the archive has no public address.
             RunError: the download failed.
         """
         if not self.torchvision:
@@ -74,7 +74,7 @@ class Archive:
         return folder
 
     def missing(self, root: Path) -> str:
-        """Return the error message for an archive that is not below a root."""
+        """Return the error message for an archive that is missing below a root."""
         fetch = "fetch it with --download" if self.torchvision else f"get it from {self.where}"
         return (
             f"{self.name} is not at {root / self.folders[0]}: name the folder that holds "
@@ -94,7 +94,7 @@ class Archive:
         return replace(found, warnings=(*found.warnings, *differing))
 
     def _differences(self, found: Found) -> list[str]:
-        """One sentence per count that is not the published one."""
+        """Return one sentence per count that differs from the published one."""
         here = {split: len(rows) for split, rows in found.given.items()}
         differing = [
             f"{count(here.get(split, 0), f'{split} image')} of {self.title} here, "
@@ -109,7 +109,7 @@ class Archive:
 
 
 def enclosing(archives: Mapping[str, Archive], path: Path) -> tuple[Archive, Path] | None:
-    """Return the archive that a folder is, holds or is a part of, and the archive's folder."""
+    """Find the archive that a folder is, contains or belongs to; return it with its folder."""
     for folder in (path, *path.parents[:3]):
         for archive in archives.values():
             if archive.recognizes(folder):

@@ -1,4 +1,4 @@
-"""The table of published data sets: a new archive is one reader and one entry here."""
+"""The table of published data sets; a new archive needs one reader and one entry here."""
 
 from functools import partial
 

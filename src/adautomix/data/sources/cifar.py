@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as published: pickled batches, read without running anything in them."""
+"""CIFAR-10 and CIFAR-100 as published: pickled batches, read without executing code in them."""
 
 import pickle
 from dataclasses import dataclass
@@ -40,8 +40,8 @@ CIFAR = {
         names="fine_label_names",
     ),
 }
-# What published figures were made with, for both sets. The deviations are means over images of
-# each image's own, smaller than that of all pixels.
+# Published results use these values for both data sets. The standard deviations are averages of
+# each image's standard deviation, which are smaller than that of all pixels.
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2023, 0.1994, 0.2010)
 
@@ -77,7 +77,7 @@ def read_cifar(name: str, folder: Path) -> Arrays:
 
 
 def _read_names(path: Path, key: str) -> tuple[str, ...]:
-    """The names of the classes."""
+    """Return the class names."""
     names = _unpickle(path).get(key)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise _damaged(path, f"it has no list {key}")
@@ -85,7 +85,7 @@ def _read_names(path: Path, key: str) -> tuple[str, ...]:
 
 
 def _read_batch(path: Path, key: str, classes: int) -> tuple[NDArray[np.uint8], list[int]]:
-    """The pixels `[n, 3072]` and the labels of one file."""
+    """Return pixels uint8 `[n, 3072]` and labels of one file."""
     content = _unpickle(path)
     pixels, labels = content.get("data"), content.get(key)
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2:
@@ -102,7 +102,7 @@ def _damaged(path: Path, problem: object) -> UsageError:
 
 
 class _DataUnpickler(pickle.Unpickler):
-    """Builds arrays and plain containers; a pickle that names anything else is refused."""
+    """Unpickler of arrays and plain containers that refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("numpy.core.multiarray", "numpy._core.multiarray"):

@@ -13,16 +13,16 @@ from adautomix.errors import UsageError
 
 
 def is_cifar_c(name: str) -> Callable[[Path], bool]:
-    """Return a test for the folder of one of the two sets, whose files have the same names."""
+    """Return a predicate for the folder of one of the two sets, whose files have equal names."""
     return lambda folder: folder.name == name and (folder / "labels.npy").is_file()
 
 
 def read_cifar_c(name: str, folder: Path) -> Arrays:
-    """Return all images of the corruptions that the mean corruption error is taken over.
+    """Return all images of the corruptions that the mean corruption error averages over.
 
-    They are a test set only: 750,000 images, by corruption, then by severity. Their classes have
-    numbers, because the archive holds no names. The corruption suite reads the same files and
-    reports each corruption and severity.
+    They form a test set of 750,000 images, ordered by corruption and then by severity. Classes are
+    numbered, because the archive has no class names. The corruption suite reads the same files and
+    reports each corruption and severity separately.
 
     Raises:
         UsageError: no array is there, or one is damaged or of another shape.

@@ -1,4 +1,4 @@
-"""Files that give names to numbered classes."""
+"""Read files that name numbered classes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,9 +17,10 @@ def class_files(folder: Path) -> list[Path]:
 
 
 def read_class_names(path: Path) -> dict[int, str]:
-    """Return class names by number: of columns "number, name" or "name, number", or line by line.
+    """Return class names by number.
 
-    Further columns and a line of titles are ignored. Names without numbers are counted from 0.
+    Lines hold "number, name" or "name, number", or a name alone, numbered from 0. Further columns
+    and a header line are ignored.
 
     Raises:
         UsageError: the file cannot be read, or two classes have the same name.
@@ -39,7 +40,7 @@ def read_class_names(path: Path) -> dict[int, str]:
 
 
 def _number_and_name(path: Path, line: str) -> tuple[int, str] | None:
-    """The number and the name in a line; None if neither of its first two cells is a number."""
+    """Return number and name in a line; None if neither of its first two cells is a number."""
     delimiter = delimiter_of(path, line)
     cells: Sequence[str] = cells_of(line, delimiter)
     if delimiter == " ":  # "1 red fox"

@@ -1,4 +1,4 @@
-"""Hashes of the content of image files, which tell identical and changed files."""
+"""Content hashes of image files, which identify identical and changed files."""
 
 import hashlib
 import os
@@ -13,23 +13,23 @@ from adautomix.data.sources.listing import ImageFile, Listing
 from adautomix.decoder.files import open_file
 
 MOST_HASHED = 200_000
-"""Files of a data set up to which their content is hashed; it must be read once for that."""
+"""Largest number of files whose content is hashed; hashing reads every file once."""
 
 SETTLED = 2.0
-"""Seconds after its last change from which the system's record of a file tells further changes.
+"""Age in seconds of a file's last change from which its time stamps reveal further changes.
 
-Its time stamps are coarse: a file written twice within one tick looks as if written once.
+Time stamps are coarse: two writes within one tick look like one.
 """
 
 _BLOCK = 2**20
-_THREADS = 8  # reading and hashing release Python's lock
+_THREADS = 8  # reading and hashing release the GIL
 _CHUNK = 64
 
 
 def with_hashes(listing: Listing, cache_dir: Path | None) -> Listing:
-    """Return a listing with the hash of every file's content, which the cache remembers.
+    """Return a listing with the content hash of every file; hashes are cached.
 
-    Above `MOST_HASHED` files the listing comes back without hashes and with a note.
+    With more than `MOST_HASHED` files, the listing is returned with a note instead of hashes.
     """
     if listing.hashes:
         return listing
@@ -53,7 +53,7 @@ def _hash_all(files: Sequence[ImageFile]) -> list[str]:
 
 
 def content_hash(file: ImageFile) -> str:
-    """Return a hash of a file's bytes; a file that cannot be read gets a hash of its own."""
+    """Return a hash of a file's bytes; an unreadable file gets a unique hash."""
     digest = hashlib.blake2b(digest_size=8)
     try:
         with open_file(file.path) as content:

@@ -27,7 +27,7 @@ ClassLevel = Literal["top", "leaf"]
 
 @dataclass
 class _Found:
-    """The images of one tree, by class, and the folders of classes without any."""
+    """Images of one tree by class, and class folders without images."""
 
     images: dict[str, list[ImageFile]] = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)
@@ -40,15 +40,14 @@ class _Found:
 def list_folder(root: Path, level: ClassLevel = "top") -> Listing:
     """List a folder's images by class.
 
-    Symbolic links are followed, but no folder is listed twice. Hidden files, the folders of file
-    managers and files that are not images by name or content are passed over and counted.
-    Classes are sorted by name, or by number if all names are numbers.
+    Symbolic links are followed, but no folder is listed twice. Hidden files, folders of file
+    managers, and files that are not images by name or content are skipped and counted. Classes are
+    sorted by name, or by number if all names are numbers.
 
     Args:
-        root: the folder. Its subfolders are classes, or splits that are named as in
-            `splits.SPLIT_NAMES`.
-        level: "top" makes every first folder a class, with all images below it; "leaf" makes
-            every folder that holds images itself a class.
+        root: the folder. Its subfolders are classes, or splits with names in `splits.SPLIT_NAMES`.
+        level: "top": every folder of the first level is a class, with all images below it; "leaf":
+            every folder that directly holds images is a class.
 
     Raises:
         UsageError: the folder has no class folders or fewer than two classes with images, or a
@@ -86,7 +85,7 @@ def list_folder(root: Path, level: ClassLevel = "top") -> Listing:
 
 
 def subfolders(folder: Path, passed: PassedOver | None = None) -> list[str]:
-    """Return the names of the folders in a folder, without hidden ones and those of the system."""
+    """Return the names of a folder's subfolders, without hidden and system folders."""
     counted = passed or PassedOver()
     return sorted(
         entry.name
@@ -96,7 +95,7 @@ def subfolders(folder: Path, passed: PassedOver | None = None) -> list[str]:
 
 
 def _trees(root: Path, passed: PassedOver) -> dict[str, Path]:
-    """The folder of class folders for each split."""
+    """Return the folder of class folders for each split."""
     names = subfolders(root)
     # A folder "train" without folders in it is a class: pictures of trains.
     called = {
@@ -116,7 +115,7 @@ def _trees(root: Path, passed: PassedOver) -> dict[str, Path]:
 
 
 def _refuse_unnamed_splits(root: Path, names: list[str]) -> None:
-    """Stop at two folders with the same subfolders, which are splits rather than classes."""
+    """Raise an error for two folders with the same subfolders: splits rather than classes."""
     if len(names) != 2:
         return
     below = [subfolders(root / name) for name in names]
@@ -131,7 +130,7 @@ def _refuse_unnamed_splits(root: Path, names: list[str]) -> None:
 def _read_tree(
     tree: Path, level: ClassLevel, passed: PassedOver, seen: set[tuple[int, int]]
 ) -> _Found:
-    """The images of a tree by class: the name of the folder, or its path below the tree."""
+    """Return the images of a tree by class: the folder's name, or its path below the tree."""
     found = _Found(loose=_loose_images(tree))
     names = subfolders(tree, passed)
     # Every class folder counts as visited before the first is listed, real ones before links, so
@@ -150,7 +149,7 @@ def _read_tree(
 
 
 def _loose_images(tree: Path) -> int:
-    """Number of images beside the class folders, which belong to no class."""
+    """Count the images beside the class folders, which belong to no class."""
     ignored = PassedOver()
     with os.scandir(tree) as entries:
         return sum(
@@ -160,7 +159,7 @@ def _loose_images(tree: Path) -> int:
 
 
 def _rename_classes(found: dict[str, _Found], level: ClassLevel) -> None:
-    """Name leaf folders by their own name alone where no two of a split have the same."""
+    """Shorten the paths of leaf folders to their names if the names are unique in each split."""
     if level != "leaf":
         return
     for tree in found.values():

@@ -22,8 +22,8 @@ def is_list_file(path: Path) -> bool:
 def lists_of(folder: Path) -> dict[str, Path]:
     """Return the list file of each split in a folder, such as `train.txt` and `test.txt`.
 
-    Lists without labels, such as a competition's `test.csv`, are no splits. Without a list for
-    training there are none.
+    Lists without labels, such as a competition's `test.csv`, are ignored. Without a training list,
+    the result is empty.
 
     Raises:
         UsageError: two lists stand for the same split.
@@ -100,7 +100,7 @@ def _rows_by_split(read: dict[str, ListRows]) -> dict[str, list[Row]]:
 
 
 def _by_column(whole: ListRows) -> dict[str, list[Row]]:
-    """The rows of one list by its column of splits; "all" if it has none."""
+    """Group the rows of one list by its split column; "all" if it has none."""
     if whole.rows[0].split is None:
         return {"all": whole.rows}
     parts: dict[str, list[Row]] = {}
@@ -115,7 +115,7 @@ def _by_column(whole: ListRows) -> dict[str, list[Row]]:
 def _classes(
     rows: Sequence[Row], folder: Path, class_names: Path | None
 ) -> tuple[list[str], dict[str, int], str]:
-    """Class names, the label of each written label, and the file that gave the names."""
+    """Return class names, the class index of each written label, and the file with the names."""
     written = {label for row in rows for label in row.labels}
     if not all(label.lstrip("-").isdecimal() for label in written):
         ordered = sorted(written)
@@ -136,7 +136,7 @@ def _classes(
 
 
 def _label(row: Row, label_of: Mapping[str, int], several: bool) -> Label:
-    """The index of the one label, or 0 and 1 for each class."""
+    """Return the class index, or a multi-hot vector if there may be several labels."""
     if not several:
         return label_of[row.labels[0]]
     flags = [0.0] * len(label_of)
@@ -146,14 +146,14 @@ def _label(row: Row, label_of: Mapping[str, int], several: bool) -> Label:
 
 
 class _Places:
-    """Finds the files of a list: from one folder, perhaps with a suffix that the list leaves out.
+    """Finds the files of a list below one folder, adding a suffix if the list omits it.
 
     Args:
         root: folder of the list.
-        rows: all rows; the first one decides where all files are.
+        rows: all rows; the first one determines folder and suffix.
 
     Raises:
-        UsageError: the file of the first row is nowhere.
+        UsageError: the file of the first row is not found.
     """
 
     def __init__(self, root: Path, rows: Sequence[Row]) -> None:
@@ -173,11 +173,11 @@ class _Places:
 
     @property
     def note(self) -> str:
-        """Where the files are, if not simply where the list says."""
+        """Return a note on where the files were found, if that differs from the list."""
         where = f" in {self.folder.name}/" if self.folder != self.root else ""
         suffix = f" with the suffix {self.suffix}" if self.suffix else ""
         return f"the images of the list are{where}{suffix}" if where or suffix else ""
 
     def find(self, path: str) -> Path:
-        """The file of a row."""
+        """Return the file of a row."""
         return self.folder / f"{path}{self.suffix}"

@@ -1,4 +1,4 @@
-"""The rows of a list file: image, labels and split, from columns with or without titles."""
+"""Read the rows of a list file: image, labels and split, with or without a header line."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _FLAGS = {"0": False, "0.0": False, "1": True, "1.0": True}
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a list.
+    """One line of a list.
 
     Attributes:
         path: the file as written.
@@ -64,10 +64,10 @@ class _Columns:
 
 
 def read_list_rows(path: Path) -> ListRows:
-    """Return the rows of a list, with or without a line of titles.
+    """Return the rows of a list, with or without a header line.
 
-    Several labels of an image are separated by "|" or ";", or every class has a column of its own
-    that holds 0 or 1.
+    Several labels of an image are separated by "|" or ";", or every class has its own column that
+    holds 0 or 1.
 
     Raises:
         UsageError: the list is empty, or a line has no label.
@@ -104,7 +104,7 @@ def _labels(cells: Sequence[str], columns: _Columns, titles: Sequence[str]) -> t
 
 
 def _are_titles(cells: Sequence[str]) -> bool:
-    """Whether a first line is titles: it names no image file and a title that is known."""
+    """Return whether a first line is a header: it has a known title and names no image file."""
     names = [cell.lower() for cell in cells]
     if any(name.endswith(IMAGE_TYPES) for name in names):
         return False
@@ -112,7 +112,7 @@ def _are_titles(cells: Sequence[str]) -> bool:
 
 
 def _title_columns(path: Path, titles: Sequence[str], body: Sequence[Sequence[str]]) -> _Columns:
-    """The columns by their titles."""
+    """Determine the columns from their titles."""
     names = [title.lower() for title in titles]
     split = _column(names, _SPLIT_TITLES)
     image = _column(names, _PATH_TITLES)
@@ -137,11 +137,11 @@ def _are_flags(columns: Sequence[int], body: Sequence[Sequence[str]]) -> bool:
 
 
 def _column(titles: Sequence[str], known: Sequence[str]) -> int | None:
-    """The first column whose title is known, in the order of the known titles."""
+    """Return the column of the first known title that occurs; None if there is none."""
     return next((titles.index(title) for title in known if title in titles), None)
 
 
 def _bare_columns(lines: Sequence[Sequence[str]]) -> _Columns:
-    """Path and label come first; a third column is the split if all of it names splits."""
+    """Determine columns without a header: path, label, and split if all third cells name splits."""
     third = all(len(cells) > 2 and split_called(cells[2]) for cells in lines)
     return _Columns(0, (1,), 2 if third else None)

@@ -1,4 +1,4 @@
-"""What a source finds: image files with their labels, or arrays that are in memory already."""
+"""Result of reading a source: image files with labels, or arrays in memory."""
 
 import hashlib
 import os
@@ -26,13 +26,13 @@ IMAGE_TYPES = (
     ".pgm",
     ".avif",
 )
-"""Suffixes of files that are taken for images."""
+"""Suffixes of files that count as images."""
 
 TRIED_TYPES = ("", ".jfif", ".jpe", ".jp2", ".j2k")
-"""Suffixes of files that are images if their first bytes say so."""
+"""Suffixes of files that count as images if their first bytes identify them as such."""
 
 SYSTEM_FOLDERS = ("@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information")
-"""Folders that file managers and network drives leave among the images."""
+"""Folders that file managers and network drives create among the images."""
 
 _ADVICE = {
     ".heic": "install pillow-heif and convert them to JPEG",
@@ -60,37 +60,37 @@ _SIGNATURES = (
 
 
 Label = int | list[float]
-"""Index of the class of an image; or 0 and 1 for each class, if images may have several."""
+"""Class index of an image, or a multi-hot vector if images may have several labels."""
 
 
 class ImageFile(NamedTuple):
-    """An image file as its folder lists it."""
+    """An image file with its size and time stamps."""
 
     path: str
     size: int
     modified: int
-    """Nanoseconds."""
+    """Modification time in nanoseconds."""
     changed: int = 0
-    """Nanoseconds; set by the system at every change of content, name or time."""
+    """Change time in nanoseconds; the system sets it when content, name or times change."""
     inode: int = 0
 
 
 @dataclass
 class PassedOver:
-    """What a reader left out, counted."""
+    """Counts of files and folders that a reader skipped."""
 
     hidden: int = 0
     system: Counter[str] = field(default_factory=Counter)
-    """Folders of the system, by name."""
+    """System folders, by name."""
     types: Counter[str] = field(default_factory=Counter)
-    """Files that are not taken for images, by suffix."""
+    """Files that do not count as images, by suffix."""
     tried: int = 0
     """Files without a usual suffix that are images by their content."""
     links: int = 0
     """Links to folders that were listed already."""
 
     def sentences(self) -> tuple[str, ...]:
-        """One sentence per kind of thing that was left out."""
+        """Return one sentence per kind of skipped item."""
         found = []
         if self.hidden:
             hidden = count(self.hidden, "hidden file or folder", "hidden files or folders")
@@ -118,12 +118,12 @@ class Listing:
         classes: names of the classes; a label is the index of one.
         files: every image file.
         labels: the label of each file; all are of one kind.
-        given: rows of "train", "test" and "val", of those that the source has; or of "all" where
-            the source has no splits of its own.
-        name: name of the data set; "" stands for that of the folder.
-        crop_bottom: pixels that are cut off the bottom of every image before anything else.
-        notes: what was passed over and decided, one sentence each, for the data summary.
-        warnings: what looks wrong, one sentence each.
+        given: rows of the official splits ("train", "test", "val"), or of "all" if the source has
+            no splits.
+        name: name of the data set; "" means the name of the folder.
+        crop_bottom: pixel rows removed from the bottom of every image before all other steps.
+        notes: skipped files and choices made, one sentence each, for the data summary.
+        warnings: suspected problems, one sentence each.
         hashes: hash of the content of each file; empty if it was not computed.
     """
 
@@ -139,10 +139,10 @@ class Listing:
     hashes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
-        """Hash that changes with the content, the order and the preparation of the images.
+        """Return a hash that changes with the content, order and preparation of the images.
 
-        Without `hashes` of the content, it depends on what the system records of each file: two
-        folders never have the same, but a copy of a folder has another one as well.
+        Without content `hashes`, it depends on paths and time stamps. Different folders then never
+        share a fingerprint, but neither do a folder and its copy.
         """
         digest = hashlib.blake2b(f"crop_bottom={self.crop_bottom}".encode(), digest_size=16)
         if self.hashes:
@@ -152,7 +152,7 @@ class Listing:
         return digest.hexdigest()
 
     def identity(self) -> str:
-        """Hash that changes when any file is added, removed, moved, replaced or written to."""
+        """Return a hash that changes if a file is added, removed, moved, replaced or written to."""
         digest = hashlib.blake2b(digest_size=16)
         start = len(str(self.root))
         for path, *facts in self.files:
@@ -161,7 +161,7 @@ class Listing:
 
     @property
     def class_indices(self) -> list[int]:
-        """The labels where every file has one class.
+        """Return the labels of a data set with one class per file.
 
         Raises:
             UsageError: files have several labels.
@@ -172,25 +172,25 @@ class Listing:
         return indices
 
     def noting(self, *notes: str) -> Self:
-        """The same listing with further notes."""
+        """Return the listing with further notes."""
         return replace(self, notes=(*self.notes, *notes))
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """The images of a data set that are read into memory as a whole.
+    """The images of a data set that is held in memory.
 
     Attributes:
         name: name of the data set.
         classes: names of the classes; a label is the index of one.
         images: uint8 `[n, S, S, 3]`.
         labels: int64 `[n]`.
-        given: int64 rows of "train", "test" and "val", of those that the source has, or of "all".
-        padding: the padding of random crops that suits the images, as a fraction of their side.
-        flip: whether mirrored images belong to the same class.
-        mean: mean of each channel that published figures were made with, of pixels in [0, 1];
-            None measures it.
-        std: likewise the standard deviation.
+        given: int64 rows of the official splits ("train", "test", "val"), or of "all".
+        padding: default padding of random crops, as a fraction of the images' side.
+        flip: whether a mirrored image keeps its class.
+        mean: per-channel mean used for published results, of pixels scaled to [0, 1]; None
+            measures it.
+        std: per-channel standard deviation used for published results; None measures it.
         notes: see `Listing`.
         warnings: see `Listing`.
     """
@@ -208,16 +208,16 @@ class Arrays:
     warnings: tuple[str, ...] = ()
 
     def noting(self, *notes: str) -> Self:
-        """The same arrays with further notes."""
+        """Return the arrays with further notes."""
         return replace(self, notes=(*self.notes, *notes))
 
 
 Found = Listing | Arrays
-"""What a source gives."""
+"""Result of reading a source."""
 
 
 def image_file(path: str | os.PathLike[str]) -> ImageFile:
-    """Return what the system records of a file.
+    """Return a file with its size and time stamps.
 
     Raises:
         OSError: there is no such file.
@@ -226,7 +226,7 @@ def image_file(path: str | os.PathLike[str]) -> ImageFile:
 
 
 def recorded(path: str, status: os.stat_result) -> ImageFile:
-    """Return what a status says about a file."""
+    """Return a file with the size and time stamps in its `stat` result."""
     return ImageFile(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
@@ -265,10 +265,10 @@ def from_splits(
 def walk_images(
     folder: Path, passed: PassedOver, seen: set[tuple[int, int]]
 ) -> Iterator[tuple[Path, ImageFile]]:
-    """Yield (folder, image) for the images in a folder and below.
+    """Yield (folder, image) for all images in a folder and its subfolders.
 
-    Links to folders are followed; a folder whose (device, inode) is in `seen` is not listed
-    again, so that links can neither loop nor count images twice.
+    Links to folders are followed. A folder whose (device, inode) is in `seen` is skipped, so that
+    links cannot loop or count images twice.
     """
     waiting = [folder]
     while waiting:
@@ -285,7 +285,7 @@ def walk_images(
 
 
 def is_left_out(name: str, passed: PassedOver) -> bool:
-    """Whether a file or folder is hidden or belongs to the system; it is counted if so."""
+    """Return whether a file or folder is hidden or a system folder; count it if it is."""
     if name in SYSTEM_FOLDERS:
         passed.system[name] += 1
         return True
@@ -296,7 +296,7 @@ def is_left_out(name: str, passed: PassedOver) -> bool:
 
 
 def first_visit(folder: str | Path, passed: PassedOver, seen: set[tuple[int, int]]) -> bool:
-    """Whether a folder was not visited before; from now on it was."""
+    """Mark a folder as visited; return whether this is the first visit."""
     key = folder_key(folder)
     if key in seen:
         passed.links += 1
@@ -306,13 +306,13 @@ def first_visit(folder: str | Path, passed: PassedOver, seen: set[tuple[int, int
 
 
 def folder_key(folder: str | Path) -> tuple[int, int]:
-    """Device and inode of a folder, which all links to it share."""
+    """Return device and inode of a folder, which all links to it share."""
     status = Path(folder).stat()
     return status.st_dev, status.st_ino
 
 
 def is_image(path: str, passed: PassedOver) -> bool:
-    """Whether a file is taken for an image; what decides or excludes it is counted."""
+    """Return whether a file counts as an image; count files that are skipped or were inspected."""
     name = path.rpartition(os.sep)[2]
     suffix = "." + name.rpartition(".")[2].lower() if "." in name else ""
     if suffix in IMAGE_TYPES:
@@ -338,7 +338,7 @@ def _starts_like_an_image(path: str) -> bool:
 def _listed(entry: os.DirEntry[str]) -> ImageFile:
     try:
         return recorded(entry.path, entry.stat())
-    except OSError:  # a link to nowhere: it will be named as unreadable when it is decoded
+    except OSError:  # a broken link, which is reported as unreadable when it is decoded
         return ImageFile(entry.path, 0, 0)
 
 

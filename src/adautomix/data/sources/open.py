@@ -1,4 +1,4 @@
-"""Find the reader of what `--data` names, and read it."""
+"""Find the reader for the value of `--data`, and read the data set."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ DATASETS = {
     "a list of images": "CSV, TSV or TXT with path,label[,split], or one list per split",
     "a folder of images": "train/<class>/* with test/ or val/, or one tree <class>/* that is split",
 }
-"""What `--data` accepts, one line each."""
+"""Accepted values of `--data`, with one line of description each."""
 
 _NAMES = {
     "digits": "digits",
@@ -43,8 +43,8 @@ class SourceOptions:
     """How a source is found and read.
 
     Attributes:
-        root: folder that holds published archives, and that the paths of lists start from.
-        download: download a missing archive that has a public address.
+        root: folder that holds published archives and that relative paths in lists start from.
+        download: download a missing archive if it has a public address.
         class_level: which folders are classes, see `list_folder`; "auto" reads the list files of
             a folder if there are some, and otherwise the first level.
         class_names: file with the names of numbered classes of a list.
@@ -59,13 +59,13 @@ class SourceOptions:
 
 
 def open_source(source: Any, options: SourceOptions) -> Found:
-    """Read a data set by name, by the path of a folder or list, or given as Python objects.
+    """Read a data set by name, from a folder or list file, or from Python objects.
 
-    A name wins over a folder of the same name (`./digits` is the folder), unless the archive is
-    missing and the folder is there.
+    A name takes precedence over a folder of the same name (write `./digits` for the folder),
+    unless the archive is missing and the folder exists.
 
     Raises:
-        UsageError: there is no such data set, or it is not as it should be.
+        UsageError: there is no such data set, or it is invalid.
         RunError: a download failed, or the cache cannot be written.
     """
     if not isinstance(source, str):

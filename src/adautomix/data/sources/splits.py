@@ -1,4 +1,4 @@
-"""The names that people give to splits."""
+"""Common names of splits."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ SPLIT_NAMES = {
     "validation": "val",
     "dev": "val",
 }
-"""The split that a name stands for; case does not matter."""
+"""Split by its common names, in lower case."""
 
 
 def split_called(name: str) -> str | None:
@@ -23,7 +23,7 @@ def split_called(name: str) -> str | None:
 
 
 def one_per_split(paths: list[Path], called: dict[Path, str]) -> dict[str, Path]:
-    """Return the path of each split, of paths whose split is known.
+    """Return the path of each split, given the split of each path.
 
     Raises:
         UsageError: two paths stand for the same split.
@@ -40,10 +40,10 @@ def one_per_split(paths: list[Path], called: dict[Path, str]) -> dict[str, Path]
 
 
 def official(splits: set[str]) -> dict[str, str]:
-    """Return which split of a source serves as which split of a run.
+    """Return which split of a source is used as which split of a run.
 
-    Validation images are tested on where there is no test split, and training images are split
-    where there is no other.
+    The validation split is the test set if there is no test split. A training split alone is split
+    further.
     """
     if splits == {"train"}:
         return {"train": "all"}

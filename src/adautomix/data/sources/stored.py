@@ -1,4 +1,4 @@
-"""Images that come as objects or bytes, written into the cache once and listed from there."""
+"""Store images that come as objects or bytes in the cache, and list them from there."""
 
 import io
 import json
@@ -35,13 +35,13 @@ def store_items(
     items: Mapping[str, Iterable[Item]],
     cache_dir: Path | None,
 ) -> Listing:
-    """Return a listing of images, which are written into the cache unless they are there.
+    """Return a listing of images, after writing them to the cache if they are absent.
 
     Args:
         key: name of the folder; it must change with the content.
         name: name of the data set.
         classes: names of the classes.
-        items: the images of each split; they are only read if the folder is not there.
+        items: the images of each split; only read if the folder does not exist.
         cache_dir: see `load_data`.
 
     Raises:
@@ -75,7 +75,7 @@ def png_bytes(image: object) -> bytes:
 
 
 def _write(folder: Path, split: str, items: Iterable[Item]) -> list[tuple[str, int]]:
-    """Write the images of a split; returns their paths below the folder and their labels."""
+    """Write the images of a split; return their paths relative to the folder and their labels."""
     written = []
     for number, item in enumerate(items):
         start = item.content[:4]
