@@ -34,10 +34,13 @@ class Pictures:
     side: int = 16
     first: Path | None = field(default=None, init=False)
     links: int = field(default=0, init=False)
+    folders: set[Path] = field(default_factory=set, init=False)
 
     def write(self, path: Path) -> str:
         """Write an image, with the folders above it; returns its path."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent not in self.folders:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.folders.add(path.parent)
         if self.linked and self.first is not None and self.links < MOST_LINKS:
             path.hardlink_to(self.first)
             self.links += 1
