@@ -7,8 +7,6 @@ Pixels = npt.NDArray[np.uint8]
 Moments = npt.NDArray[np.float64]
 Color = tuple[float, float, float]
 
-_SAMPLED = 256  # rows or columns of a large picture that tell its mean and deviation
-
 
 def image_moments(pixels: Pixels) -> Moments:
     """Mean and mean square of the pixels in [0, 1] of images `[n, S, S, 3]`: `[n, 2, 3]`.
@@ -17,19 +15,6 @@ def image_moments(pixels: Pixels) -> Moments:
     """
     values = pixels.reshape(len(pixels), -1, 3).astype(np.float32) / 255
     return np.stack([values.mean(1), (values * values).mean(1)], 1).astype(np.float64)
-
-
-def picture_moments(picture: Pixels) -> Moments:
-    """Moments `[2, 3]` of a picture `[H, W, 3]` of any size, of every k-th row and column if large.
-
-    Those of an empty picture are 0.
-    """
-    step = max(1, min(picture.shape[:2]) // _SAMPLED)
-    sample = picture[::step, ::step]
-    if not sample.size:
-        return np.zeros((2, 3))
-    moments: Moments = image_moments(sample.reshape(1, -1, 1, 3))[0]
-    return moments
 
 
 def mean_and_std(moments: Moments) -> tuple[Color, Color]:
