@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from adautomix.data.color import Moments, Pixels, image_moments, picture_moments
+from adautomix.data.color import Moments, Pixels, image_moments
 from adautomix.data.decoding.decoders import BadRows, Outcome
 from adautomix.errors import RunError
 from adautomix.files import TEMPORARY_SUFFIX, atomic_folder
@@ -56,8 +56,6 @@ class PictureStore:
     """File that holds the pixels."""
     index: npt.NDArray[np.int64]
     """`[n, 4]`: byte offset, width, height and CRC-32 per picture; zeros for an unreadable file."""
-    moments: Moments
-    """`[n, 2, 3]`, see `color.picture_moments`."""
     limit: int | None
     """Largest shorter side in pixels; larger pictures were downscaled to it. None: no limit."""
     bad: BadRows
@@ -163,14 +161,14 @@ def load_store(folder: Path, images: int, limit: int | None) -> PictureStore | N
     """
     try:
         facts = _read_facts(folder)
-        _check(folder, facts, "index.npy", "moments.npy")
-        index, moments = np.load(folder / "index.npy"), np.load(folder / "moments.npy")
+        _check(folder, facts, "index.npy")
+        index = np.load(folder / "index.npy")
         bad, plain = _found(facts)
         whole = (folder / "pixels.bin").stat().st_size == facts["bytes"]
     except _DAMAGE:
         return None
-    sound = whole and len(index) == len(moments) == images
-    return PictureStore(folder / "pixels.bin", index, moments, limit, bad, plain) if sound else None
+    sound = whole and len(index) == images
+    return PictureStore(folder / "pixels.bin", index, limit, bad, plain) if sound else None
 
 
 def store_pictures(
@@ -188,7 +186,6 @@ def store_pictures(
         RunError: the disk is full or not writable.
     """
     index: list[tuple[int, int, int, int]] = []
-    moments: list[Moments] = []
     found = Outcome()
     offset = 0
     with closing(chunks), writing(folder) as beside:
@@ -199,10 +196,8 @@ def store_pictures(
                 for picture in pictures:
                     height, width, _ = picture.shape
                     index.append((offset, width, height, zlib.crc32(picture.data)))
-                    moments.append(picture_moments(picture))
                     offset += file.write(picture.data)
         np.save(beside / "index.npy", np.array(index, np.int64))
-        np.save(beside / "moments.npy", np.stack(moments))
         facts = {"bad": found.bad, "plain": found.plain, "bytes": offset}
         _write_facts(beside, facts, unchecked=("pixels.bin",))
     return _read_back(folder, load_store(folder, images, limit))

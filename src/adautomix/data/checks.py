@@ -30,6 +30,14 @@ def split_warnings(
     return tuple(found)
 
 
+def plain_warnings(files: Sequence[str]) -> tuple[str, ...]:
+    """Return a warning about pictures that decode to almost nothing, if there are any."""
+    if not files:
+        return ()
+    pictures = count(len(files), "picture has", "pictures have")
+    return (f"{pictures} fewer than five colors, as if misread: {_some(list(files))}",)
+
+
 def _identical_files(listing: Listing, rows: Mapping[str, Tensor]) -> list[str]:
     """Return warnings about files with the same content in train and test, or in two classes."""
     if not listing.hashes:

@@ -7,8 +7,6 @@ Pixels = npt.NDArray[np.uint8]
 Moments = npt.NDArray[np.float64]
 Color = tuple[float, float, float]
 
-_SAMPLED = 256  # rows or columns of a large picture that its moments are estimated from
-
 
 def image_moments(pixels: Pixels) -> Moments:
     """Return per-channel mean and mean square of each image's pixels, scaled to [0, 1].
@@ -23,23 +21,6 @@ def image_moments(pixels: Pixels) -> Moments:
     """
     values = pixels.reshape(len(pixels), -1, 3).astype(np.float32) / 255
     return np.stack([values.mean(1), (values * values).mean(1)], 1).astype(np.float64)
-
-
-def picture_moments(picture: Pixels) -> Moments:
-    """Return the moments of a picture of any size; large pictures are subsampled.
-
-    Args:
-        picture: uint8 `[H, W, 3]`.
-
-    Returns:
-        float64 `[2, 3]`, see `image_moments`; zeros for an empty picture.
-    """
-    step = max(1, min(picture.shape[:2]) // _SAMPLED)
-    sample = picture[::step, ::step]
-    if not sample.size:
-        return np.zeros((2, 3))
-    moments: Moments = image_moments(sample.reshape(1, -1, 1, 3))[0]
-    return moments
 
 
 def mean_and_std(moments: Moments) -> tuple[Color, Color]:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from adautomix.data.cache import (
-    Entry,
     PictureStore,
     cache_folder,
     load_entry,
@@ -121,9 +120,11 @@ class ImageFolder:
         if entry is None or self._any_readable(entry.bad):
             chunks = self._decode(self.paths)
             entry = store_entry(folder, (len(self.paths), side, side, 3), chunks)
-        labels = torch.tensor(self.listing.labels)
+        self._check_readable(entry.bad, skip_bad)
+        moments, labels = entry.moments, torch.tensor(self.listing.labels)
         images = InMemory(torch.from_numpy(entry.pixels), torch.arange(len(labels)), labels)
-        return self._kept(images, entry, skip_bad)
+        found = Outcome(entry.bad, entry.plain)
+        return self._collection(images, found, lambda rows: mean_and_std(moments[rows.numpy()]))
 
     def _stored(self, skip_bad: bool, limit: int | None) -> Collection:
         folder = self._content() / f"whole-{limit or 'exact'}"
@@ -134,15 +135,14 @@ class ImageFolder:
                 self.paths, limit, self.rules, workers=self.workers, progress=self.progress
             )
             store = store_pictures(folder, len(self.paths), limit, chunks)
-        return self._kept(self._files(store), store, skip_bad)
+        self._check_readable(store.bad, skip_bad)
+        found = Outcome(store.bad, store.plain)
+        # Measured on the files, so that it does not depend on what is kept.
+        return self._collection(self._files(store), found, self._measure_sample)
 
-    def _kept(self, images: Split, entry: Entry | PictureStore, skip_bad: bool) -> Collection:
+    def _check_readable(self, bad: BadRows, skip_bad: bool) -> None:
         if not skip_bad:
-            _refuse(self.paths, entry.bad)
-        found = Outcome(entry.bad, entry.plain)
-        return self._collection(
-            images, found, lambda rows: mean_and_std(entry.moments[rows.numpy()])
-        )
+            _refuse(self.paths, bad)
 
     def _content(self) -> Path:
         """Return the cache folder of images decoded from this content with these rules."""

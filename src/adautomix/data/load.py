@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adautomix.data.augment import resize
 from adautomix.data.balance import count_classes
-from adautomix.data.checks import split_warnings
+from adautomix.data.checks import plain_warnings, split_warnings
 from adautomix.data.color import Color, image_moments, mean_and_std
 from adautomix.data.dataset import Collection, ImageData, InMemory
 from adautomix.data.image_folder import ImageFolder
@@ -222,6 +222,7 @@ def _image_data(
         warnings=(
             *found.warnings,
             *split_warnings(collection.classes, images.labels, rows, listing),
+            *plain_warnings(collection.plain_files),
         ),
     )
 
