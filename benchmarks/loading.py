@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +177,9 @@ def torchvision_epoch(folder: Path, arguments: argparse.Namespace) -> Epoch:
 
 def timm_epoch(folder: Path, arguments: argparse.Namespace) -> Epoch:
     """timm's `ImageDataset` and `create_loader`, with the settings of its training script."""
-    from timm.data import ImageDataset, create_loader
-
-    loader = create_loader(
-        ImageDataset(str(folder)),
+    data: Any = import_module("timm.data")  # without types
+    loader = data.create_loader(
+        data.ImageDataset(str(folder)),
         (3, SIZE, SIZE),
         BATCH,
         is_training=True,
