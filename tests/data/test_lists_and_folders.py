@@ -361,7 +361,7 @@ def test_an_image_folder_object_is_read_from_its_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([Toys("normalized"), Toys("pil")], "item 0 of the train data set is no .* not normalized"),
+        ([Toys("normalized"), Toys("pil")], "item 0 of the train data set is not an .* not normalized"),
         ([Toys("pil")] * 4, r"data holds 4 data sets: give one, \(train, test\)"),
         ([iter(()), Toys("pil")], "data holds a tuple_iterator: give data sets with a length"),
     ],
@@ -408,7 +408,7 @@ def test_a_data_set_without_images(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     (tmp_path / "words").mkdir()
     datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "words" / "train.parquet")
-    with pytest.raises(UsageError, match="has no column of images among text"):
+    with pytest.raises(UsageError, match="has no column with images"):
         read_hugging_face(str(tmp_path / "words"), tmp_path)
 
 

@@ -116,7 +116,7 @@ def test_imagenet_without_ground_truth_says_what_is_missing(tmp_path: Path) -> N
     published.write_imagenet(tmp_path, Pictures(), 4, MINIATURE, "devkit")
     truth = tmp_path / "imagenet/ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
     truth.unlink()
-    with pytest.raises(UsageError, match=r"lie in no class folders: unpack ILSVRC2012_devkit_t12"):
+    with pytest.raises(UsageError, match=r"are not in class folders: unpack ILSVRC2012_devkit_t12"):
         read("imagenet", tmp_path)
 
 
@@ -137,7 +137,7 @@ def test_other_layouts_of_cars(layout: str, tmp_path: Path) -> None:
 def test_cars_without_labels_of_the_test_images(tmp_path: Path) -> None:
     published.write_cars(tmp_path, Pictures(), 3, MINIATURE)
     (tmp_path / "stanford_cars" / "cars_test_annos_withlabels.mat").unlink()
-    with pytest.raises(UsageError, match=r"lacks cars_test_annos_withlabels\.mat"):
+    with pytest.raises(UsageError, match=r"has no cars_test_annos_withlabels\.mat"):
         read("cars", tmp_path)
 
 

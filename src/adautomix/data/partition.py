@@ -102,7 +102,7 @@ def _check(
     given: dict[str, Tensor], per_class: int | None, test_fraction: float, val_fraction: float
 ) -> None:
     if per_class is not None and per_class < 1:
-        raise UsageError(f"per_class is {per_class}: use at least 1 training image a class")
+        raise UsageError(f"per_class is {per_class}: use at least 1 training image per class")
     if not 0 < test_fraction < 1:
         raise UsageError(f"test_fraction is {test_fraction}: use a share between 0 and 1")
     if not 0 <= val_fraction < 1:

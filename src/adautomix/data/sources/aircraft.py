@@ -11,10 +11,10 @@ BANNER = 20
 
 
 def read_aircraft(folder: Path) -> Listing:
-    """Return the images by variant; `crop_bottom` cuts off their banner.
+    """List the images with their variant as class; `crop_bottom` cuts off their banner.
 
-    The release asks users to cut the banner. The code that made the published figures does not,
-    nor does torchvision.
+    The release asks users to cut off the banner. The code behind the published figures does not,
+    and neither does torchvision.
 
     Args:
         folder: the unpacked archive, which holds `data/variants.txt`.

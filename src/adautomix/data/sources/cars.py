@@ -1,4 +1,4 @@
-"""Stanford Cars: 196 classes, annotations in MATLAB files with classes counted from 1."""
+"""Stanford Cars: 196 classes, with annotations in MATLAB files that count classes from 1."""
 
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,17 @@ TEST_LABELS = "cars_test_annos_withlabels.mat"
 
 
 def is_cars(folder: Path) -> bool:
-    """Whether a folder is one of the two published layouts."""
+    """Return whether a folder has one of the two published layouts."""
     annotations = ("cars_annos.mat", "devkit/cars_meta.mat")
     return any((folder / name).is_file() for name in annotations)
 
 
 def read_cars(folder: Path) -> Listing:
-    """Return the images with their official split.
+    """List the images with their official split.
 
     Two layouts were published: `cars_train/`, `cars_test/` and `devkit/` with the labels of the
-    test images in a file of their own, and `car_ims/` with one `cars_annos.mat`. Copies that nest
-    a folder twice (`cars_train/cars_train/`) are read as well.
+    test images in a separate file, and `car_ims/` with one `cars_annos.mat`. Copies that nest
+    a folder twice (`cars_train/cars_train/`) are accepted too.
 
     Raises:
         UsageError: annotations or images are missing.
@@ -32,8 +32,8 @@ def read_cars(folder: Path) -> Listing:
     labels = next((path for path in places_of_labels if path.is_file()), None)
     if labels is None:
         raise UsageError(
-            f"{folder} lacks {TEST_LABELS}, the labels of the test images: put it there (the "
-            "devkit alone does not hold them)"
+            f"{folder} has no {TEST_LABELS}, which holds the labels of the test images: put it "
+            "there (the devkit does not contain it)"
         )
     places = {
         "stanford_cars/devkit": folder / "devkit",
@@ -50,7 +50,7 @@ def _innermost(folder: Path) -> Path:
 
 
 def _read_single_list(folder: Path) -> Listing:
-    """The older layout, whose annotations carry a flag for test images."""
+    """Read the older layout, whose annotations flag the test images."""
     from scipy.io import loadmat
 
     content: Any = loadmat(folder / "cars_annos.mat", squeeze_me=True)

@@ -1,4 +1,4 @@
-"""CUB-200-2011: 200 kinds of birds, with the official split in `train_test_split.txt`."""
+"""CUB-200-2011: 200 bird species, with the official split in `train_test_split.txt`."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ SPLIT = "train_test_split.txt"
 
 
 def read_cub(folder: Path) -> Listing:
-    """Return the images with their official split.
+    """List the images with their official split.
 
-    The classes keep their numbers, as in "001.Black_footed_Albatross", because the folders of the
-    images and published class lists have them.
+    Class names keep their numbers ("001.Black_footed_Albatross"), as in the image folders and in
+    published class lists.
 
     Args:
-        folder: `CUB_200_2011` of the unpacked archive.
+        folder: the folder `CUB_200_2011` of the unpacked archive.
 
     Raises:
         UsageError: a list is missing or damaged, or images are missing.
@@ -34,13 +34,13 @@ def read_cub(folder: Path) -> Listing:
             splits[split].append((str(folder / "images" / path), label))
     except KeyError as error:
         raise UsageError(
-            f"the lists in {folder} do not agree on {error}: unpack the archive again"
+            f"the lists in {folder} disagree about {error}: unpack the archive again"
         ) from None
     return from_splits(folder, classes, splits)
 
 
 def _table(path: Path) -> dict[str, str]:
-    """The lines "number value" of a file."""
+    """Parse a file of lines "number value"."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         return dict(line.split(maxsplit=1) for line in lines if line.strip())

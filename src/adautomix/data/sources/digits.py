@@ -20,5 +20,5 @@ def read_digits() -> Arrays:
         torch.from_numpy(digits.target).long(),
         {"all": torch.arange(len(digits.target))},
         padding=1 / 16,
-        flip=False,  # a mirrored digit is none, or another
+        flip=False,  # a mirrored digit is no longer that digit
     )

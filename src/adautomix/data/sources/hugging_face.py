@@ -15,17 +15,17 @@ PREFIX = "hf:"
 
 
 def read_hugging_face(name: str, cache_dir: Path | None) -> Listing:
-    """Return the images of a data set, whose files are written into the cache once.
+    """List the images of a data set; their files are written to the cache once.
 
-    Its splits, class names and label column are those that its features state.
+    Splits, class names and the label column come from its features.
 
     Args:
-        name: name on the hub, or path of a folder with parquet files or images.
+        name: a name on the hub, or a folder with parquet files or images.
         cache_dir: see `load_data`.
 
     Raises:
-        UsageError: the library is not installed, there is no such data set, or it has no column
-            of images or of class labels.
+        UsageError: the library is not installed, the data set does not exist, or it has no image
+            column or no label column.
         RunError: the cache cannot be written.
     """
     parts = _load(name)
@@ -49,11 +49,11 @@ def read_hugging_face(name: str, cache_dir: Path | None) -> Listing:
 
 
 def _load(name: str) -> Any:
-    """All splits of a data set, by name."""
+    """Load all splits of a data set as a mapping by name."""
     if find_spec("datasets") is None:
         raise UsageError(
-            f"{PREFIX}{name} is read by a library that is not installed: pip install "
-            "'adautomix[huggingface]'"
+            f"reading {PREFIX}{name} needs the library datasets, which is not installed: "
+            "pip install 'adautomix[huggingface]'"
         )
     import datasets  # late: it takes seconds
 
@@ -66,7 +66,7 @@ def _load(name: str) -> Any:
 
 
 def _columns(name: str, part: Any) -> tuple[str, str]:
-    """The columns of images and of labels, by their features."""
+    """Return the names of the image column and the label column."""
     import datasets
 
     images = [key for key, kind in part.features.items() if isinstance(kind, datasets.Image)]
@@ -76,14 +76,14 @@ def _columns(name: str, part: Any) -> tuple[str, str]:
     if not images or not labels:
         lacking = "images" if not images else "class labels"
         raise UsageError(
-            f"{name} has no column of {lacking} among {', '.join(part.features)}: it is not for "
-            "image classification"
+            f"{name} has no column with {lacking} (columns: {', '.join(part.features)}): give an "
+            "image classification data set"
         )
     return images[0], labels[0]
 
 
 def _classes(splits: dict[str, Any], label: str) -> tuple[list[str], dict[Any, int]]:
-    """Class names, and the label of each stored value."""
+    """Return the class names, and a mapping from stored values to labels."""
     kind = next(iter(splits.values())).features[label]
     names = getattr(kind, "names", None)
     if names:
@@ -102,6 +102,6 @@ def _items(part: Any, image: str, label: str, label_of: dict[Any, int]) -> Itera
             content = Path(row[image]["path"]).read_bytes()
         if row[label] not in label_of:  # -1 marks an unlabeled image
             raise UsageError(
-                f"an image has the label {row[label]!r}, which is no class: remove that split"
+                f"an image has the label {row[label]!r}, which is not a class: remove that split"
             )
         yield Item(content, label_of[row[label]])

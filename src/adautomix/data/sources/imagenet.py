@@ -25,7 +25,7 @@ _VAL_FOLDERS = ("val", "ILSVRC2012_img_val", "Data/CLS-LOC/val", "ILSVRC/Data/CL
 
 
 def is_imagenet(folder: Path) -> bool:
-    """Whether a folder holds the training folders of all classes, or the release's own lists."""
+    """Return whether a folder has training folders for all 1,000 classes, or the official lists."""
     if not any((folder / place).is_dir() for place in _VAL_FOLDERS):
         return False
     trees = [folder / place for place in _TRAIN_FOLDERS if (folder / place).is_dir()]
@@ -35,11 +35,11 @@ def is_imagenet(folder: Path) -> bool:
 
 
 def read_imagenet(folder: Path) -> Listing:
-    """Return the images by WordNet id; the validation images are the test set.
+    """List the images with their WordNet id as class; the validation images are the test set.
 
-    A label is the place of a class among the sorted WordNet ids. The validation images lie in
-    class folders, or flat with the ground truth of the devkit (whose numbers are not labels) or
-    of Kaggle (`LOC_val_solution.csv`).
+    Labels number the sorted WordNet ids. The validation images are either in class folders, or in
+    one flat folder with the ground truth of the devkit (whose numbers are not labels) or of Kaggle
+    (`LOC_val_solution.csv`).
 
     Args:
         folder: the folder that holds `train` and `val`.
@@ -56,7 +56,7 @@ def read_imagenet(folder: Path) -> Listing:
 
 
 def is_wnid(name: str) -> bool:
-    """Whether a name is a WordNet id, such as "n01440764"."""
+    """Return whether a name is a WordNet id, such as "n01440764"."""
     return len(name) == 9 and name[0] == "n" and name[1:].isdecimal()
 
 
@@ -101,12 +101,15 @@ def _validation(folder: Path, val: Path, label_of: Mapping[str, int]) -> list[tu
     truth = _ground_truth(folder, images)
     unknown = next((wnid for wnid in truth if wnid not in label_of), None)
     if unknown is not None:
-        raise UsageError(f"validation images show {unknown}, which has no training folder")
+        raise UsageError(
+            f"validation images belong to class {unknown}, which has no training folder: unpack "
+            "the training archive again"
+        )
     return [(path, label_of[wnid]) for path, wnid in zip(images, truth, strict=True)]
 
 
 def _ground_truth(folder: Path, images: Sequence[str]) -> list[str]:
-    """The WordNet id of each flat validation image, in the order of their names."""
+    """Return the WordNet id of each validation image, in the order of file names."""
     devkit = _file(folder, GROUND_TRUTH, (f"{DEVKIT}/data", "data", ""))
     solution = _file(folder, SOLUTION, ("", ".."))
     if devkit is not None:
@@ -118,12 +121,12 @@ def _ground_truth(folder: Path, images: Sequence[str]) -> list[str]:
         truth = [rows[Path(path).stem].split()[0] for path in images if Path(path).stem in rows]
     else:
         raise UsageError(
-            f"the validation images in {folder} lie in no class folders: unpack "
-            f"{DEVKIT}.tar.gz there, whose ground truth tells their classes"
+            f"the validation images in {folder} are not in class folders: unpack "
+            f"{DEVKIT}.tar.gz there, which contains their ground truth"
         )
     if len(truth) != len(images):
         raise UsageError(
-            f"{len(images)} validation images and {len(truth)} lines of ground truth in {folder}: "
+            f"{folder} has {len(images)} validation images but {len(truth)} lines of ground truth: "
             "unpack the archives again"
         )
     return truth
@@ -134,7 +137,7 @@ def _file(folder: Path, name: str, places: Sequence[str]) -> Path | None:
 
 
 def _synsets(path: Path) -> list[tuple[int, str, str]]:
-    """The (number, WordNet id, words) of the classes without children in `meta.mat`."""
+    """Read (number, WordNet id, words) of each leaf class from `meta.mat`."""
     from scipy.io import loadmat
 
     try:
@@ -149,7 +152,7 @@ def _synsets(path: Path) -> list[tuple[int, str, str]]:
 
 
 def _words(folder: Path) -> dict[str, str]:
-    """Words by WordNet id: of the release where it is there, else those that timm carries."""
+    """Return the words for each WordNet id, from the release if present, else from timm."""
     meta = _file(folder, "meta.mat", (f"{DEVKIT}/data", "data"))
     if meta is not None:
         return {wnid: words for _, wnid, words in _synsets(meta)}

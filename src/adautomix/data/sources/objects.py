@@ -17,19 +17,19 @@ PREFIX = "python:"
 
 
 def read_objects(given: Any, cache_dir: Path | None) -> Listing:
-    """Return the images of PyTorch data sets.
+    """List the images of PyTorch data sets.
 
-    A data set of (image, label) pairs holds PIL images, or tensors or arrays of pixels: uint8, or
-    float in [0, 1]; `[C, H, W]` or `[H, W]`, and arrays also `[H, W, C]`. Its images are written
-    into the cache once. torchvision's `DatasetFolder` without a transform is read from its own
-    files instead.
+    Items are (image, label) pairs. An image is a PIL image, or a tensor or array of pixels: uint8,
+    or float in [0, 1]; `[C, H, W]` or `[H, W]`, for arrays also `[H, W, C]`. Images are written to
+    the cache once. For a torchvision `DatasetFolder` without a transform, the original files are
+    read instead.
 
     Args:
-        given: one data set, which is split; or (train, test) or (train, val, test).
+        given: one data set, which will be split, or (train, test), or (train, val, test).
         cache_dir: see `load_data`.
 
     Raises:
-        UsageError: there are not one to three data sets, or an item is not an image and a label.
+        UsageError: there are more than three data sets, or an item is not an (image, label) pair.
         RunError: the cache cannot be written.
     """
     parts = _by_split(given)
@@ -46,13 +46,13 @@ def read_objects(given: Any, cache_dir: Path | None) -> Listing:
 
 
 def data_set_name(given: Any) -> str:
-    """Return the name of the class of the (first) data set."""
+    """Return the class name of the first data set."""
     first = given[0] if isinstance(given, tuple | list) else given
     return type(first).__name__
 
 
 def object_source(given: Any) -> str:
-    """Return what the settings of a run call data sets that were given as objects."""
+    """Return the name that a run's settings use for data sets given as objects."""
     return f"{PREFIX}{data_set_name(given)}"
 
 
@@ -77,7 +77,7 @@ def _by_split(given: Any) -> dict[str, Any]:
 
 
 def _has_files(part: Any) -> bool:
-    """Whether a data set is a `DatasetFolder` whose files are what it gives."""
+    """Return whether a data set is a `DatasetFolder` that returns its files unchanged."""
     plain = (
         getattr(part, "transform", None) is None and getattr(part, "target_transform", None) is None
     )
@@ -85,16 +85,18 @@ def _has_files(part: Any) -> bool:
 
 
 def _classes(parts: dict[str, Any]) -> list[str] | None:
-    """The class names that the data sets state, which must agree."""
+    """Return the class names stated by the data sets, which must agree."""
     stated = {split: getattr(part, "classes", None) for split, part in parts.items()}
     first = next(iter(stated.values()))
     if any(classes != first for classes in stated.values()):
-        raise UsageError("the data sets state different `classes`: give them the same, in order")
+        raise UsageError(
+            "the data sets have different `classes`: give them the same classes in the same order"
+        )
     return None if first is None else [str(name) for name in first]
 
 
 def _numbers(parts: dict[str, Any]) -> list[str]:
-    """Numbers as class names: as many as the largest label needs."""
+    """Return numbers as class names, up to the largest label."""
     return [str(k) for k in range(1 + max(label for some in parts.values() for _, label in some))]
 
 
@@ -106,16 +108,15 @@ def _items(part: Any, split: str) -> Iterator[Item]:
             yield Item(png_bytes(_picture(image)), int(label))
         except (TypeError, ValueError) as error:
             raise UsageError(
-                f"item {row} of the {split} data set is no (image, label) pair of pixels and a "
-                f"number: {error}"
+                f"item {row} of the {split} data set is not an (image, label) pair: {error}"
             ) from None
 
 
 def _picture(image: Any) -> Image.Image:
-    """A PIL image of an item; transforms that normalize do not belong into the data set.
+    """Convert an item's image to a PIL image.
 
     Raises:
-        ValueError: the values are no pixels.
+        ValueError: the values are not pixels, for example because a transform normalized them.
     """
     if isinstance(image, Image.Image):
         return image if image.mode in ("L", "RGB", "RGBA", "I;16") else image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Lines and cells of CSV, TSV and text files."""
+"""Read lines and cells of CSV, TSV and text files."""
 
 import csv
 from pathlib import Path
@@ -7,7 +7,7 @@ from adautomix.errors import UsageError
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a file that are not empty, without surrounding spaces.
+    """Return the non-empty lines of a file, stripped.
 
     Raises:
         UsageError: the file cannot be read as UTF-8.
@@ -20,16 +20,16 @@ def read_lines(path: Path) -> list[str]:
 
 
 def delimiter_of(path: Path, line: str) -> str:
-    """Return what separates the cells of a line: a tab, a comma, a semicolon or a space."""
+    """Return the delimiter of a line: a tab, a comma, a semicolon or a space."""
     if path.suffix.lower() == ".tsv" or "\t" in line:
         return "\t"
     return "," if "," in line else ";" if ";" in line else " "
 
 
 def cells_of(line: str, delimiter: str) -> list[str]:
-    """Return the cells of a line, without surrounding spaces.
+    """Return the cells of a line, stripped.
 
-    A space separates only the last cell: of "my photo.jpg cat" the path holds a space.
+    A space delimits only the last cell, because paths may contain spaces: "my photo.jpg cat".
     """
     if delimiter == " ":
         return line.rsplit(maxsplit=1)
@@ -37,7 +37,7 @@ def cells_of(line: str, delimiter: str) -> list[str]:
 
 
 def read_cells(path: Path) -> list[list[str]]:
-    """Return the cells of each line of a file; the first line decides what separates them.
+    """Return the cells of each line of a file; the first line determines the delimiter.
 
     Raises:
         UsageError: the file cannot be read.
@@ -53,7 +53,7 @@ def read_cells(path: Path) -> list[list[str]]:
 
 
 def number_of_columns(path: Path) -> int:
-    """Return the number of cells in the first line of a file that is not empty."""
+    """Return the number of cells in the first non-empty line of a file."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         first = next((line.strip() for line in file if line.strip()), "")
     return len(cells_of(first, delimiter_of(path, first))) if first else 0

@@ -10,13 +10,12 @@ ANNOTATIONS = "val_annotations.txt"
 
 
 def read_tiny_imagenet(folder: Path) -> Listing:
-    """Return the images by WordNet id; the unlabeled images in `test/` are left out.
+    """List the images with their WordNet id as class; the unlabeled `test/` images are left out.
 
-    Classes are in the order of their ids, and named by the first word that `words.txt` has for
-    them.
+    Classes are sorted by id and named by their first word in `words.txt`.
 
     Args:
-        folder: `tiny-imagenet-200` of the unpacked archive.
+        folder: the folder `tiny-imagenet-200` of the unpacked archive.
 
     Raises:
         UsageError: a list is missing or damaged, or images are missing.
@@ -33,7 +32,7 @@ def read_tiny_imagenet(folder: Path) -> Listing:
         name, wnid, *_ = line.split("\t")
         if wnid not in label_of:
             raise UsageError(
-                f"{ANNOTATIONS} names {wnid!r}, which wnids.txt lacks: unpack the archive again"
+                f"{ANNOTATIONS} names {wnid!r}, which is not in wnids.txt: unpack the archive again"
             )
         val.append((str(folder / "val" / "images" / name), label_of[wnid]))
     words = dict(line.split("\t", 1) for line in _lines(folder / "words.txt") if "\t" in line)

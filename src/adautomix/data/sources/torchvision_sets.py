@@ -1,4 +1,4 @@
-"""Data sets whose file lists and labels torchvision reads: DTD, Flowers-102, Pets, Food-101 …"""
+"""Data sets whose lists and labels torchvision reads: DTD, Flowers-102, Pets, Food-101 and more."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,25 +11,25 @@ from adautomix.errors import RunError, UsageError
 
 
 def read_dtd(folder: Path) -> Listing:
-    """Return the describable textures with the first of their ten official partitions."""
+    """List the Describable Textures with the first of their ten official partitions."""
     splits = {"train": "train", "val": "val", "test": "test"}
     return read_with_torchvision("DTD", folder, {"dtd/dtd": folder}, splits)
 
 
 def read_flowers(folder: Path) -> Listing:
-    """Return the 102 kinds of flowers with their official split."""
+    """List the images of the 102 flower categories with their official split."""
     splits = {"train": "train", "val": "val", "test": "test"}
     return read_with_torchvision("Flowers102", folder, {"flowers-102": folder}, splits)
 
 
 def read_pets(folder: Path) -> Listing:
-    """Return the 37 breeds of cats and dogs with their official split."""
+    """List the images of the 37 cat and dog breeds with their official split."""
     splits = {"train": "trainval", "test": "test"}
     return read_with_torchvision("OxfordIIITPet", folder, {"oxford-iiit-pet": folder}, splits)
 
 
 def read_food(folder: Path) -> Listing:
-    """Return the 101 dishes with their official split."""
+    """List the images of the 101 dishes with their official split."""
     splits = {"train": "train", "test": "test"}
     return read_with_torchvision("Food101", folder, {"food-101": folder}, splits)
 
@@ -37,16 +37,16 @@ def read_food(folder: Path) -> Listing:
 def read_with_torchvision(
     kind: str, folder: Path, places: Mapping[str, Path], splits: Mapping[str, str]
 ) -> Listing:
-    """Return what a data set class of torchvision lists, without reading an image.
+    """List the files and labels of a torchvision data set class, without reading images.
 
     Args:
         kind: name of the class in `torchvision.datasets`.
         folder: the unpacked archive.
-        places: where torchvision looks below its root -> the real file or folder.
-        splits: split of a run -> split of torchvision.
+        places: paths that torchvision expects below its root, mapped to the real ones.
+        splits: splits of a run, mapped to torchvision's splits.
 
     Raises:
-        UsageError: torchvision does not find or accept what it needs.
+        UsageError: torchvision misses a file or rejects its content.
     """
     import torchvision  # late: it takes most of a second
 
@@ -59,7 +59,7 @@ def read_with_torchvision(
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).replace(str(root), "…").split())
             raise UsageError(
-                f"{folder} is not as published ({reason}): unpack the whole archive again"
+                f"{folder} differs from the published archive ({reason}): unpack it again, whole"
             ) from None
         real = {str(root / place): str(path) for place, path in places.items()}
         pairs = {
@@ -71,7 +71,7 @@ def read_with_torchvision(
 
 
 def download_with_torchvision(kind: str, root: Path) -> None:
-    """Download and unpack a data set below a folder, as torchvision does.
+    """Download and unpack a data set below a folder with torchvision.
 
     Raises:
         RunError: the download failed.
@@ -82,13 +82,13 @@ def download_with_torchvision(kind: str, root: Path) -> None:
         getattr(torchvision.datasets, kind)(str(root), download=True)
     except (OSError, RuntimeError) as error:
         raise RunError(
-            f"could not download {kind} into {root}: {error}; unpack it there by hand, or try again"
+            f"could not download {kind} into {root}: {error}; try again, or unpack it there by hand"
         ) from error
 
 
 @contextmanager
 def _arranged(places: Mapping[str, Path]) -> Iterator[Path]:
-    """Yield a folder with links to real places, because torchvision fixes the names of folders."""
+    """Yield a folder of links to the real paths, because torchvision expects fixed folder names."""
     with tempfile.TemporaryDirectory() as temporary:
         for place, real in places.items():
             link = Path(temporary) / place
@@ -98,7 +98,7 @@ def _arranged(places: Mapping[str, Path]) -> Iterator[Path]:
 
 
 def _samples(dataset: Any) -> Iterator[tuple[str, int]]:
-    """The (path, label) pairs of a torchvision data set, which gives no public name to them."""
+    """Return the (path, label) pairs of a torchvision data set, which keeps them private."""
     if hasattr(dataset, "_samples"):
         return iter(dataset._samples)
     files = dataset._images if hasattr(dataset, "_images") else dataset._image_files
