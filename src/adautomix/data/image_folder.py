@@ -42,6 +42,7 @@ from adautomix.errors import RunError, UsageError
 _LARGE = 224  # default input size for images that are larger or of several sizes
 _SAMPLE = 2048  # training images that moments are measured on if the data set exceeds the memory
 _SAMPLE_SIDE = 256  # largest side in pixels of the squares that moments are measured on
+_NATURAL = 20_000  # files whose headers are read to see whether all images have the same size
 _SIZED = 256  # files whose headers are read to estimate the decoded size of all files
 
 
@@ -51,7 +52,8 @@ class ImageFolder:
     Args:
         listing: the files with their labels.
         image_size: side of the network's input in pixels. None uses the size of the images if all
-            are squares of the same small size, else 224.
+            are squares of the same small size, else 224. Of more than 20,000 images, that many
+            spread over the list are looked at.
         workers: number of decoding processes; None: one per processor.
         cache_dir: root of the cache, see `cache_folder`.
         progress: show a progress bar on standard error while decoding.
@@ -72,7 +74,8 @@ class ImageFolder:
         self.paths = [file.path for file in listing.files]
         self.workers, self.progress, self.cache_dir = workers, progress, cache_dir
         self.options = options or PictureOptions()
-        self.known = cache_folder(cache_dir, listing.fingerprint())
+        self.fingerprint = listing.fingerprint()
+        self.known = cache_folder(cache_dir, self.fingerprint)
         if image_size is None:
             image_size = self._natural_size() or _LARGE
         self.image_size = image_size
@@ -92,7 +95,7 @@ class ImageFolder:
             UsageError: a file decoded in advance is unreadable, and `skip_bad` is off.
             RunError: the cache cannot be written.
         """
-        if self.preparation.kind == "square":
+        if self.preparation.kind == "square" and self.options.cache != "off":
             if len(self.paths) * self.preparation.resize**2 * 3 <= memory_limit:
                 return self._squares(skip_bad)
         elif (limit := self._limit(memory_limit)) is not None:
@@ -148,7 +151,7 @@ class ImageFolder:
         """Return the cache folder of images decoded from this content with these rules."""
         from PIL import __version__ as pillow
 
-        how = f"{self.listing.fingerprint()}/{self.rules}/{pillow}"
+        how = f"{self.fingerprint}/{self.rules}/{pillow}"
         key = hashlib.blake2b(how.encode(), digest_size=16).hexdigest()
         return cache_folder(self.cache_dir, key)
 
@@ -163,7 +166,8 @@ class ImageFolder:
 
     def _natural_size(self) -> int:
         """Return the side of the images if all are squares of the same small size, else 0."""
-        return int(remembered(self.known / "size", lambda: _square_side(self.paths)))
+        some = self.paths[:: -(-len(self.paths) // _NATURAL)]
+        return int(remembered(self.known / "size", lambda: _square_side(some)))
 
     def _limit(self, memory_limit: int) -> int | None:
         """Return the limit of the cached pictures' shorter side (0: none); None without a cache."""

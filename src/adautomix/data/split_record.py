@@ -107,11 +107,14 @@ def _lines(record: SplitRecord) -> Iterator[Any]:
         "crop_bottom": listing.crop_bottom,
         "splits": list(record.rows),
     }
-    split_of = {row: split for split, rows in record.rows.items() for row in rows.tolist()}
+    split_of: list[str | None] = [None] * len(listing.files)
+    for split, rows in record.rows.items():
+        for row in rows.tolist():
+            split_of[row] = split
     root = f"{listing.root}{os.sep}"
     for row, (file, label) in enumerate(zip(listing.files, listing.labels, strict=True)):
         content = listing.hashes[row] if listing.hashes else None
-        path, split = file.path.removeprefix(root), split_of.get(row)
+        path, split = file.path.removeprefix(root), split_of[row]
         yield [path, label, split, file.size, file.modified, content]
 
 

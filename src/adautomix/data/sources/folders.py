@@ -137,14 +137,14 @@ def _read_tree(
     # that a link from one class to another does not take its images away.
     names.sort(key=lambda name: (tree / name).is_symlink())
     for name in [name for name in names if first_visit(tree / name, passed, seen)]:
-        found.empty.append(name)
-        for folder, image in walk_images(tree / name, passed, seen):
+        folders = list(walk_images(tree / name, passed, seen))
+        for folder, images in folders:
             if folder != tree / name:
                 found.nested.add(folder)
             key = str(folder.relative_to(tree)) if level == "leaf" else name
-            found.images.setdefault(key, []).append(image)
-            if found.empty[-1:] == [name]:
-                found.empty.pop()
+            found.images.setdefault(key, []).extend(images)
+        if not folders:
+            found.empty.append(name)
     return found
 
 

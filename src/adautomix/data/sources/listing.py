@@ -264,8 +264,8 @@ def from_splits(
 
 def walk_images(
     folder: Path, passed: PassedOver, seen: set[tuple[int, int]]
-) -> Iterator[tuple[Path, ImageFile]]:
-    """Yield (folder, image) for all images in a folder and its subfolders.
+) -> Iterator[tuple[Path, list[ImageFile]]]:
+    """Yield (folder, its images) for a folder and all subfolders that hold images.
 
     Links to folders are followed. A folder whose (device, inode) is in `seen` is skipped, so that
     links cannot loop or count images twice.
@@ -273,6 +273,7 @@ def walk_images(
     waiting = [folder]
     while waiting:
         here = waiting.pop()
+        images = []
         with os.scandir(here) as entries:
             for entry in entries:
                 if is_left_out(entry.name, passed):
@@ -281,7 +282,9 @@ def walk_images(
                     if first_visit(entry.path, passed, seen):
                         waiting.append(Path(entry.path))
                 elif is_image(entry.path, passed):
-                    yield here, _listed(entry)
+                    images.append(_listed(entry))
+        if images:
+            yield here, images
 
 
 def is_left_out(name: str, passed: PassedOver) -> bool:
