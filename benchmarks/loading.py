@@ -68,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12, help="training steps with --photos")
     parser.add_argument("--model", default="tf_efficientnet_lite0")
-    parser.add_argument("--rows", type=Path, default=Path("docs/results/loading.jsonl"))
+    parser.add_argument("--rows", type=Path, default=Path("benchmarks/results/loading.jsonl"))
     return parser.parse_args()
 
 

@@ -48,6 +48,16 @@ SECTIONS = {
         "and their rate as a share of what a large matrix product or convolution reaches on this "
         "machine.",
     ),
+    "loading": (
+        "Reading photographs",
+        "Epochs of random-resized crops of 224 pixels, bicubic with antialiasing, flipped and "
+        "normalized, with equally many processes. Loaders take turns, epoch by epoch. What each "
+        "setting of `--cache` loses is in [data.md](data.md).",
+    ),
+    "prefetching": (
+        "Waiting for images in training",
+        "Share of a training step spent waiting for its batch, with and without RandAugment.",
+    ),
     "mixing": (
         "Mixing alone",
         "One call on a batch in memory: the draw, the images and the labels. Libraries take turns.",

@@ -361,7 +361,7 @@ def test_an_image_folder_object_is_read_from_its_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([Toys("normalized"), Toys("pil")], "item 0 of the train data set is not an .* not normalized"),
+        ([Toys("normalized"), Toys("pil")], "item 0 of the train data set .* not normalized"),
         ([Toys("pil")] * 4, r"data holds 4 data sets: give one, \(train, test\)"),
         ([iter(()), Toys("pil")], "data holds a tuple_iterator: give data sets with a length"),
     ],
