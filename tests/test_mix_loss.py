@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from every import network_for, student_of
+from every import each, network_for, student_of
 from tiny import CLASSES, state_of, tiny_classifier, toy_images
 from torch import Tensor, nn
 
@@ -86,7 +86,7 @@ def run_of(name: str, folder: Path) -> TrainConfig:
     return make_config({"method": name, **network_for(name), **settings, **schedule})
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each())
 def test_losses_and_teacher_are_the_trainers(name: str, data: ImageData, tmp_path: Path) -> None:
     config = run_of(name, tmp_path / "run")
     trainer = Trainer(config, data, RunFolder.create(config), quiet=True)
@@ -158,7 +158,7 @@ def saved(state: Any) -> Any:
     return torch.load(file, weights_only=True)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each())
 def test_state_goes_on_identically(name: str) -> None:
     first, second = Loop(name, student_of(name)), Loop(name, student_of(name, seed=5))
     first.run(3)

@@ -58,6 +58,7 @@ def test_the_documentations_code_runs(number: int) -> None:
     exec(BLOCKS[number], names)
 
 
+@pytest.mark.slow
 def test_two_processes_with_ddp_end_with_equal_weights(tmp_path: Path) -> None:
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     script = tmp_path / "loop.py"
@@ -121,6 +122,7 @@ def test_a_network_that_fsdp_shards_trains_as_a_plain_one(tmp_path: Path) -> Non
         assert "\n" not in record["message"]
 
 
+@pytest.mark.slow
 def test_only_what_looks_inside_a_compiled_network_runs_eagerly() -> None:
     graphs = []
 
@@ -196,6 +198,7 @@ def test_create_method_compares_the_number_of_classes() -> None:
         am.create_method("adautomix", model=model, num_classes=7, steps=5)
 
 
+@pytest.mark.slow
 def test_the_clean_head_is_the_users_and_the_mixed_head_is_learned() -> None:
     torch.manual_seed(0)
     model = torchvision.models.resnet18(num_classes=10)

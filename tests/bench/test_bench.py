@@ -57,6 +57,7 @@ def ticks(monkeypatch: pytest.MonkeyPatch) -> Iterator[float]:
 # --- steps -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_method_takes_the_trainers_steps_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[str] = []
     train_step = Trainer.train_step
@@ -103,6 +104,7 @@ def test_a_cycle_has_every_kind_of_step() -> None:
     assert cycle(make_config(rests)) == 6
 
 
+@pytest.mark.slow
 def test_variants_are_measured_under_their_names() -> None:
     asked: dict[str, dict[str, Any]] = {
         "plain": {"method": "vanilla", "label": "plain"},
@@ -134,6 +136,7 @@ def test_figures_of_a_timing() -> None:
     assert (first["peak_memory_mib"], second["peak_memory_mib"]) == (None, 7.0)
 
 
+@pytest.mark.slow
 def test_memory_is_told_where_it_is_one_methods() -> None:
     assert [t.peak_memory_mib for t in time_steps(TOY)] == [None, None]
     (alone,) = time_steps(replace(TOY, methods=["vanilla"]))
@@ -189,6 +192,7 @@ def test_phases_add_up_to_the_step(number: int, ticks: Iterator[float]) -> None:
     assert seconds.keys() == {*PHASES, REST} - absent
 
 
+@pytest.mark.slow
 def test_shares_of_phases() -> None:
     first, second = time_phases(TOY)
     assert [row["method"] for row in (first, second)] == TOY.methods
@@ -198,6 +202,7 @@ def test_shares_of_phases() -> None:
         assert min(shares) > 0
 
 
+@pytest.mark.slow
 def test_timing_its_phases_changes_no_step() -> None:
     timed, plain = trainer_of(TOY, 1), trainer_of(TOY, 1)
     phase_seconds(timed, steps=2)
@@ -234,6 +239,7 @@ def by_hand(*layers: tuple[int, int, int, int]) -> int:
     return BATCH * sum(2 * a * b * k**2 * side**2 for a, b, k, side in layers)
 
 
+@pytest.mark.slow
 def test_the_arithmetic_of_a_step_by_hand() -> None:
     vanilla, adautomix = (work.count_flops(config, TOY.images()) for config in TOY.configs())
     forward = by_hand(STEM, *itertools.chain(*STAGES), HEAD)
@@ -252,6 +258,7 @@ def test_the_peak_leaves_settings_alone() -> None:
     assert torch.backends.cuda.matmul.fp32_precision == before
 
 
+@pytest.mark.slow
 def test_the_share_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "measured_peak", lambda device, precision: 1e9)
     flops = [work.count_flops(config, TOY.images()) for config in TOY.configs()]
@@ -343,6 +350,7 @@ def test_the_cost_of_a_run() -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_plan_of_three_methods_that_writes_nothing(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,6 +386,7 @@ def small_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(work.SIDES, "cpu", 32)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_peak")
 def test_everything_that_bench_measures(command: Command, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"

@@ -55,6 +55,7 @@ def test_growth_in_rows_and_as_a_picture(tmp_path: Path, monkeypatch: pytest.Mon
         assert words in first.decode()
 
 
+@pytest.mark.slow
 def test_memory_and_epochs_of_real_training() -> None:
     asked = replace(TOY, methods=["vanilla"], steps=5)
     memory = memory_over_steps(asked, every=2)
@@ -168,6 +169,7 @@ def test_a_page_of_nothing(tmp_path: Path) -> None:
         write_performance.write_performance(tmp_path, tmp_path / "page.md")
 
 
+@pytest.mark.slow
 def test_the_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = [f"{name}={value}" for name, value in {**NET, **DIGITS}.items()]
     picture = tmp_path / "docs" / write_performance.PICTURE

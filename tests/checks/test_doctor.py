@@ -88,6 +88,7 @@ def test_correct_loops_have_no_findings(make_loop: MakeLoop) -> None:
     assert findings_of(make_loop) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_have_no_findings(name: str) -> None:
     assert findings_of(load_file(ROOT / "examples" / f"{name}.py").make_loop) == []
@@ -133,12 +134,14 @@ def in_ranks(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     return load_file(script)
 
 
+@pytest.mark.slow
 def test_two_processes_that_mix_alike_are_found(in_ranks: ModuleType) -> None:
     (finding,) = findings_of(in_ranks.one_seed, processes=True)
     assert finding.mistake == "the same λ on every process"
     assert finding.evidence == "6 training batches were mixed alike in 2 processes"
 
 
+@pytest.mark.slow
 def test_two_processes_that_mix_differently_have_no_findings(in_ranks: ModuleType) -> None:
     assert findings_of(in_ranks.own_seed, processes=True) == []
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Command
+from every import each
 from torch import Tensor
 
 import adautomix
@@ -49,14 +51,15 @@ Mixes = tuple[Tensor, Tensor]
 # ---------------------------------------------------------------------- methods of this package
 
 
-@pytest.fixture(scope="module")
-def rows() -> dict[str, LedgerRow]:
-    return {row.name: row for row in check_methods(list(METHODS), settings=SMALL)}
+@cache
+def row_of(name: str) -> LedgerRow:
+    (row,) = check_methods([name], settings=SMALL)
+    return row
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_passes_or_gives_a_reason(name: str, rows: dict[str, LedgerRow]) -> None:
-    row = rows[name]
+@pytest.mark.parametrize("name", each())
+def test_every_method_passes_or_gives_a_reason(name: str) -> None:
+    row = row_of(name)
     assert row.ok
     assert row.smoothing == 0
     if name in NOT_COUNTED:
@@ -79,9 +82,9 @@ def test_every_rule_besides_pixels_gives_its_own_reason() -> None:
         assert (cls.label_note == default) == (cls.label_rule is LabelRule.PIXELS), name
 
 
-def test_labels_that_differ_by_design_do_differ(rows: dict[str, LedgerRow]) -> None:
+def test_labels_that_differ_by_design_do_differ() -> None:
     """SUMix is the exception: it corrects labels in the loss, not in the mix."""
-    differ = {name for name in BY_DESIGN if (rows[name].difference or 0) > 1e-5}
+    differ = {name for name in BY_DESIGN if (row_of(name).difference or 0) > 1e-5}
     assert differ == set(BY_DESIGN) - {"sumix"}
 
 
@@ -99,6 +102,7 @@ def networks_for(name: str) -> tuple[Any, Any, Any]:
     return method, student, teacher.model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name for name in METHODS if name not in (*NOT_COUNTED, *NOT_OF_THE_BATCH)]
 )
@@ -202,6 +206,7 @@ def test_labels_that_are_nan_are_wrong() -> None:
     assert not row.ok
 
 
+@pytest.mark.slow
 def test_a_method_with_wrong_pairs_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pairing is checked even if labels differ from pixels by design."""
     for name in ("mixup", "adautomix"):

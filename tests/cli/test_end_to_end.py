@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, SMALL_NET, Command, tensors
-from every import TRANSFORMER, steps_of, trainer_of
+from every import TRANSFORMER, each, steps_of, trainer_of
 from mix_positions import MixPositions
 from PIL import Image
 from torch import Tensor, nn
@@ -186,6 +186,7 @@ def load_script(folder: Path) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_an_exported_network_predicts_the_same(
     network: str, run: Path, pictures: list[Path], tmp_path: Path, command: Command
@@ -232,6 +233,7 @@ def test_the_page_of_a_run(run: Path, tmp_path: Path, command: Command) -> None:
 # --- previews --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_preview_of_every_method_from_two_pictures(
     pictures: list[Path], tmp_path: Path, command: Command
 ) -> None:
@@ -261,6 +263,7 @@ def test_a_preview_of_every_method_from_two_pictures(
             assert np.array_equal(mix, first) == (name == "vanilla"), name
 
 
+@pytest.mark.slow
 def test_a_preview_of_one_method_has_the_requested_number_of_rows(
     pictures: list[Path], tmp_path: Path, command: Command
 ) -> None:
@@ -272,6 +275,7 @@ def test_a_preview_of_one_method_has_the_requested_number_of_rows(
             assert image.size == MixPositions(2, rows).size
 
 
+@pytest.mark.slow
 def test_a_preview_of_a_run_uses_its_generator(
     run: Path, pictures: list[Path], tmp_path: Path, command: Command
 ) -> None:
@@ -286,6 +290,7 @@ def test_a_preview_of_a_run_uses_its_generator(
 # --- comparisons -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_are_the_same_runs(
     photos: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -406,6 +411,7 @@ def test_no_arguments_print_help(command: Command) -> None:
 # --- ways to compute -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_learns_like_single(
     precision: str, photos: Path, tmp_path: Path, command: Command
@@ -443,7 +449,7 @@ def test_a_first_step_that_fp16_skips_changes_nothing() -> None:
     torch.testing.assert_close(model.weight.detach(), expected)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in NORMALIZED_BY_PARTS])
+@pytest.mark.parametrize("name", each(name for name in METHODS if name not in NORMALIZED_BY_PARTS))
 def test_accumulated_parts_are_the_batch(name: str, tmp_path: Path) -> None:
     """Without batch norm, five parts of 35 and then 13 images give the same as whole batches."""
     options = {

@@ -26,6 +26,7 @@ SHOWN = {"escape": r"x\x1b[31my", "newline": r"x\ny", "bidi": r"x\u202ey", "not 
 TRAINING = (*SMALL_NET, "--epochs", 1, "--batch-size", 6, "--method", "vanilla")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_run_with_a_hostile_name_and_class_ends_well(
     kind: str, tmp_path: Path, command: Command
@@ -80,6 +81,7 @@ def test_warnings_are_one_line(
     assert outcome.err == "adautomix: warning: first\\x1b[1m second\nadautomix: over\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("head"), reason="needs head")
 @pytest.mark.parametrize("args", ["settings", "settings --json", "train --help"])
 def test_a_closed_stdout_is_no_traceback(args: str) -> None:

@@ -6,6 +6,7 @@ from conftest import Command
 from adautomix.config.recipes import read_cells
 
 
+@pytest.mark.slow
 def test_all_recipes_are_listed_for_programs(command: Command) -> None:
     rows = command("recipes", "--json").json
     assert [row["recipe"] for row in rows] == [

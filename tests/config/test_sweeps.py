@@ -150,6 +150,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("swept")
 
 
+@pytest.mark.slow
 def test_two_variants_are_compared(swept: Path, command: Command) -> None:
     file = write_sweep(swept, TWO_VARIANTS)
     data = ("--data", "digits", "--per-class", 2, "--image-size", 8, "--batch-size", 10)

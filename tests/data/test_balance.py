@@ -107,6 +107,7 @@ def test_correcting_twice_is_refused() -> None:
         am.TrainConfig(sampler="balanced", class_weights="effective")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [{"sampler": "balanced"}, {"class_weights": "balanced"}])
 def test_a_run_with_unequal_classes_trains(tmp_path: Path, setting: dict[str, str]) -> None:
     config = am.TrainConfig(

@@ -169,6 +169,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> am.TrainedRun:
     return am.load(out)
 
 
+@pytest.mark.slow
 def test_training_selects_by_mean_average_precision(trained: am.TrainedRun) -> None:
     run = read_run(trained.folder)
     assert trained.multi_label

@@ -402,6 +402,7 @@ def test_the_control_is_weaker_than_every_attack(result: AttackResult) -> None:
         assert all(value is not None and value < random - 0.1 for value in attacked)
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_batch_size(
     two: dict[str, PixelNetwork], split: InMemory, tmp_path: Path, result: AttackResult
 ) -> None:
@@ -481,6 +482,7 @@ class Saturated(nn.Module):
         return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masking", [Quantized, Saturated])
 def test_masked_gradients_are_reported(
     ordinary: PixelNetwork,
@@ -574,6 +576,7 @@ def make_section(evaluated: tuple[Evaluation, EvalTarget], runs: int = 1) -> Any
     return section([(Evaluated(f"run {n}", record, target.folder, n), result) for n in range(runs)])
 
 
+@pytest.mark.slow
 def test_the_table_has_the_error_at_8_255(
     evaluated: tuple[Evaluation, EvalTarget], result: AttackResult
 ) -> None:
@@ -588,6 +591,7 @@ def test_the_table_has_the_error_at_8_255(
     assert first.note == NOT_MASKED
 
 
+@pytest.mark.slow
 def test_charts_of_one_run_and_of_several_runs(
     evaluated: tuple[Evaluation, EvalTarget], result: AttackResult
 ) -> None:

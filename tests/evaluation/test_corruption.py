@@ -121,6 +121,7 @@ def test_names_and_kinds_equal_the_librarys() -> None:
     assert list(CATEGORIES["extra"]) == imagecorruptions.get_corruption_names("validation")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_every_corruption_equals_the_librarys(name: str, corrupters: CorrupterPool) -> None:
     clean = random_images(2, SIDE)
@@ -312,6 +313,7 @@ def test_an_interrupted_suite_continues(
     assert len(splits) == 1 + 2 * 2 + 1
 
 
+@pytest.mark.slow
 def test_interrupted_corrupting_continues(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -523,6 +525,7 @@ def two_runs(folder: Path) -> list[tuple[Evaluated, CorruptionResult]]:
     return pairs
 
 
+@pytest.mark.slow
 def test_the_tables_show_every_number(tmp_path: Path) -> None:
     (one, mine), (other, base) = two_runs(tmp_path)
     means, by_name = section([(one, mine), (other, base)]).tables
@@ -578,6 +581,7 @@ def test_the_heat_map_shows_its_numbers(tmp_path: Path) -> None:
     assert len(chart.rows) == 4
 
 
+@pytest.mark.slow
 def test_equal_pictures_are_shown_once(tmp_path: Path) -> None:
     pairs = two_runs(tmp_path)
     (picture,) = section(pairs).pictures
@@ -593,6 +597,7 @@ def test_equal_pictures_are_shown_once(tmp_path: Path) -> None:
     assert html.count("corruption-0-title") == 2
 
 
+@pytest.mark.slow
 def test_the_picture_file_is_small(tmp_path: Path) -> None:
     """Noise is the worst case for PNG compression."""
     for size in (32, 64, 224):
@@ -603,6 +608,7 @@ def test_the_picture_file_is_small(tmp_path: Path) -> None:
         assert (tmp_path / "p.png").stat().st_size < 150_000
 
 
+@pytest.mark.slow
 def test_the_picture_is_enlarged_by_an_integer_factor(tmp_path: Path) -> None:
     flat = torch.tensor([200, 30, 90], dtype=torch.uint8)[:, None, None].expand(3, 32, 32)
     write_examples({"a": flat, "b": flat.flip(0)}, tmp_path / "p.png")

@@ -106,6 +106,7 @@ def test_image_distance_is_a_mean_over_pixels_and_channels() -> None:
 # --- over draws ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_draws_have_the_same_sources(runs: dict[str, Path], tmp_path: Path) -> None:
     target = target_of(runs["adautomix"], tmp_path)
     mixer, generator = run_mixer(target), torch.Generator().manual_seed(0)
@@ -164,6 +165,7 @@ def test_a_note_explains_how_to_keep_checkpoints(runs: dict[str, Path], tmp_path
 # --- over training ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_pairs_at_every_checkpoint(runs: dict[str, Path], tmp_path: Path) -> None:
     target = target_of(runs["adautomix"], tmp_path)
     at = {epoch: list(mixes_at(target, SETTINGS, epoch)) for epoch in EPOCHS}
@@ -174,6 +176,7 @@ def test_the_same_pairs_at_every_checkpoint(runs: dict[str, Path], tmp_path: Pat
             assert not torch.equal(source_weights(mixed), source_weights(first))
 
 
+@pytest.mark.slow
 def test_distances_over_training_by_hand(runs: dict[str, Path], tmp_path: Path) -> None:
     """Masks are computed with the generator and teacher of each checkpoint."""
     run = runs["adautomix"]
@@ -211,6 +214,7 @@ def test_distances_over_training_by_hand(runs: dict[str, Path], tmp_path: Path) 
     assert run_suite(target) == found
 
 
+@pytest.mark.slow
 def test_the_number_of_checkpoints_is_limited(runs: dict[str, Path], tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"checkpoints": 2})
     found = run_suite(target_of(runs["adautomix"], tmp_path), settings)
@@ -227,6 +231,7 @@ def test_the_suite_does_not_apply_to_other_networks(tmp_path: Path) -> None:
         run_suite(make_target(random_images(8, 6), tmp_path))
 
 
+@pytest.mark.slow
 def test_the_section_has_table_chart_picture_and_note(
     runs: dict[str, Path], tmp_path: Path, command: Command
 ) -> None:

@@ -381,6 +381,7 @@ def run_suite(target: EvalTarget, **values: Any) -> MapsResult:
     return found
 
 
+@pytest.mark.slow
 def test_other_networks_are_mapped_on_mixup_and_cutmix(tmp_path: Path) -> None:
     target = convnext_target(tmp_path)
     found = run_suite(target, images=16, rows=2)
@@ -474,6 +475,7 @@ def test_a_run_is_mapped_on_its_own_mixes(
     assert (tmp_path / "report.html").read_text().count("data:image/webp") == 2
 
 
+@pytest.mark.slow
 def test_a_run_without_mixing_is_mapped_on_plain_mixes(
     trained: Callable[[str], Path], tmp_path: Path
 ) -> None:

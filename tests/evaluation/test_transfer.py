@@ -147,6 +147,7 @@ def test_knn_equals_sklearn_on_the_same_features(neighbors: int, run: Path, tmp_
         assert result.networks[name].probe is None
 
 
+@pytest.mark.slow
 def test_other_data_sets_are_resized_to_the_network_input(run: Path, tmp_path: Path) -> None:
     """All digits, resized from 32 × 32 for a network with 16 × 16 input."""
     digits = load_data("digits", image_size=16)
@@ -159,6 +160,7 @@ def test_other_data_sets_are_resized_to_the_network_input(run: Path, tmp_path: P
         assert result.networks[name].knn == model.score(*by_hand(network, digits.test))
 
 
+@pytest.mark.slow
 def test_the_number_of_training_images_is_limited(run: Path, tmp_path: Path) -> None:
     first, again, all_ = (
         run_suite(load_run(run, tmp_path / str(i)), images=images)
@@ -288,6 +290,7 @@ def test_a_folder_without_its_architecture_is_refused(tmp_path: Path) -> None:
         make_config({"init": tmp_path})
 
 
+@pytest.mark.slow
 def test_resuming_does_not_need_the_source_run(run: Path, photos: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(run, tmp_path / "source"))
     values = {"init": source, "data": str(photos), "workers": 1, "batch_size": 6, "epochs": 2}
@@ -304,6 +307,7 @@ def test_resuming_does_not_need_the_source_run(run: Path, photos: Path, tmp_path
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_plain_command_transfers(
     run: Path, photos: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -320,6 +324,7 @@ def test_a_plain_command_transfers(
 # --- fine-tuning as a suite ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_a_run_from_each_backbone(
     run: Path, exported: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,6 +349,7 @@ def test_fine_tuning_is_a_run_from_each_backbone(
     assert run_suite(load_run(run, tmp_path / "results"), **settings) == result
 
 
+@pytest.mark.slow
 def test_an_exported_and_a_timm_network_are_fine_tuned(
     exported: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -360,6 +366,7 @@ def test_an_exported_and_a_timm_network_are_fine_tuned(
     assert 0 <= result.finetuned["student"]["top1"] <= 1
 
 
+@pytest.mark.slow
 def test_fine_tuning_needs_another_data_set(run: Path, command: Command) -> None:
     for flags, line in {
         (

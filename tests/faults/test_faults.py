@@ -9,9 +9,13 @@ import pytest
 from fault_walk import walk
 
 POINTS = {"train": 6, "resume": 3, "compare": 2, "evaluate": 2, "export": 3, "report": 1}
+QUICK = ("resume", "report")
 
 
-@pytest.mark.parametrize("command", POINTS)
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in POINTS],
+)
 def test_a_command_survives_faults(command: str, photos: Path, tmp_path: Path) -> None:
     results = list(walk(photos, tmp_path, [command], POINTS[command], skip=7))
     assert len(results) == POINTS[command]

@@ -1,9 +1,12 @@
 """Images that can be learned and a small network, for tests of every method."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from _pytest.mark import ParameterSet
 from torch import Tensor
 
 from adautomix.config import make_config
@@ -15,6 +18,9 @@ from adautomix.models import Classifier, build_model
 from adautomix.runs.folder import RunFolder
 from adautomix.training.loop import Trainer
 
+QUICK = ("adautomix", "cutmix", "manifoldmix", "snapmix", "transmix")
+"""One method of each kind, whose trainings run in `make test`; CI trains the others too."""
+
 CLASSES = 5
 BATCH = 12
 CNN = {"model": "resnet18", "width": 0.125}
@@ -24,6 +30,14 @@ TRANSFORMER = {
     # Three blocks, because saliencygrafting cannot use the last two.
     "model_options": {"patch_size": 4, "depth": 3},
 }
+
+
+def each(names: Iterable[str] = METHODS) -> list[ParameterSet]:
+    """Names of methods as parameters of a test; all but `QUICK` are marked slow."""
+    return [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow, id=name)
+        for name in names
+    ]
 
 
 def network_for(method: str) -> dict[str, Any]:

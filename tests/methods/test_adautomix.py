@@ -507,6 +507,7 @@ def test_cooperative_generator_makes_mixes_easier_for_the_teacher(
     assert after["teacher"] < before["teacher"] - 0.03
 
 
+@pytest.mark.slow
 def test_cosine_alone_draws_mixes_to_their_sources_in_the_paper(trained: tuple[Any, Any]) -> None:
     alone = {"teacher_term": False, "student_term": False}
     before, after = train_generator(trained, variant="paper", **alone)

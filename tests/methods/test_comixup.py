@@ -23,6 +23,7 @@ from adautomix.mixing.ops import soft_targets
 from adautomix.mixing.solvers import anneal_labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("maps", [blobs, flat])
 @pytest.mark.parametrize(("images", "parts", "every"), [(5, 6, 1), (20, 1, 16)])
 def test_gap_of_the_labels(

@@ -331,6 +331,7 @@ def test_the_loss_is_that_of_the_mix(name: str) -> None:
     assert losses["mixture_accuracy"].item() == mixture_accuracy(log_p, mixed.targets).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_nothing_reads_a_tensor_on_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run on the meta device, which has no values, so that reading one fails."""

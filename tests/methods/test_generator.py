@@ -111,6 +111,7 @@ def test_spread_of_known_masks() -> None:
     assert not mask_spread(noise).requires_grad
 
 
+@pytest.mark.slow
 @LEARNED
 def test_the_spread_of_the_generators_masks_is_logged(name: str, tmp_path: Path) -> None:
     trainer = trainer_of(name, tmp_path, epochs=1, **{name: {"generator_init": "scaled"}})
@@ -158,6 +159,7 @@ def test_the_first_step_of_adamw_moves_each_weight_by_the_rate(tmp_path: Path) -
             assert moved == pytest.approx(1e-3, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_it_resumes_exactly_with_both_optimizers(clip: float | None, tmp_path: Path) -> None:
     settings = {"adautomix": {**ADAMW, "generator_every": 2}, "clip_grad": clip}
@@ -226,6 +228,7 @@ def test_a_warm_up_without_a_mixup_term_keeps_its_view() -> None:
     assert losses.keys() >= {"clean", "mixed"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("views", ["split", "alternate"])
 def test_a_warm_up_goes_with_views_and_resumes_exactly(views: str, tmp_path: Path) -> None:
     settings = {"adautomix": {"views": views, "mask_warmup": 0.5}}

@@ -766,6 +766,7 @@ def test_the_masks_loss_draws_their_mean_to_lam(name: str, trained: tuple[Any, A
     assert after["off"] < 0.08
 
 
+@pytest.mark.slow
 def test_variance_is_rewarded(trained: tuple[Any, Any]) -> None:
     before, after = train_block("samix", trained, mask_weight=10)
     _, without = train_block("samix", trained, mask_weight=10, variance_weight=0)
@@ -856,6 +857,7 @@ def test_images_larger_than_the_generators_are_refused() -> None:
         make("dada").make_params((4, 3, 32, 40), rng(), 0)
 
 
+@pytest.mark.slow
 def test_the_generator_suits_the_networks_images() -> None:
     for size, most in ((16, 16), (48, 64)):
         model = build_model("resnet18", CLASSES, width=0.125, image_size=size)
@@ -1323,6 +1325,7 @@ def test_it_learns_on_transformers_too() -> None:
 # ---------------------------------------------------------------------- Swin's merged map
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adautomix", "automix", "samix"])
 def test_the_map_after_patch_merging_feeds_the_generator(name: str) -> None:
     student = build_model("swin_tiny_patch4_window7_224", 5, width=0.125, image_size=64, seed=0)

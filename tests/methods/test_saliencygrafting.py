@@ -76,9 +76,10 @@ def test_saliency_of_a_transformer_by_hand(name: str) -> None:
     height, width = student.tap_shape(1)[1:]
     maps = feature_saliency(student, images, targets, 1)
     assert maps.shape == (2, height, width)
+    places = list(itertools.product(range(height), range(width)))[:: max(1, height * width // 16)]
     slopes = torch.zeros(2, height, width)
     ahead = 1 if name.startswith("vit") else 0
-    for y, x in itertools.product(range(height), range(width)):
+    for y, x in places:
         losses = []
         for factor in (1 - 1e-4, 1 + 1e-4):
 
@@ -92,10 +93,13 @@ def test_saliency_of_a_transformer_by_hand(name: str) -> None:
             with replaced_output(student, student.stages[0], scaled), torch.no_grad():
                 losses.append(F.cross_entropy(student(images), targets, reduction="none"))
         slopes[:, y, x] = (losses[1] - losses[0]).abs()
-    expected = slopes / slopes.sum(dim=(1, 2), keepdim=True)
-    torch.testing.assert_close(maps, expected, atol=1e-4, rtol=1e-2)
+    y, x = torch.tensor(places).unbind(dim=1)
+    mean = slopes[:, y, x].sum(dim=1) / maps[:, y, x].sum(dim=1)
+    torch.testing.assert_close(maps.sum(dim=(1, 2)), torch.ones(2))
+    torch.testing.assert_close(maps[:, y, x], slopes[:, y, x] / mean[:, None], atol=1e-4, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_normalized_stage_is_uninformative() -> None:
     """Layer norm ignores the norm of features, so no position is salient."""
     convnext = build_model("convnext_tiny", CLASSES, stem="cifar", width=0.125, image_size=16)

@@ -144,6 +144,7 @@ def test_every_view_has_its_turn(name: str, settings: dict[str, Any], views: int
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNED)
 @pytest.mark.parametrize("views", ["split", "alternate"])
 def test_it_trains_and_resumes_exactly(name: str, views: str, tmp_path: Path) -> None:
@@ -170,6 +171,7 @@ def flops(name: str, steps: int, **settings: Any) -> float:
     return float(counter.get_total_flops()) / steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "steps", "most"),
     [

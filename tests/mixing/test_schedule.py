@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from every import BATCH, Bench, network_for, steps_of, trainer_of
+from every import BATCH, Bench, each, network_for, steps_of, trainer_of
 from tiny import CLASSES, state_of, tiny_classifier, toy_images
 from torch import Tensor
 
@@ -98,7 +98,7 @@ def test_the_defaults_change_nothing(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- steps without mixing
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each())
 def test_a_step_without_mixing_is_plain_training(name: str, tmp_path: Path) -> None:
     """Of what the clean head needs, to the last bit; nothing else moves."""
     ours = trainer_of(name, tmp_path / "ours", mix={"prob": 0.0})
@@ -164,6 +164,7 @@ def test_images_whose_coin_is_off_stay_clean(name: str) -> None:
     assert loss.item() == pytest.approx(-(targets * log_p).sum(dim=1).mean().item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_take_their_own_coins(tmp_path: Path) -> None:
     """A transformer, whose loss does not depend on how a batch is split."""
     settings = {"mix": {"prob": 0.5, "per_sample": True}, **network_for("transmix")}
@@ -189,6 +190,7 @@ RUNS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mix"), RUNS, ids=lambda value: str(value))
 def test_it_resumes_exactly(name: str, mix: dict[str, Any], tmp_path: Path) -> None:
     whole, first, second = (trainer_of(name, tmp_path / part, mix=mix) for part in "wab")
@@ -222,6 +224,7 @@ class Replay:
             self.written.setdefault(name, torch.empty_like(value)).copy_(value)
 
 
+@pytest.mark.slow
 def test_replayed_steps_take_the_eager_course(tmp_path: Path) -> None:
     mix = {"prob": 0.5}
     eager = trainer_of("adautomix", tmp_path / "eager", epochs=8, mix=mix)

@@ -145,6 +145,7 @@ def test_tokens_need_a_grid_of_square_patches() -> None:
             token_grid(count, (32, 32))
 
 
+@pytest.mark.slow
 def test_families_state_their_layout() -> None:
     """Channels-last and token networks with one image size only, whose layout is still known."""
     networks: list[tuple[nn.Module, int, str, TapLayout]] = [

@@ -74,6 +74,7 @@ def as_nchw(output: Tensor, name: str) -> Tensor:
     return output
 
 
+@pytest.mark.slow
 @each_net
 def test_pooled_features_and_stages_equal_timms(name: str) -> None:
     size, tap, shape, path = NETS[name]
@@ -121,6 +122,7 @@ def test_tap_shape_leaves_the_network_unchanged(name: str) -> None:
     assert torch.equal(random_state, torch.get_rng_state())
 
 
+@pytest.mark.slow
 @each_net
 def test_a_training_step_lowers_the_loss(name: str) -> None:
     size = NETS[name][0]
@@ -262,6 +264,7 @@ for _ in range(5):
 """
 
 
+@pytest.mark.slow
 def test_an_odd_batch_trains_a_narrow_network() -> None:
     """Train in a process of its own, because the bug crashes the process."""
     assert subprocess.run([sys.executable, "-c", ODD_BATCH]).returncode == 0
@@ -310,6 +313,7 @@ def test_attention_windows_adapt_to_the_image_size(size: int) -> None:
     assert model.tap_shape(1)[1:] == (size // 4, size // 4)
 
 
+@pytest.mark.slow
 def test_options_and_drop_path_reach_timm() -> None:
     patches = build_model(
         "deit_small_patch16_224", 5, width=0.25, image_size=32, options={"patch_size": 4}

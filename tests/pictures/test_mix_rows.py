@@ -90,6 +90,7 @@ def test_the_grid_shows_every_pixel(tmp_path: Path) -> None:
             np.testing.assert_array_equal(drawn, heat_map(mask.numpy()))
 
 
+@pytest.mark.slow
 def test_many_rows_are_drawn_in_stacks(tmp_path: Path) -> None:
     rows = [mix_row(2) for _ in range(17)]
     picture = draw(rows, tmp_path)

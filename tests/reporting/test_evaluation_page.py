@@ -30,6 +30,7 @@ def record_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "evaluation.json").read_text())  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_every_suite_has_a_result_or_a_reason(folder: Path) -> None:
     record = record_of(folder)
     assert record["version"] == 3

@@ -69,6 +69,7 @@ def test_unfinished_runs_give_no_row(tmp_path: Path) -> None:
         findings.collect(compare([run]))
 
 
+@pytest.mark.slow
 def test_spread_of_masks_by_width_and_first_weights(tmp_path: Path) -> None:
     values = {"model": "resnet18", "stem": "cifar", "batch_size": 8}
     data = Workload(values, ["adautomix"], classes=5, size=16).images()

@@ -263,6 +263,7 @@ def test_every_curve_has_its_numbers(tmp_path: Path) -> None:
     assert charts["schedule"].rows[0] == ("a", "0.5", "0.1", "0.999")
 
 
+@pytest.mark.slow
 def test_numbers_are_thinned_over_all_runs(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "a"))
     long = replace(run, train_rows=[TrainRow(**train_row(step)) for step in range(1, 2000)])
@@ -272,6 +273,7 @@ def test_numbers_are_thinned_over_all_runs(tmp_path: Path) -> None:
     assert loss.rows[-1][1] == "199.9"
 
 
+@pytest.mark.slow
 def test_curves_are_deterministic_and_share_no_id(compared: list[Path]) -> None:
     comparison = compare(compared)
     charts = curves(comparison)
@@ -315,6 +317,7 @@ def test_comparison_table_groups_seeds(compared: list[Path]) -> None:
 # The page
 
 
+@pytest.mark.slow
 def test_page_escapes_what_runs_bring(tmp_path: Path) -> None:
     folder = make_run(
         tmp_path / "<script>alert(1)<" / "script>",
@@ -329,10 +332,12 @@ def test_page_escapes_what_runs_bring(tmp_path: Path) -> None:
     assert "<script>alert(1)</script>" in {run.name for run in read_runs([folder, other])}
 
 
+@pytest.mark.slow
 def test_page_asks_nothing_of_the_network(compared: list[Path], tmp_path: Path) -> None:
     assert_self_contained(page_of(compared, tmp_path / "page.html"))
 
 
+@pytest.mark.slow
 def test_page_is_accessible(compared: list[Path], tmp_path: Path) -> None:
     page = page_of(compared, tmp_path / "page.html")
     assert_accessible(page)
@@ -347,6 +352,7 @@ def cells_of(page: Page, run: str) -> list[str]:
     return [re.sub(r"<[^>]+>", " ", cell).strip() for cell in re.findall(r"<td.*?</td>", row[0])]
 
 
+@pytest.mark.slow
 def test_page_prints_the_final_figures(compared: list[Path], tmp_path: Path) -> None:
     page = page_of(compared, tmp_path / "page.html")
     student, teacher = ["72.00", "82.00", "1.250", "4.17"], ["74.00", "84.00", "1.250", "4.17"]
@@ -358,6 +364,7 @@ def test_page_prints_the_final_figures(compared: list[Path], tmp_path: Path) -> 
     assert "optimistic" not in page.text.partition("Equal epochs")[0]
 
 
+@pytest.mark.slow
 def test_page_prints_means_over_seeds(compared: list[Path], tmp_path: Path) -> None:
     page = page_of(compared, tmp_path / "page.html")
     assert MEAN_OF_70_72_77 in page.text
@@ -371,6 +378,7 @@ def test_page_without_seeds_has_no_table_of_means(tmp_path: Path) -> None:
     assert "Settings that differ" not in page.text
 
 
+@pytest.mark.slow
 def test_page_labels_unfinished_runs(compared: list[Path], tmp_path: Path) -> None:
     page = page_of(compared, tmp_path / "page.html")
     assert "unfinished: epoch 2 of 9" in page.text
@@ -379,6 +387,7 @@ def test_page_labels_unfinished_runs(compared: list[Path], tmp_path: Path) -> No
     assert cells[-3] == cells[-1] == "–"
 
 
+@pytest.mark.slow
 def test_page_tells_settings_apart(compared: list[Path], tmp_path: Path) -> None:
     page = page_of(compared, tmp_path / "page.html")
     first, rest = page.html.split('aria-label="Settings that differ"')[1].split("</table>", 1)
@@ -392,6 +401,7 @@ def test_page_refuses_a_folder_as_its_file(tmp_path: Path) -> None:
         page_of([make_run(tmp_path / "a")], tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to render with")
 def test_page_never_scrolls_sideways(compared: list[Path], tmp_path: Path) -> None:
     long = make_run(tmp_path / ("a-very-long-run-name" * 6), method="m" * 70, note="n" * 300)

@@ -86,6 +86,7 @@ def test_another_baseline_is_tested_from_the_rows(folders: list[Path], tmp_path:
         read_rows(tmp_path / "rows.jsonl", "mixip")
 
 
+@pytest.mark.slow
 def test_a_page_from_rows_says_what_is_missing(folders: list[Path], tmp_path: Path) -> None:
     write_rows(compare(folders), tmp_path / "rows.jsonl")
     page = Page(write_page(read_rows(tmp_path / "rows.jsonl"), tmp_path / "page.html"))
@@ -145,6 +146,7 @@ def test_the_results_page_shows_what_the_rows_say(tmp_path: Path, command: Comma
     assert all(line in RESULTS_PAGE for line in cells)
 
 
+@pytest.mark.slow
 def test_a_page_is_written_from_committed_evaluations(tmp_path: Path, command: Command) -> None:
     alone, together = tmp_path / "alone.html", tmp_path / "together.html"
     assert len(RECORDS) == 4

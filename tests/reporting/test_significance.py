@@ -407,6 +407,7 @@ def test_tables_show_the_moments(timed: list[Path]) -> None:
     assert "chosen on the test images, so these values are optimistic" in " ".join(text.split())
 
 
+@pytest.mark.slow
 def test_the_page_shows_significance_and_equal_time(timed: list[Path], tmp_path: Path) -> None:
     for run in timed:
         add_predictions(run, [1, 0, 1, 1])
@@ -434,6 +435,7 @@ def test_the_page_shows_significance_and_equal_time(timed: list[Path], tmp_path:
 # Real runs
 
 
+@pytest.mark.slow
 def test_a_comparison_keeps_predictions_and_prints_significance(
     photos: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,6 +157,7 @@ def test_every_kind_of_damage_is_survived(file: str, harm: str, tmp_path: Path) 
     assert str(path.parent) in problem
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_of_a_manifest_is_noticed(tmp_path: Path) -> None:
     last = saved(tmp_path, 1, 2) / "last"
     whole = (last / "manifest.json").read_bytes()
@@ -449,6 +450,7 @@ def test_a_damaged_checkpoint_is_not_replaced_by_the_one_before_it(
     assert load_trained(run, checkpoint="previous").step == 4
 
 
+@pytest.mark.slow
 def test_keeping_checkpoints_changes_nothing_else(
     photos: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -474,6 +476,7 @@ def test_a_kept_checkpoint_is_saved_between_the_others(photos: Path, tmp_path: P
     assert steps_in(tmp_path / "run") == 12
 
 
+@pytest.mark.slow
 def test_a_kept_checkpoint_is_loaded_by_its_name(
     photos: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -496,6 +499,7 @@ def test_a_kept_checkpoint_is_loaded_by_its_name(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_ends_a_run_with_one_line_and_the_run_can_be_resumed(
     run: Path,

@@ -81,6 +81,7 @@ def test_an_edited_setting_is_refused(
     assert "set it back, or train another run" in line
 
 
+@pytest.mark.slow
 def test_settings_that_do_not_decide_results_may_change(run: Path, command: Command) -> None:
     edit(run / "config.yaml", workers=0, label="mine", out="elsewhere", eval_batch_size=7)
     (run / "summary.json").unlink()
@@ -105,6 +106,7 @@ def test_edited_facts_about_the_data_are_refused(
     assert line.endswith(f"delete the file, and `adautomix resume {run}` restores it")
 
 
+@pytest.mark.slow
 def test_changed_images_are_refused(tmp_path: Path, command: Command) -> None:
     images = write_photos(tmp_path / "images")
     out = tmp_path / "own"
@@ -141,6 +143,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("file", ["config.yaml", "data.json"])
 def test_a_damaged_file_is_named_and_restored_by_a_resume(
@@ -168,6 +171,7 @@ def test_a_fifo_is_not_read(run: Path, image: Path, command: Command) -> None:
         assert line.startswith(f"cannot read {copy / file}: not a regular file")
 
 
+@pytest.mark.slow
 def test_a_damaged_line_of_metrics_is_repaired_with_a_warning(run: Path, command: Command) -> None:
     path = run / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)
@@ -188,6 +192,7 @@ def test_a_damaged_line_of_metrics_is_repaired_with_a_warning(run: Path, command
     assert command("report", run, "--out", run / "page.html").err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
 def test_a_damaged_picture_is_named(content: bytes, run: Path, command: Command) -> None:
     path = run / "samples" / "epoch-0001.png"
@@ -240,6 +245,7 @@ def unsaved(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     return stop_at
 
 
+@pytest.mark.slow
 def test_train_starts_a_run_again_that_has_no_checkpoint(
     unsaved: Callable[[int], Path], finished: Path, photos: Path, command: Command
 ) -> None:
@@ -252,6 +258,7 @@ def test_train_starts_a_run_again_that_has_no_checkpoint(
     assert_same_run(out, finished)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_at_once_can_be_started_again(
     photos: Path, tmp_path: Path, finished: Path, command: Command
 ) -> None:
@@ -286,6 +293,7 @@ def test_a_folder_with_settings_of_somebody_is_not_taken_for_a_run(
     assert mine.read_text().endswith("# mine\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["empty config", "no predictions", "no checkpoint"])
 def test_compare_goes_on_after_any_stop(
     state: str, finished: Path, photos: Path, tmp_path: Path, command: Command

@@ -84,6 +84,7 @@ def assert_same_splits(data: ImageData, reference: ImageData) -> None:
 # --- the summary -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_summary_is_printed_and_stored(run: Path, tree: Path) -> None:
     stored = json.loads((run / "data_summary.json").read_text())
     assert stored["data"] == str(tree)
@@ -145,6 +146,7 @@ def test_every_file_and_label_is_recorded(run: Path, tree: Path) -> None:
         assert size == (tree / path).stat().st_size
 
 
+@pytest.mark.slow
 def test_an_added_photo_does_not_redraw_the_split(run: Path, tree: Path, command: Command) -> None:
     before = open_run(run, quiet=True).data
     for number in range(20):
@@ -274,6 +276,7 @@ def test_settings_that_would_redraw_the_split_are_refused(run: Path) -> None:
         load_target(str(run), EvalOptions({"test_fraction": 0.5}))
 
 
+@pytest.mark.slow
 def test_other_pixels_of_the_same_labels_are_another_evaluation(run: Path, tmp_path: Path) -> None:
     prints = set()
     for name in ("one", "two"):
@@ -314,6 +317,7 @@ class Toys(torch.utils.data.Dataset[Any]):
         return Image.fromarray(noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)), row % 2
 
 
+@pytest.mark.slow
 def test_a_run_on_objects_is_resumed_and_evaluated_without_them(tmp_path: Path) -> None:
     config = adautomix.TrainConfig(
         method="vanilla",

@@ -87,6 +87,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return Exported(root, models, batch, done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_the_script_gives_the_same_logits_without_the_package(
     exported: Exported, name: str

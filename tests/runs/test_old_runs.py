@@ -40,6 +40,7 @@ def test_the_fixture_is_old_and_small() -> None:
     assert old_rows(STOPPED)[-1]["step"] > SAVED, "a row that a resume has to delete"
 
 
+@pytest.mark.slow
 def test_a_report_shows_an_unfinished_and_a_finished_old_run(
     run: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -68,6 +69,7 @@ def test_an_old_run_predicts(run: Path, tmp_path: Path, command: Command) -> Non
         assert outcome.json[0]["classes"] == pytest.approx(classes, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_an_old_run_is_evaluated(run: Path, command: Command) -> None:
     """The old record is of the same weights and images, so its results must come out again."""
     recorded = json.loads((run / "evaluation.json").read_text())["suites"]["accuracy"]["networks"]
@@ -129,6 +131,7 @@ def assert_close_scores(row: EpochRow, other: EpochRow) -> None:
     assert row.probe == pytest.approx(other.probe, abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_resumed_old_run_is_verified(resumed: Path, tmp_path: Path, command: Command) -> None:
     """Rows that were logged before the resume are rewritten in the current layout."""
     run = shutil.copytree(resumed, tmp_path / "run")

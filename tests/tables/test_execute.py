@@ -26,6 +26,7 @@ def fake_tasks(tmp_path: Path) -> list[Task]:
     return expand(find_table("11")[1], out=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_table_runs_to_its_end_and_a_second_time_changes_nothing(
     tmp_path: Path, command: Command
 ) -> None:

@@ -97,12 +97,14 @@ def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
 
 Whole = Callable[[str], Path]
+QUICK = ("accumulate", "short last batch", "held-out images, rare checkpoints")
 each_method = pytest.mark.parametrize("method", ["adautomix", "mixup"])
 
 
 # --- interrupted -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @each_method
 def test_killed_within_an_epoch(
     method: str, whole: Whole, photos: Path, tmp_path: Path, command: Command
@@ -162,6 +164,7 @@ def test_stopped_by_a_signal_within_an_epoch(
     assert_same_run(run, whole(method))
 
 
+@pytest.mark.slow
 def test_stopped_by_a_signal_in_the_last_step_of_an_epoch(
     whole: Whole, stopped: Stopped, tmp_path: Path, command: Command
 ) -> None:
@@ -173,6 +176,7 @@ def test_stopped_by_a_signal_in_the_last_step_of_an_epoch(
     assert_same_run(run, whole("mixup"))
 
 
+@pytest.mark.slow
 def test_stopped_by_a_signal_in_the_very_last_step(
     whole: Whole, stopped: Stopped, tmp_path: Path
 ) -> None:
@@ -181,6 +185,7 @@ def test_stopped_by_a_signal_in_the_very_last_step(
     assert_same_run(tmp_path / "run", whole("mixup"))
 
 
+@pytest.mark.slow
 def test_interrupted_again_and_again(whole: Whole, photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "stopped"
     trainer = new_trainer(settings(photos, run))
@@ -234,7 +239,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in VARIANTS],
+)
 def test_resumed_inside_an_epoch(variant: str, photos: Path, tmp_path: Path) -> None:
     flags = VARIANTS[variant]
     whole = train(load_config(flags=settings(photos, tmp_path / "whole", **flags)), quiet=True)
@@ -250,6 +258,7 @@ def test_resumed_inside_an_epoch(variant: str, photos: Path, tmp_path: Path) -> 
     assert any(not torch.equal(halfway[name], final[name]) for name in final)
 
 
+@pytest.mark.slow
 def test_random_numbers_drawn_elsewhere_change_nothing(photos: Path, tmp_path: Path) -> None:
     flags = VARIANTS["dropped paths and dropout"]
     first = new_trainer(settings(photos, tmp_path / "first", **flags))
@@ -262,6 +271,7 @@ def test_random_numbers_drawn_elsewhere_change_nothing(photos: Path, tmp_path: P
     assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_gives_its_summary_again(
     whole: Whole, tmp_path: Path, command: Command
 ) -> None:
@@ -303,6 +313,7 @@ def alter_weight(run: Path, owner: str) -> None:
     write_manifest(last, manifest)
 
 
+@pytest.mark.slow
 def test_verify_finds_an_unaltered_run_equal(copied: Path, command: Command) -> None:
     before = everything_in(copied)
     outcome = command("resume", copied, "--verify", "--json")
@@ -315,6 +326,7 @@ def test_verify_finds_an_unaltered_run_equal(copied: Path, command: Command) -> 
     assert "From step 4 to step 8, resumed and uninterrupted are equal." in described.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("owner", ["student", "teacher", "method"])
 def test_verify_finds_an_altered_weight(owner: str, copied: Path, command: Command) -> None:
     alter_weight(copied, owner)

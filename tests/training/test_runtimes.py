@@ -65,6 +65,7 @@ print(faults())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_freed_memory_is_kept() -> None:
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True)
@@ -194,6 +195,7 @@ class Recorder:
         return self.tapes[-1], self.tapes[-1].written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_replayed_run_equals_the_eager_one(name: str, tmp_path: Path) -> None:
     """A replayed step reads only the tensors it was captured with; anything else would be stale."""

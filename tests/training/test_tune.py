@@ -31,6 +31,7 @@ def search_in(folder: Path, **changes: Any) -> Search:
     return replace(search, **changes)
 
 
+@pytest.mark.slow
 def test_a_search_ends_with_a_tested_winner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,6 +65,7 @@ def test_a_search_ends_with_a_tested_winner(
     assert again.candidates == result.candidates
 
 
+@pytest.mark.slow
 def test_a_stopped_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(config: Any, watch: Any) -> EpochRow:
         raise KeyboardInterrupt
