@@ -15,9 +15,11 @@ from adautomix.methods.manifoldmix import ManifoldMix
 from adautomix.methods.mixup import Mixup
 from adautomix.methods.mixup_cutmix import MixupCutMix
 from adautomix.methods.puzzlemix import PuzzleMix
+from adautomix.methods.regmixup import RegMixup
 from adautomix.methods.resizemix import ResizeMix
 from adautomix.methods.saliencygrafting import SaliencyGrafting
 from adautomix.methods.saliencymix import SaliencyMix
+from adautomix.methods.skmixup import SKMixup
 from adautomix.methods.smoothmix import SmoothMix
 from adautomix.methods.snapmix import SnapMix
 from adautomix.methods.sumix import SUMix
@@ -26,6 +28,9 @@ from adautomix.methods.vanilla import Vanilla
 CASES: dict[str, tuple[type[Method], dict[str, Any]]] = {
     "vanilla": (Vanilla, {}),
     "mixup": (Mixup, {}),
+    "regmixup": (RegMixup, {}),
+    "skmixup": (SKMixup, {}),
+    "skmixup: distribution": (SKMixup, {"warping": "distribution", "per_sample": False}),
     "cutmix": (CutMix, {}),
     "cutmix-each": (CutMix, {"per_sample": True}),
     "mixup+cutmix: mixup": (MixupCutMix, {"switch_prob": 0}),

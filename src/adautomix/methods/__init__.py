@@ -27,10 +27,12 @@ from adautomix.methods.mixup import Mixup
 from adautomix.methods.mixup_cutmix import MixupCutMix
 from adautomix.methods.puzzlemix import PuzzleMix
 from adautomix.methods.recursivemix import RecursiveMix
+from adautomix.methods.regmixup import RegMixup
 from adautomix.methods.resizemix import ResizeMix
 from adautomix.methods.saliencygrafting import SaliencyGrafting
 from adautomix.methods.saliencymix import SaliencyMix
 from adautomix.methods.samix import SAMix
+from adautomix.methods.skmixup import SKMixup
 from adautomix.methods.smmix import SMMix
 from adautomix.methods.smoothmix import SmoothMix
 from adautomix.methods.snapmix import SnapMix
@@ -47,6 +49,8 @@ METHODS: dict[str, type[Method]] = {
     for method in (
         Vanilla,
         Mixup,
+        RegMixup,
+        SKMixup,
         CutMix,
         MixupCutMix,
         Cutout,
