@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from contract_cases import CASES
-from every import BATCH, CLASSES, TRANSFORMER, Bench, steps_of, trainer_of
+from every import BATCH, CLASSES, TRANSFORMER, Bench, each, steps_of, trainer_of
 from torch import Tensor
 
 from adautomix.errors import UsageError
 from adautomix.methods import METHODS, Requirement, describe_methods
 from adautomix.mixing.params import MixParams
 
-EVERY = pytest.mark.parametrize("name", METHODS)
+EVERY = pytest.mark.parametrize("name", each())
 # `test_contract.py` checks the mixes of the others, for many settings of each.
 IN_CONTRACT = {cls.name for cls, _ in CASES.values()}
 NOT_IN_CONTRACT = pytest.mark.parametrize("name", [n for n in METHODS if n not in IN_CONTRACT])
