@@ -52,7 +52,7 @@ SECTIONS = {
         "Reading photographs",
         "Epochs of random-resized crops of 224 pixels, bicubic with antialiasing, flipped and "
         "normalized, with equally many processes. Loaders take turns, epoch by epoch. What each "
-        "setting of `--cache` loses is in [data.md](data.md).",
+        "setting of `--cache` loses is in `docs/data.md`.",
     ),
     "prefetching": (
         "Waiting for images in training",

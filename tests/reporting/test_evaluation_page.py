@@ -11,6 +11,8 @@ from pages import CHROMIUM, Page, assert_accessible, assert_fits, assert_self_co
 from adautomix.cli import main
 from adautomix.evaluation.registry import SUITES
 
+pytestmark = pytest.mark.slow
+
 NETWORKS = ("test_resnet", "test_vit")  # small models that timm provides for tests
 
 
@@ -30,7 +32,6 @@ def record_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "evaluation.json").read_text())  # type: ignore[no-any-return]
 
 
-@pytest.mark.slow
 def test_every_suite_has_a_result_or_a_reason(folder: Path) -> None:
     record = record_of(folder)
     assert record["version"] == 3

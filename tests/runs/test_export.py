@@ -99,6 +99,7 @@ def test_the_script_gives_the_same_logits_without_the_package(
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_script_prints_the_classes_of_an_image(exported: Exported) -> None:
     *_, model = exported.models.values()
     with Image.open(exported.root / "photo.png") as photo:

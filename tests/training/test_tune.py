@@ -150,6 +150,7 @@ def test_a_budget_that_is_no_time(text: str) -> None:
         seconds_of(text)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, command: Command) -> None:
     words = [f"--{name.replace('_', '-')}={value}" for name, value in {**NET, **DIGITS}.items()]
     once = ("--trials", 2, "--budget", "9h", "--methods", "mixup", "--final-seeds", 1)
