@@ -5,6 +5,7 @@ from typing import Any
 from adautomix.methods import Method
 from adautomix.methods.alignmix import AlignMix
 from adautomix.methods.attentivecutmix import AttentiveCutMix
+from adautomix.methods.catchupmix import CatchUpMix
 from adautomix.methods.comixup import CoMixup
 from adautomix.methods.cutmix import CutMix
 from adautomix.methods.cutout import Cutout
@@ -39,6 +40,8 @@ CASES: dict[str, tuple[type[Method], dict[str, Any]]] = {
     "cutout": (Cutout, {"size": 4, "holes": 2}),
     "manifoldmix": (ManifoldMix, {}),
     "manifoldmix-each": (ManifoldMix, {"per_sample": True}),
+    "catchupmix": (CatchUpMix, {}),
+    "catchupmix-each": (CatchUpMix, {"per_sample": True, "deepest": 2}),
     "fmix": (FMix, {"alpha": 1.0}),
     "fmix-each": (FMix, {"alpha": 1.0, "per_sample": True}),
     "fmix: isotropic-each": (FMix, {"alpha": 1.0, "spectrum": "isotropic", "per_sample": True}),

@@ -12,6 +12,7 @@ from adautomix.methods.attentivecutmix import AttentiveCutMix
 from adautomix.methods.automix import AutoMix
 from adautomix.methods.base import InputMixing, Method, MethodSettings, MixInputs
 from adautomix.methods.cards import card_sections, card_text, cards_page
+from adautomix.methods.catchupmix import CatchUpMix
 from adautomix.methods.comixup import CoMixup
 from adautomix.methods.cutmix import CutMix
 from adautomix.methods.cutout import Cutout
@@ -55,6 +56,7 @@ METHODS: dict[str, type[Method]] = {
         MixupCutMix,
         Cutout,
         ManifoldMix,
+        CatchUpMix,
         FMix,
         GridMix,
         ResizeMix,
