@@ -19,6 +19,7 @@ from adautomix.methods.cutmix import CutMix, CutMixParams
 from adautomix.methods.cutout import Cutout, CutoutParams
 from adautomix.methods.fmix import FMix, FMixParams, Spectrum
 from adautomix.methods.gridmix import CellsParams, GridMix, LatticeParams
+from adautomix.methods.mixture import Mixture, MixtureParams
 from adautomix.methods.mixup import Mixup, MixupParams
 from adautomix.methods.mixup_cutmix import MixupCutMix, MixupCutMixParams
 from adautomix.methods.resizemix import ResizeMix, ResizeMixParams
@@ -35,6 +36,7 @@ __all__ = [
     "cutout",
     "fmix",
     "gridmix",
+    "mixture",
     "mixup",
     "mixup_cutmix",
     "resizemix",
@@ -200,6 +202,54 @@ def mixup_cutmix(
         per_sample=per_sample,
     )
     return _mix(MixupCutMix, settings, images, labels, num_classes, generator, params)
+
+
+def mixture(
+    images: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    mix: tuple[str, ...] = ("mixup", "cutmix", "resizemix"),
+    weights: tuple[float, ...] | None = None,
+    options: dict[str, dict[str, Any]] | None = None,
+    per_sample: bool = False,
+    generator: torch.Generator | None = None,
+    params: MixtureParams | None = None,
+) -> Mixed:
+    """Mix by one of several methods, drawn at random.
+
+    Args:
+        images: normalized, float `[B, C, H, W]`, on any device.
+        labels: class indices, integer `[B]`, or soft labels, float `[B, K]`.
+        num_classes: number of classes, K.
+        mix: names of the methods, each of which has a function in this module.
+        weights: how often each method is drawn, in any unit; None: all alike.
+        options: settings of the methods by name, such as `{"cutmix": {"alpha": 0.2}}`; None: their
+            defaults.
+        per_sample: draw a method per sample instead of one per batch; every method then mixes the
+            whole batch.
+        generator: CPU generator of the random numbers; default: PyTorch's global one.
+        params: parameters of an earlier call, `mixed.params`, to mix in the same way again;
+            nothing is drawn then.
+
+    Returns:
+        The mixed images `[B, C, H, W]`, their soft labels `[B, K]`, and what is in them (`lam`,
+        `perm`, `masks`, `params`). The inputs are not changed.
+
+    Raises:
+        UsageError: a setting is out of range, or an input has the wrong shape, type or values.
+
+    Source:
+        None; openmixup and timm choose between methods in this way.
+
+    Example:
+        >>> images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 1])
+        >>> mixed = mixture(images, labels, num_classes=3, mix=("mixup", "cutmix"), weights=(1, 3))
+        >>> mixed.images.shape, mixed.targets.shape
+        (torch.Size([4, 3, 8, 8]), torch.Size([4, 3]))
+    """
+    settings = _settings(Mixture, mix=mix, weights=weights, options=options, per_sample=per_sample)
+    return _mix(Mixture, settings, images, labels, num_classes, generator, params)
 
 
 def cutout(

@@ -24,6 +24,7 @@ from adautomix.methods.guidedmixup import GuidedMixup
 from adautomix.methods.manifoldmix import ManifoldMix
 from adautomix.methods.meada import MEADA
 from adautomix.methods.mixpro import MixPro
+from adautomix.methods.mixture import Mixture
 from adautomix.methods.mixup import Mixup
 from adautomix.methods.mixup_cutmix import MixupCutMix
 from adautomix.methods.puzzlemix import PuzzleMix
@@ -54,6 +55,7 @@ METHODS: dict[str, type[Method]] = {
         SKMixup,
         CutMix,
         MixupCutMix,
+        Mixture,
         Cutout,
         ManifoldMix,
         CatchUpMix,
