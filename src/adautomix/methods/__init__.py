@@ -19,6 +19,7 @@ from adautomix.methods.cutout import Cutout
 from adautomix.methods.dada import DADA
 from adautomix.methods.facts import LabelRule, Paper, Requirement
 from adautomix.methods.fmix import FMix
+from adautomix.methods.fracmix import FracMix
 from adautomix.methods.gridmix import GridMix
 from adautomix.methods.guidedmixup import GuidedMixup
 from adautomix.methods.manifoldmix import ManifoldMix
@@ -63,6 +64,7 @@ METHODS: dict[str, type[Method]] = {
         GridMix,
         ResizeMix,
         SmoothMix,
+        FracMix,
         RecursiveMix,
         SaliencyMix,
         AttentiveCutMix,
