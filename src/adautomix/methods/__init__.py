@@ -9,6 +9,7 @@ from adautomix.errors import UsageError, unknown_name
 from adautomix.methods.adautomix import AdAutoMix
 from adautomix.methods.alignmix import AlignMix
 from adautomix.methods.attentivecutmix import AttentiveCutMix
+from adautomix.methods.augmix import AugMix
 from adautomix.methods.automix import AutoMix
 from adautomix.methods.base import InputMixing, Method, MethodSettings, MixInputs
 from adautomix.methods.cards import card_sections, card_text, cards_page
@@ -58,6 +59,7 @@ METHODS: dict[str, type[Method]] = {
         MixupCutMix,
         Mixture,
         Cutout,
+        AugMix,
         ManifoldMix,
         CatchUpMix,
         FMix,
