@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -238,7 +239,8 @@ def processor_seconds() -> float:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         total += sum(map(int, fields[11:15]))  # user and system, own and of ended children
         for task in Path(f"/proc/{process}/task").iterdir():
-            waiting += map(int, (task / "children").read_text().split())
+            with suppress(OSError):  # a thread that has just ended
+                waiting += map(int, (task / "children").read_text().split())
     return total / ticks
 
 

@@ -18,7 +18,9 @@ from adautomix.methods.base import InputMixing, MethodSettings
 from adautomix.methods.cutmix import CutMix, CutMixParams
 from adautomix.methods.cutout import Cutout, CutoutParams
 from adautomix.methods.fmix import FMix, FMixParams, Spectrum
+from adautomix.methods.fracmix import FracMix, FracMixParams
 from adautomix.methods.gridmix import CellsParams, GridMix, LatticeParams
+from adautomix.methods.mixture import Mixture, MixtureParams
 from adautomix.methods.mixup import Mixup, MixupParams
 from adautomix.methods.mixup_cutmix import MixupCutMix, MixupCutMixParams
 from adautomix.methods.resizemix import ResizeMix, ResizeMixParams
@@ -34,7 +36,9 @@ __all__ = [
     "cutmix",
     "cutout",
     "fmix",
+    "fracmix",
     "gridmix",
+    "mixture",
     "mixup",
     "mixup_cutmix",
     "resizemix",
@@ -202,6 +206,54 @@ def mixup_cutmix(
     return _mix(MixupCutMix, settings, images, labels, num_classes, generator, params)
 
 
+def mixture(
+    images: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    mix: tuple[str, ...] = ("mixup", "cutmix", "resizemix"),
+    weights: tuple[float, ...] | None = None,
+    options: dict[str, dict[str, Any]] | None = None,
+    per_sample: bool = False,
+    generator: torch.Generator | None = None,
+    params: MixtureParams | None = None,
+) -> Mixed:
+    """Mix by one of several methods, drawn at random.
+
+    Args:
+        images: normalized, float `[B, C, H, W]`, on any device.
+        labels: class indices, integer `[B]`, or soft labels, float `[B, K]`.
+        num_classes: number of classes, K.
+        mix: names of the methods, each of which has a function in this module.
+        weights: how often each method is drawn, in any unit; None: all alike.
+        options: settings of the methods by name, such as `{"cutmix": {"alpha": 0.2}}`; None: their
+            defaults.
+        per_sample: draw a method per sample instead of one per batch; every method then mixes the
+            whole batch.
+        generator: CPU generator of the random numbers; default: PyTorch's global one.
+        params: parameters of an earlier call, `mixed.params`, to mix in the same way again;
+            nothing is drawn then.
+
+    Returns:
+        The mixed images `[B, C, H, W]`, their soft labels `[B, K]`, and what is in them (`lam`,
+        `perm`, `masks`, `params`). The inputs are not changed.
+
+    Raises:
+        UsageError: a setting is out of range, or an input has the wrong shape, type or values.
+
+    Source:
+        None; openmixup and timm choose between methods in this way.
+
+    Example:
+        >>> images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 1])
+        >>> mixed = mixture(images, labels, num_classes=3, mix=("mixup", "cutmix"), weights=(1, 3))
+        >>> mixed.images.shape, mixed.targets.shape
+        (torch.Size([4, 3, 8, 8]), torch.Size([4, 3]))
+    """
+    settings = _settings(Mixture, mix=mix, weights=weights, options=options, per_sample=per_sample)
+    return _mix(Mixture, settings, images, labels, num_classes, generator, params)
+
+
 def cutout(
     images: Tensor,
     labels: Tensor,
@@ -295,6 +347,71 @@ def fmix(
     """
     settings = _settings(FMix, alpha=alpha, decay=decay, spectrum=spectrum, per_sample=per_sample)
     return _mix(FMix, settings, images, labels, num_classes, generator, params)
+
+
+def fracmix(
+    images: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    switch: float = 0.25,
+    others: tuple[str, ...] = ("mixup", "cutmix", "resizemix"),
+    fractal_weight: float = 0.2,
+    max_angle: float = 30.0,
+    threshold_min: float = 0.5,
+    threshold_max: float = 1.0,
+    tries: int = 8,
+    generator: torch.Generator | None = None,
+    params: FracMixParams | None = None,
+) -> Mixed:
+    """Blend enlarged salient patches and fractals into each image, or mix by another method.
+
+    With probability `switch` each image is blended with its own salient patches, enlarged, rotated
+    and mixed with a fractal, and keeps its label; otherwise one of `others` mixes the batch.
+
+    Args:
+        images: normalized, float `[B, C, H, W]`, on any device.
+        labels: class indices, integer `[B]`, or soft labels, float `[B, K]`.
+        num_classes: number of classes, K.
+        switch: probability of blending images with themselves, 0 to 1.
+        others: names of the methods of the other batches, equally likely.
+        fractal_weight: weight of the fractal at salient pixels, 0 to 1.
+        max_angle: largest rotation of a patch in degrees, 0 to 180.
+        threshold_min: smallest t, 0 to 1; at least 1 - t of a patch must be salient.
+        threshold_max: largest t, 0 to 1.
+        tries: places that are tried per patch, at least 1.
+        generator: CPU generator of the random numbers; default: PyTorch's global one.
+        params: parameters of an earlier call, `mixed.params`, to mix in the same way again;
+            nothing is drawn then.
+
+    Returns:
+        The mixed images `[B, C, H, W]`, their soft labels `[B, K]`, and what is in them (`lam`,
+        `perm`, `masks`, `params`). The inputs are not changed.
+
+    Raises:
+        UsageError: a setting is out of range, or an input has the wrong shape, type or values.
+
+    Source:
+        Islam et al., "S²-FracMix: Label-Preserving Self-Saliency Mixup Augmentation", ECCV 2026,
+        arXiv 2606.25784.
+
+    Example:
+        >>> images, labels = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 1])
+        >>> mixed = fracmix(images, labels, num_classes=3, switch=1.0)
+        >>> mixed.images.shape, mixed.targets.shape
+        (torch.Size([4, 3, 16, 16]), torch.Size([4, 3]))
+    """
+    settings = _settings(
+        FracMix,
+        switch=switch,
+        others=others,
+        fractal_weight=fractal_weight,
+        max_angle=max_angle,
+        threshold_min=threshold_min,
+        threshold_max=threshold_max,
+        tries=tries,
+    )
+    return _mix(FracMix, settings, images, labels, num_classes, generator, params)
 
 
 def gridmix(

@@ -5,6 +5,7 @@ from typing import Any
 from adautomix.methods import Method
 from adautomix.methods.alignmix import AlignMix
 from adautomix.methods.attentivecutmix import AttentiveCutMix
+from adautomix.methods.catchupmix import CatchUpMix
 from adautomix.methods.comixup import CoMixup
 from adautomix.methods.cutmix import CutMix
 from adautomix.methods.cutout import Cutout
@@ -12,6 +13,7 @@ from adautomix.methods.fmix import FMix
 from adautomix.methods.gridmix import GridMix
 from adautomix.methods.guidedmixup import GuidedMixup
 from adautomix.methods.manifoldmix import ManifoldMix
+from adautomix.methods.mixture import Mixture
 from adautomix.methods.mixup import Mixup
 from adautomix.methods.mixup_cutmix import MixupCutMix
 from adautomix.methods.puzzlemix import PuzzleMix
@@ -36,9 +38,20 @@ CASES: dict[str, tuple[type[Method], dict[str, Any]]] = {
     "mixup+cutmix: mixup": (MixupCutMix, {"switch_prob": 0}),
     "mixup+cutmix: cutmix": (MixupCutMix, {"switch_prob": 1}),
     "mixup+cutmix-each": (MixupCutMix, {"prob": 0.8, "per_sample": True}),
+    "mixture": (Mixture, {"mix": ("mixup", "cutmix", "smoothmix")}),
+    "mixture-each": (
+        Mixture,
+        {
+            "mix": ("mixup", "cutmix"),
+            "options": {"mixup": {"per_sample": True}},
+            "per_sample": True,
+        },
+    ),
     "cutout": (Cutout, {"size": 4, "holes": 2}),
     "manifoldmix": (ManifoldMix, {}),
     "manifoldmix-each": (ManifoldMix, {"per_sample": True}),
+    "catchupmix": (CatchUpMix, {}),
+    "catchupmix-each": (CatchUpMix, {"per_sample": True, "deepest": 2}),
     "fmix": (FMix, {"alpha": 1.0}),
     "fmix-each": (FMix, {"alpha": 1.0, "per_sample": True}),
     "fmix: isotropic-each": (FMix, {"alpha": 1.0, "spectrum": "isotropic", "per_sample": True}),

@@ -10,11 +10,32 @@ import torch
 import torch.nn.functional as F
 from tiny import CLASSES, TinyClassifier, toy_images
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from adautomix.methods import Method, Mixed
+from adautomix.methods import Method, Mixed, MixParams
 from adautomix.models import Classifier, build_model
 
 HEIGHT, WIDTH = 12, 10
+
+
+def leaves(params: MixParams) -> list[Any]:
+    """The values of parameters, also of nested ones, in order."""
+    return pytree.tree_leaves(_values(params))
+
+
+def _values(value: Any) -> Any:
+    if isinstance(value, MixParams):
+        return [_values(part) for part in vars(value).values()]
+    return [_values(part) for part in value] if isinstance(value, tuple) else value
+
+
+def same_params(one: MixParams, other: MixParams) -> bool:
+    """Whether all values of two sets of parameters are equal."""
+    values, others = leaves(one), leaves(other)
+    return len(values) == len(others) and all(
+        torch.equal(a, b) if isinstance(a, Tensor) else a == b
+        for a, b in zip(values, others, strict=True)
+    )
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import torch
 from contract_cases import CASES
-from given import compiled, make, network, rng, telling_network, toys
+from given import compiled, make, network, rng, same_params, telling_network, toys
 from tiny import CLASSES, gradients_of, state_of
 from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from adautomix.ema import Teacher
@@ -201,25 +200,10 @@ def test_parameters_depend_on_the_generator_alone(case: Case) -> None:
     before = torch.get_rng_state()
     other, third = case.make_params(4), case.make_params(5)
     assert torch.equal(before, torch.get_rng_state())
-    assert same(one, other)
-    assert same(one, third) == (case.name == "vanilla")
+    assert same_params(one, other)
+    assert same_params(one, third) == (case.name == "vanilla")
     tensors = [value for value in vars(one).values() if isinstance(value, Tensor)]
     assert all(len(value) == COUNT and value.is_contiguous() for value in tensors)
-
-
-def same(one: MixParams, other: MixParams) -> bool:
-    values, others = (pytree.tree_leaves(leaves(params)) for params in (one, other))
-    return len(values) == len(others) and all(
-        torch.equal(a, b) if isinstance(a, Tensor) else a == b
-        for a, b in zip(values, others, strict=True)
-    )
-
-
-def leaves(value: Any) -> Any:
-    """Parameters, also nested ones, as lists of their values."""
-    if isinstance(value, MixParams):
-        return [leaves(part) for part in vars(value).values()]
-    return [leaves(part) for part in value] if isinstance(value, tuple) else value
 
 
 @cases(["cutmix", "mixup", "manifoldmix", "alignmix", "saliencymix", "attentivecutmix: beta"])

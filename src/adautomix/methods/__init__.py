@@ -9,20 +9,24 @@ from adautomix.errors import UsageError, unknown_name
 from adautomix.methods.adautomix import AdAutoMix
 from adautomix.methods.alignmix import AlignMix
 from adautomix.methods.attentivecutmix import AttentiveCutMix
+from adautomix.methods.augmix import AugMix
 from adautomix.methods.automix import AutoMix
 from adautomix.methods.base import InputMixing, Method, MethodSettings, MixInputs
 from adautomix.methods.cards import card_sections, card_text, cards_page
+from adautomix.methods.catchupmix import CatchUpMix
 from adautomix.methods.comixup import CoMixup
 from adautomix.methods.cutmix import CutMix
 from adautomix.methods.cutout import Cutout
 from adautomix.methods.dada import DADA
 from adautomix.methods.facts import LabelRule, Paper, Requirement
 from adautomix.methods.fmix import FMix
+from adautomix.methods.fracmix import FracMix
 from adautomix.methods.gridmix import GridMix
 from adautomix.methods.guidedmixup import GuidedMixup
 from adautomix.methods.manifoldmix import ManifoldMix
 from adautomix.methods.meada import MEADA
 from adautomix.methods.mixpro import MixPro
+from adautomix.methods.mixture import Mixture
 from adautomix.methods.mixup import Mixup
 from adautomix.methods.mixup_cutmix import MixupCutMix
 from adautomix.methods.puzzlemix import PuzzleMix
@@ -53,12 +57,16 @@ METHODS: dict[str, type[Method]] = {
         SKMixup,
         CutMix,
         MixupCutMix,
+        Mixture,
         Cutout,
+        AugMix,
         ManifoldMix,
+        CatchUpMix,
         FMix,
         GridMix,
         ResizeMix,
         SmoothMix,
+        FracMix,
         RecursiveMix,
         SaliencyMix,
         AttentiveCutMix,

@@ -5,8 +5,8 @@ is source n of mix b, and `lam[b, n]` is the weight of that source.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ DERANGEMENT_TRIES = 10
 class MixParams:
     """Random parameters of the mixes of one batch.
 
-    Subclasses add tensors (boxes, masks, mixing coefficients) with one row per mix, and Python
-    values that apply to the whole batch.
+    Subclasses add tensors (boxes, masks, mixing coefficients) with one row per mix, parameters of
+    other mixes of the same batch, and Python values that apply to the whole batch.
 
     Attributes:
         coin: which mixes are used, bool `[B]`; the images of the others stay clean. None: all are.
@@ -33,12 +33,7 @@ class MixParams:
 
     def to(self, device: torch.device) -> Self:
         """Return the same parameters with tensors on `device`, copied without a host sync."""
-        moved = {
-            field.name: value.to(device, non_blocking=True)
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return dataclasses.replace(self, **moved)
+        return self.map(lambda value: value.to(device, non_blocking=True))
 
     def rows(self, index: slice) -> Self:
         """Return the parameters of some of the mixes, all of which one process computes."""
@@ -46,11 +41,25 @@ class MixParams:
 
     def select(self, index: slice | Tensor) -> Self:
         """Return the parameters of some of the mixes, in any order."""
+        return self.map(lambda value: value[index])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Return the parameters with a function applied to each tensor, also in nested ones."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        selected = {
-            name: value[index] for name, value in values.items() if isinstance(value, Tensor)
-        }
-        return dataclasses.replace(self, **selected)
+        return dataclasses.replace(
+            self, **{name: _map(value, function) for name, value in values.items()}
+        )
+
+
+def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to a tensor, or to the tensors of parameters or of a tuple of them."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, MixParams):
+        return value.map(function)
+    if isinstance(value, tuple):
+        return tuple(_map(part, function) for part in value)
+    return value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -137,6 +137,9 @@ def register_dataclasses(value: Any) -> None:
 
     Each method has a dataclass of its own for its random parameters.
     """
+    if isinstance(value, tuple):
+        for part in value:
+            register_dataclasses(part)
     if not dataclasses.is_dataclass(value):
         return
     if type(value) not in pytree.SUPPORTED_NODES:
