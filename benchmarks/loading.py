@@ -186,7 +186,8 @@ def timm_epoch(folder: Path, arguments: argparse.Namespace) -> Epoch:
         is_training=True,
         no_aug=False,
         color_jitter=None,
-        auto_augment=None if arguments.augment == "none" else "rand-m9-mstd0.5-inc1",
+        # Not with mstd0.5: its largest magnitudes posterize to 0 bits, which Pillow refuses.
+        auto_augment=None if arguments.augment == "none" else "rand-m9-inc1",
         interpolation="bicubic",
         mean=MEAN,
         std=STD,
