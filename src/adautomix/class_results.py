@@ -227,8 +227,8 @@ def _several_labels(
             average="none",
         ).float()
     classes = [
-        _class_result(name, *some, average_precision=value if some[0] else None)
-        for name, value, *some in zip(
+        _class_result(name, images, correct, predicted, value if images else None)
+        for name, value, images, correct, predicted in zip(
             names, precision.tolist(), *(count.tolist() for count in counts), strict=True
         )
     ]

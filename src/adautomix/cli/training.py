@@ -86,7 +86,7 @@ def finish_run(folder: Path, as_json: bool) -> None:
         print_json(summary_fields(run))
         return
     if run.summary is not None and run.summary.results:
-        verdict, *rest = all_lines({**run.summary.results})
+        verdict, *rest = all_lines(dict(run.summary.results.items()))
         print_line(verdict, bold=True)
         for line in (*rest, *flat_mask_lines([run])):
             print_line(line)

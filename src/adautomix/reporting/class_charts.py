@@ -155,7 +155,7 @@ def confusion_chart(slug: str, title: str, results: ClassResults) -> Chart:
         draw_matrix(figure.subplots(), matrix)
         svg = inline_svg(figure, slug, title)
     names = [one.name for one in results.classes]
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (names[one.label], names[one.predicted], f"{one.images:,}")
         for one in results.confusions[:MAX_ROWS]
     ]

@@ -73,7 +73,7 @@ def class_section(slug: str, title: str, targets: Sequence[Classified]) -> Secti
 
 def summary_table(targets: Sequence[Classified]) -> Table:
     """Return one row per network: what is right, balanced accuracy and macro-F1."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             one.label,
             name,

@@ -39,7 +39,7 @@ def classified_run(run: Run) -> Classified:
     """Return the results per class of a finished run that recorded them."""
     assert run.summary is not None
     assert run.summary.results is not None
-    results: dict[str, ClassResults] = {**run.summary.results}
+    results: dict[str, ClassResults] = dict(run.summary.results.items())
 
     def picture(name: str) -> Path | None:
         path = run.folder / WRONG_PHOTOS / name
