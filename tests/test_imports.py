@@ -23,7 +23,7 @@ LAYERS = (
     ("models", "inputs"),
     ("data",),
     ("mixing",),
-    ("metrics",),
+    ("metrics", "class_results"),
     ("methods",),
     ("config",),
     ("ema",),

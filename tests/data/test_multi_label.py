@@ -1,6 +1,7 @@
 """Images with several labels: loss, scores, splits, training and prediction."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,11 @@ from adautomix.data.balance import class_weights
 from adautomix.data.dataset import InMemory
 from adautomix.data.partition import partition
 from adautomix.errors import UsageError
+from adautomix.evaluation.accuracy import AccuracyResult
+from adautomix.evaluation.evaluate import evaluate
 from adautomix.evaluation.load_target import EvalOptions, make_target
+from adautomix.evaluation.record import read_evaluation
+from adautomix.evaluation.target import PixelNetwork
 from adautomix.methods import find_method
 from adautomix.methods.base import InputMixing
 from adautomix.metrics import is_right, mixture_accuracy, score
@@ -191,12 +196,25 @@ def test_every_class_has_a_probability_of_its_own(trained: am.TrainedRun) -> Non
     assert not torch.allclose(probabilities.sum(dim=1), torch.ones(3))
 
 
-def test_evaluations_for_one_class_refuse(trained: am.TrainedRun) -> None:
+def test_only_accuracy_is_evaluated(trained: am.TrainedRun, tmp_path: Path) -> None:
     data = two_labels(load_images(trained.config))
-    with pytest.raises(UsageError, match="digits: the evaluations are defined for one class per"):
-        make_target(
-            "digits", networks={}, data=data, options=EvalOptions({}), source={}, architecture={}
-        )
+    network = PixelNetwork(trained.teacher, data.mean, data.std, trained.method.eval_head)
+    target = make_target(
+        "digits",
+        networks={"teacher": network},
+        data=data,
+        options=EvalOptions({}, out=tmp_path),
+        source={},
+        architecture={},
+    )
+    with pytest.raises(UsageError, match="digits: the suite attack is defined for one class per"):
+        evaluate(target, ["attack"], {})
+    result = evaluate(target, ["all"], {}).result("accuracy")
+    assert isinstance(result, AccuracyResult)
+    assert result.classes["teacher"].multi_label
+    record = read_evaluation(tmp_path)
+    assert record is not None
+    assert set(record.not_applicable) >= {"attack", "calibration"}
 
 
 def test_cross_entropy_and_balanced_sampling_refuse(trained: am.TrainedRun) -> None:

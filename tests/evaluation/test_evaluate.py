@@ -113,7 +113,7 @@ def test_lists_are_split() -> None:
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     record = evaluate(make_target(random_images(8, 6), tmp_path), ["accuracy"], {})
-    assert record.version == 3
+    assert record.version == 4
     assert read_evaluation(tmp_path) == record
     write_evaluation(record, tmp_path / "copy")
     assert read_evaluation(tmp_path / "copy") == record
@@ -124,7 +124,7 @@ def test_a_record_of_version_2_is_upgraded(tmp_path: Path) -> None:
     (tmp_path / "evaluation.json").write_text(json.dumps(VERSION_2))
     record = read_evaluation(tmp_path)
     assert record is not None
-    assert (record.version, record.target, record.fingerprint) == (3, "noise", "0e67565932f2a3d2")
+    assert (record.version, record.target, record.fingerprint) == (4, "noise", "0e67565932f2a3d2")
     assert record.settings["attack"] == {"examples": 4, "steps": [10]}
     assert record.not_applicable == VERSION_2["not_applicable"]
     attack, occlusion = record.result("attack"), record.result("occlusion")
@@ -141,10 +141,11 @@ def test_a_record_of_version_2_is_upgraded(tmp_path: Path) -> None:
 def test_an_upgrade_leaves_the_present_version_unchanged() -> None:
     present = upgrade(VERSION_2)
     assert upgrade(present) == present
+    assert upgrade(present | {"version": 3}) == present
     assert Evaluation.model_validate(present).model_dump(mode="json") == present
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"version": 1}', '{"version": 4}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"version": 1}', '{"version": 5}'])
 def test_other_files_are_not_records(tmp_path: Path, text: str) -> None:
     (tmp_path / "evaluation.json").write_text(text)
     assert read_evaluation(tmp_path) is None

@@ -18,9 +18,9 @@ from rich.console import Console
 
 from adautomix.errors import UsageError
 from adautomix.reporting.comparison import Comparison, compare_runs
-from adautomix.reporting.formatting import percent, plus_minus
+from adautomix.reporting.formatting import percent, plus_minus, shorten_list
 from adautomix.reporting.groups import group_runs
-from adautomix.reporting.page import listing, summary_sentence, write_page
+from adautomix.reporting.page import summary_sentence, write_page
 from adautomix.reporting.plots import curves
 from adautomix.reporting.statistics import t_interval
 from adautomix.reporting.tables import comparison_table, markdown_table
@@ -223,9 +223,9 @@ def test_unfinished_runs_enter_no_mean(tmp_path: Path) -> None:
 
 
 def test_listing_and_sentence(compared: list[Path]) -> None:
-    assert listing("a") == "a"
-    assert listing("abc") == "a, b and c"
-    assert listing("abcdef", 3) == "a, b and 4 more"
+    assert shorten_list("a") == "a"
+    assert shorten_list("abc") == "a, b and c"
+    assert shorten_list("abcdef", 3) == "a, b and 4 more"
     assert summary_sentence(read_runs(compared)) == (
         "5 runs compare adautomix, vanilla and cutmix on digits with resnet18, 2 and 9 epochs, "
         "seeds 0, 1 and 2; 1 of them is unfinished."
@@ -346,8 +346,9 @@ def test_page_is_accessible(compared: list[Path], tmp_path: Path) -> None:
 
 
 def cells_of(page: Page, run: str) -> list[str]:
-    """The written cells of a run's row in the first table that has it."""
-    row = re.search(rf'<tr><th scope="row">{run}\b.*?</tr>', page.html, re.DOTALL)
+    """The written cells of a run's row in the table of results."""
+    _, _, results = page.html.partition('aria-label="Results, one row per run"')
+    row = re.search(rf'<tr><th scope="row">{run}\b.*?</tr>', results, re.DOTALL)
     assert row is not None
     return [re.sub(r"<[^>]+>", " ", cell).strip() for cell in re.findall(r"<td.*?</td>", row[0])]
 

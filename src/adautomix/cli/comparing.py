@@ -67,6 +67,7 @@ def compare(
     from adautomix.reporting.page import write_page
     from adautomix.reporting.significance import pick_baseline
     from adautomix.reporting.tables import comparison_table, significance_lines
+    from adautomix.reporting.verdict import worse_than_plain
     from adautomix.runs.records import read_runs, summary_fields
     from adautomix.training import compare as comparing
 
@@ -88,7 +89,8 @@ def compare(
         print_json([summary_fields(run) for run in comparison.runs])
         return
     console().print(comparison_table(comparison))
-    for line in (*significance_lines(comparison), *flat_mask_lines(comparison.runs)):
+    advice = (*worse_than_plain(comparison), *flat_mask_lines(comparison.runs))
+    for line in (*significance_lines(comparison), *advice):
         console().print(line)
     print_line(f"Page: {page.resolve()}")
 

@@ -105,7 +105,7 @@ def evaluate(
     from adautomix.evaluation.evaluate import evaluate as run_suites
     from adautomix.evaluation.load_target import EvalOptions, load_target
     from adautomix.evaluation.registry import SUITES
-    from adautomix.reporting.evaluations import evaluation_tables
+    from adautomix.reporting.evaluations import evaluation_tables, evaluation_verdicts
     from adautomix.reporting.page import update_page
     from adautomix.training.progress import suite_progress
 
@@ -128,6 +128,8 @@ def evaluate(
     if as_json:
         print_json({name: record.model_dump(mode="json") for name, record in records.items()})
         return
+    for line in evaluation_verdicts(records):
+        print_line(line)
     for table in evaluation_tables(records):
         print_line(table.title, bold=True)
         print_listing(table.rows, table.columns, as_json=False)

@@ -73,8 +73,10 @@ def print_verification(run: Path, as_json: bool) -> None:
 def finish_run(folder: Path, as_json: bool) -> None:
     """Write the report of a run, then print its results and where they are."""
     from adautomix.reporting.comparison import compare_runs
+    from adautomix.reporting.flat_masks import flat_mask_lines
     from adautomix.reporting.page import write_page
     from adautomix.reporting.tables import comparison_table
+    from adautomix.reporting.verdict import all_lines
     from adautomix.runs.records import read_run, summary_fields
 
     run = read_run(folder)
@@ -83,5 +85,10 @@ def finish_run(folder: Path, as_json: bool) -> None:
     if as_json:
         print_json(summary_fields(run))
         return
+    if run.summary is not None and run.summary.results:
+        verdict, *rest = all_lines(dict(run.summary.results.items()))
+        print_line(verdict, bold=True)
+        for line in (*rest, *flat_mask_lines([run])):
+            print_line(line)
     console().print(comparison_table(comparison))
     print_line(f"Run folder {folder}, page {page}")

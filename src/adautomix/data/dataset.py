@@ -222,3 +222,17 @@ class OnDisk:
             Source((store, *entry, path, limit), None, path)
             for entry, path in zip(entries, paths, strict=True)
         ]
+
+
+def split_files(data: ImageData, name: str) -> Sequence[str] | None:
+    """Return the image file of each sample of a split; None if they are not files, or not known.
+
+    They are not known of a sample of a split that is held in memory.
+    """
+    split = data.splits()[name]
+    if isinstance(split, OnDisk):
+        return split.paths
+    if data.record is None or data.record.listing is None or name not in data.record.rows:
+        return None
+    files = data.record.files(name)
+    return files if len(files) == len(split) else None

@@ -53,6 +53,7 @@ def evaluate(
     for name, suite_settings in validated.items():
         cache = open_cache(target, name, suite_settings, fingerprint, on_progress)
         try:
+            SUITES[name].check_target(target)
             result: SuiteResult = SUITES[name].run(target, suite_settings, cache)
         except NotApplicableError as reason:
             if "all" not in suites:

@@ -199,16 +199,7 @@ def make_target(
     folder: Path | None = None,
     run: Path | None = None,
 ) -> EvalTarget:
-    """Return a target with its networks on the device and its test images sampled.
-
-    Raises:
-        UsageError: images have several labels.
-    """
-    if data.multi_label:
-        raise UsageError(
-            f"{name}: the evaluations are defined for one class per image, and these images have "
-            "several labels; `adautomix report` shows the mAP of training"
-        )
+    """Return a target with its networks on the device and its test images sampled."""
     device = pick_device(options.device)
     networks = {n: network.to(device).eval() for n, network in networks.items()}
     image = one_image(data.image_size, device)

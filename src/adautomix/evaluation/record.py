@@ -39,7 +39,7 @@ class Evaluation(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    version: Literal[3] = 3
+    version: Literal[4] = 4
     target: str
     source: dict[str, Any]
     fingerprint: str
@@ -94,9 +94,14 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
 def upgrade(values: dict[str, Any]) -> dict[str, Any]:
     """Return a record of an older layout in the current one; other records are unchanged.
 
-    Version 2 called the target "subject" and had other names for a few settings and results.
+    Version 3 had no results per class. Version 2 called the target "subject" and had other names
+    for a few settings and results.
     """
-    if not isinstance(values, dict) or values.get("version", 2) != 2:
+    if not isinstance(values, dict):
+        return values
+    if values.get("version", 2) == 3:
+        return values | {"version": 4}
+    if values.get("version", 2) != 2:
         return values
     groups = {
         part: {
@@ -105,7 +110,7 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
         }
         for part, names in (("settings", _OLD_SETTINGS), ("suites", _OLD_RESULTS))
     }
-    return rename_keys(values, {"subject": "target"}) | groups | {"version": 3}
+    return rename_keys(values, {"subject": "target"}) | groups | {"version": 4}
 
 
 def rename_keys(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

@@ -144,6 +144,7 @@ class Suite:
         run: `run(target, settings, cache)` returns a `Result`; `settings` is a `Settings`.
         Result: the type of the result.
         Settings: the type of the settings.
+        multi_label: whether the suite is defined for images with several labels too.
     """
 
     name: str
@@ -151,6 +152,19 @@ class Suite:
     run: Callable[[EvalTarget, Any, ResultCache], Any]
     Result: type[SuiteResult]
     Settings: type[SuiteSettings] = SuiteSettings
+    multi_label: bool = False
+
+    def check_target(self, target: EvalTarget) -> None:
+        """Check that the suite is defined for the labels of a target.
+
+        Raises:
+            NotApplicableError: images have several labels, and the suite needs one class per image.
+        """
+        if target.data.multi_label and not self.multi_label:
+            raise NotApplicableError(
+                f"{target.name}: the suite {self.name} is defined for one class per image, and "
+                "these images have several labels: use --suites accuracy"
+            )
 
 
 def cache_key(suite: Suite, settings: SuiteSettings, fingerprint: str) -> str:

@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from adautomix.evaluation.accuracy import AccuracyResult
 from adautomix.evaluation.record import Evaluation, read_evaluation
 from adautomix.evaluation.registry import SUITES
 from adautomix.reporting.comparison import Comparison
 from adautomix.reporting.render import render, write_html
 from adautomix.reporting.section import Evaluated, Section, Table
 from adautomix.reporting.sections import section_builder
+from adautomix.reporting.sections.accuracy import classified, sentences
+from adautomix.reporting.verdict import cautions
 
 
 def read_evaluated(folders: Sequence[Path]) -> list[Evaluated]:
@@ -51,11 +54,23 @@ def write_evaluations(evaluated: Sequence[Evaluated], out: Path) -> Path:
     html = render(
         "evaluation.html.j2",
         title=f"Evaluation of {', '.join(one.label for one in evaluated)}",
+        leads=accuracy_sentences(evaluated),
         evaluated=evaluated,
         without_pictures=any(one.folder is None for one in evaluated),
         sections=evaluation_sections(evaluated),
     )
     return write_html(html, out)
+
+
+def accuracy_sentences(evaluated: Sequence[Evaluated]) -> list[str]:
+    """Return the plain sentence about each target that the accuracy suite was run on."""
+    return sentences(accuracy_results(evaluated))
+
+
+def accuracy_results(evaluated: Sequence[Evaluated]) -> list[tuple[Evaluated, AccuracyResult]]:
+    """Return the results of the accuracy suite where it was run."""
+    results = [(one, one.evaluation.result("accuracy")) for one in evaluated]
+    return [(one, result) for one, result in results if isinstance(result, AccuracyResult)]
 
 
 def evaluation_sections(evaluated: Sequence[Evaluated]) -> list[Section]:
@@ -82,5 +97,16 @@ def skipped_suites(evaluated: Sequence[Evaluated]) -> list[Section]:
 
 def evaluation_tables(evaluations: Mapping[str, Evaluation]) -> list[Table]:
     """Return the tables of all suites for the terminal, with all targets in each table."""
-    evaluated = [Evaluated(name, record, None, 0) for name, record in evaluations.items()]
+    evaluated = _without_folders(evaluations)
     return [table for section in evaluation_sections(evaluated) for table in section.tables]
+
+
+def evaluation_verdicts(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """Return the plain sentence about each target, and what its test images cannot tell."""
+    results = accuracy_results(_without_folders(evaluations))
+    notes = dict.fromkeys(line for one in classified(results) for line in cautions(one.best))
+    return [*sentences(results), *(f"Note: {line}" for line in notes)]
+
+
+def _without_folders(evaluations: Mapping[str, Evaluation]) -> list[Evaluated]:
+    return [Evaluated(name, record, None, 0) for name, record in evaluations.items()]

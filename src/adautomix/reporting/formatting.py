@@ -1,15 +1,28 @@
 """How reports write numbers: digits, units, intervals and missing values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from adautomix.reporting.statistics import Interval
+from adautomix.runs.records import number_at
 
 MISSING = "–"
 NETWORKS = ("student", "teacher")
 MEMORY_NOTE = (
     "Memory is the peak memory of the GPU, or of the whole process on the CPU, which can include "
     "earlier runs of the same process."
+)
+METRIC_NOTE = (
+    "Top-1 is the fraction of the images whose most likely class is right, top-5 counts the five "
+    "most likely classes. NLL, the negative log-likelihood, is low if the true class gets a high "
+    "probability. ECE, the expected calibration error, is the mean distance between confidence and "
+    "accuracy: with 5 %, a network that says 80 % is right in about 75 or 85 % of the cases. mAP, "
+    "for images with several labels, is the mean average precision over the classes that occur."
+)
+MIXTURE_NOTE = (
+    "Mixture accuracy is the fraction of the label of a mixed training image that the student's "
+    "most likely classes get. Mixed images are hard on purpose, so that it stays far below the "
+    "test accuracy; that is no fault."
 )
 _NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 
@@ -100,3 +113,24 @@ METRICS = (
     Metric("nll", "NLL", "", decimals(3)),
     Metric("ece", "ECE", "%", percent),
 )
+MAP = Metric("map", "mAP", "%", percent)
+"""Mean average precision, which only images with several labels have."""
+
+
+def shown_metrics(scores: Iterable[object]) -> tuple[Metric, ...]:
+    """Return the metrics to show: those of all networks, and mAP if at least one has it.
+
+    Args:
+        scores: `Scores` or their fields by name; None for a missing score.
+    """
+    has_map = any(number_at(one, "map") is not None for one in scores)
+    return (MAP, *METRICS) if has_map else METRICS
+
+
+def shorten_list(items: Iterable[str], limit: int = 8) -> str:
+    """Return a list in words: "a", "a and b", "a, b and c"; "a, b and 7 more" beyond `limit`."""
+    words = list(items) or [MISSING]
+    if len(words) > limit:
+        words = [*words[: limit - 1], f"{len(words) - limit + 1} more"]
+    *head, last = words
+    return f"{', '.join(head)} and {last}" if head else last

@@ -9,6 +9,7 @@ from adautomix.reporting.formatting import (
     METRICS,
     MISSING,
     NETWORKS,
+    Metric,
     difference_plus_minus,
     mebibytes,
     percent,
@@ -47,7 +48,7 @@ class SamplePicture:
 # ---------------------------------------------------------------------- results
 
 
-def result_row(run: Run) -> dict[str, Any]:
+def result_row(run: Run, metrics: Sequence[Metric] = METRICS) -> dict[str, Any]:
     """Return one row of the table of results."""
     best = None if run.summary is None else run.summary.best
     return {
@@ -55,7 +56,7 @@ def result_row(run: Run) -> dict[str, Any]:
         "method": run.method,
         "seed": MISSING if run.fact("seed") is None else run.fact("seed"),
         "state": "" if run.finished else _progress(run),
-        "scores": [m.show(run.figure(network, m.key)) for network in NETWORKS for m in METRICS],
+        "scores": [m.show(run.figure(network, m.key)) for network in NETWORKS for m in metrics],
         "best": percent(number_at(best, "top1")),
         "best_note": f"{best.network}, epoch {best.epoch}" if best else "",
         "seconds": seconds(run.seconds),
@@ -74,21 +75,21 @@ def best_splits(runs: Sequence[Run]) -> list[str]:
     return sorted({one.split for one in best if one is not None})
 
 
-def mean_rows(comparison: Comparison) -> list[dict[str, Any]]:
+def mean_rows(comparison: Comparison, metrics: Sequence[Metric] = METRICS) -> list[dict[str, Any]]:
     """Return the table of means over seeds; empty if no method has two seeds."""
     summaries = comparison.summaries
     several = any(summary.seeds > 1 for summary in summaries)
-    return [_mean_row(summary) for summary in summaries] if several else []
+    return [_mean_row(summary, metrics) for summary in summaries] if several else []
 
 
-def _mean_row(summary: GroupSummary) -> dict[str, Any]:
+def _mean_row(summary: GroupSummary, metrics: Sequence[Metric]) -> dict[str, Any]:
     return {
         "label": summary.label,
         "n": summary.seeds,
         "scores": [
             plus_minus(summary.final.score(network, metric.key), metric.show)
             for network in NETWORKS
-            for metric in METRICS
+            for metric in metrics
         ],
         "seconds": plus_minus(summary.final.seconds, seconds),
         "memory": plus_minus(summary.memory, mebibytes),

@@ -1,13 +1,14 @@
 """The report of runs: one self-contained HTML page without scripts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from adautomix.errors import UsageError
 from adautomix.evaluation.record import Evaluation
 from adautomix.evaluation.target import EvalTarget
-from adautomix.reporting import overview
+from adautomix.reporting import glance, overview
+from adautomix.reporting.class_section import class_section
 from adautomix.reporting.comparison import Comparison, compare_runs
 from adautomix.reporting.drawing import Chart
 from adautomix.reporting.evaluations import (
@@ -17,8 +18,14 @@ from adautomix.reporting.evaluations import (
     read_evaluated,
     write_evaluations,
 )
-from adautomix.reporting.flat_masks import flat_mask_lines
-from adautomix.reporting.formatting import MEMORY_NOTE, METRICS, MISSING, NETWORKS
+from adautomix.reporting.formatting import (
+    MEMORY_NOTE,
+    METRIC_NOTE,
+    MIXTURE_NOTE,
+    NETWORKS,
+    shorten_list,
+    shown_metrics,
+)
 from adautomix.reporting.plots import curves, efficiency_chart, time_chart
 from adautomix.reporting.render import render, write_html
 from adautomix.reporting.significance import explain_tests, summarize_tests
@@ -65,27 +72,43 @@ def write_page(comparison: Comparison, out: Path, evaluations: Sequence[Evaluati
     refuse_folder(out)
     runs = comparison.runs
     evaluated = evaluated_runs(comparison) + evaluated_records(evaluations, comparison)
+    metrics = shown_metrics(
+        run.summary.final[name] for run in runs if run.summary for name in run.summary.final
+    )
+    targets = glance.classified_runs(comparison)
+    charts = [*curves(comparison)]
+    pictures = overview.sample_pictures(comparison)
+    newest = list({picture.run: picture for picture in pictures}.values())
+    first_chart = glance.first_chart(targets, charts, single=len(runs) == 1)
     html = render(
         "report.html.j2",
-        title=f"{listing(_facts(runs, 'method'), 3)} on {listing(_facts(runs, 'data'), 3)}",
+        title=" on ".join(shorten_list(_facts(runs, name), 3) for name in ("method", "data")),
+        leads=glance.leads(comparison, targets) or [summary_sentence(runs)],
+        remarks=glance.remarks(comparison, targets),
+        warnings=glance.page_warnings(comparison, targets),
         sentence=summary_sentence(runs),
+        first_chart=_safe(first_chart),
+        wrong=list(glance.wrong_photos(targets)) if len(runs) == 1 else [],
+        classes=class_section("classes", "Classes", targets) if targets else None,
         source_note=source_note(comparison),
         runs=runs,
         networks=NETWORKS,
-        metrics=METRICS,
+        metrics=metrics,
+        metric_note=METRIC_NOTE,
+        mixture_note=MIXTURE_NOTE,
         memory_note=MEMORY_NOTE,
-        results=[overview.result_row(run) for run in runs],
+        results=[overview.result_row(run, metrics) for run in runs],
         unfinished=[run for run in runs if not run.finished],
         best_splits=overview.best_splits(runs),
-        means=overview.mean_rows(comparison),
+        means=overview.mean_rows(comparison, metrics),
         significance=[(test, overview.cells_of_test(test)) for test in comparison.tests],
         test_summary=summarize_tests(comparison.tests),
         test_notes=explain_tests(comparison.tests),
-        flat_masks=flat_mask_lines(runs),
         equal_time=overview.equal_time_table(comparison),
         time_charts=_safe([*time_chart(comparison), *efficiency_chart(comparison)]),
-        charts=_safe(curves(comparison)),
-        pictures=overview.sample_pictures(comparison),
+        charts=_safe([chart for chart in charts if chart not in first_chart]),
+        pictures=newest,
+        earlier_pictures=[picture for picture in pictures if picture not in newest],
         evaluations=evaluation_sections(evaluated),
         settings=overview.settings_rows(runs),
         provenance=[(run, run.fact("command"), overview.provenance(run)) for run in runs],
@@ -124,24 +147,15 @@ def summary_sentence(runs: Sequence[Run]) -> str:
     methods, seeds = _facts(runs, "method"), _facts(runs, "seed")
     verb = "trains" if len(runs) == 1 else "compare" if len(methods) > 1 else "train"
     parts = [
-        f"{len(runs)} run{'' if len(runs) == 1 else 's'} {verb} {listing(methods)}"
-        f" on {listing(_facts(runs, 'data'))} with {listing(_facts(runs, 'model'))}",
-        f"{listing(_facts(runs, 'epochs'))} epochs",
-        f"{'seeds' if len(seeds) > 1 else 'seed'} {listing(seeds)}",
+        f"{len(runs)} run{'' if len(runs) == 1 else 's'} {verb} {shorten_list(methods)}"
+        f" on {shorten_list(_facts(runs, 'data'))} with {shorten_list(_facts(runs, 'model'))}",
+        f"{shorten_list(_facts(runs, 'epochs'))} epochs",
+        f"{'seeds' if len(seeds) > 1 else 'seed'} {shorten_list(seeds)}",
     ]
     unfinished = sum(not run.finished for run in runs)
     verb = "is" if unfinished == 1 else "are"
     rest = f"; {unfinished} of them {verb} unfinished" if unfinished else ""
     return f"{', '.join(parts)}{rest}."
-
-
-def listing(items: Iterable[str], limit: int = 8) -> str:
-    """Return a list in words: "a", "a and b", "a, b and c"; "a, b and 7 more" beyond `limit`."""
-    words = list(items) or [MISSING]
-    if len(words) > limit:
-        words = [*words[: limit - 1], f"{len(words) - limit + 1} more"]
-    *head, last = words
-    return f"{', '.join(head)} and {last}" if head else last
 
 
 def _facts(runs: Sequence[Run], name: str) -> list[str]:

@@ -51,7 +51,7 @@ class RunRow(_Row):
     Attributes:
         run: name of the run.
         config: its settings, without those that state where it was computed.
-        summary: its summary; the list of class names is empty.
+        summary: its summary without class names and results per class.
         snapshots: its scores after the last epoch, at equal time, and at the best epochs.
         epochs: the epochs after which it was evaluated; empty if they were not recorded.
     """
@@ -93,7 +93,7 @@ def comparison_rows(comparison: Comparison) -> list[ComparisonRows]:
         RunRow(
             run=run.name,
             config={k: v for k, v in run.config.items() if k not in LOCATION_SETTINGS},
-            summary=run.summary.model_copy(update={"classes": []}),
+            summary=run.summary.model_copy(update={"classes": [], "results": None}),
             snapshots=comparison.snapshots[run.name],
             epochs=run.evaluated,
         )

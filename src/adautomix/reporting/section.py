@@ -42,6 +42,32 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Photo:
+    """A small picture of one test image.
+
+    Attributes:
+        source: data URI.
+        truth: the class of the image.
+        answer: what it was predicted as.
+        name: name of the image file.
+    """
+
+    source: str
+    truth: str
+    answer: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Small pictures side by side, as many per row as fit on the screen."""
+
+    title: str
+    note: str
+    photos: Sequence[Photo]
+
+
+@dataclass(frozen=True)
 class Section:
     """A section of the page; the table of contents links to its heading."""
 
@@ -51,6 +77,7 @@ class Section:
     tables: Sequence[Table] = ()
     charts: Sequence[Chart] = ()
     pictures: Sequence[Picture] = ()
+    galleries: Sequence[Gallery] = ()
 
     @property
     def drawn(self) -> list[tuple[Chart, Any]]:

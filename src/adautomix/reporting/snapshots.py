@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from adautomix.reporting.formatting import METRICS, NETWORKS
+from adautomix.reporting.formatting import MAP, METRICS, NETWORKS
 from adautomix.reporting.groups import Group
 from adautomix.reporting.statistics import Interval
 from adautomix.runs.records import Run, number_at
@@ -186,7 +186,7 @@ def _mean_snapshot(group: Group, pick: Callable[[Run], Snapshot | None]) -> Grou
     scores = {
         (network, metric.key): interval
         for network in NETWORKS
-        for metric in METRICS
+        for metric in (*METRICS, MAP)
         if (interval := mean("scores", network, metric.key))
     }
     epochs = {network: one for network in NETWORKS if (one := mean("epochs", network))}

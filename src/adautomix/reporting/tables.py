@@ -20,10 +20,11 @@ from adautomix.reporting.snapshots import GroupSnapshot, GroupSummary, peak_memo
 from adautomix.runs.records import Run
 from adautomix.text import printable
 
-_SCORES = tuple((network, key) for key in ("top1", "ece") for network in NETWORKS)
-_TITLES = {"top1": "top-1 (%)", "ece": "ECE (%)"}
+_TITLES = {"top1": "top-1 (%)", "map": "mAP (%)", "ece": "ECE (%)"}
 
 Cells = list[str]
+Columns = tuple[tuple[str, str], ...]
+"""The (network, metric) of each column of scores."""
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -31,14 +32,15 @@ def comparison_table(comparison: Comparison) -> Table:
     table = Table(caption=_caption(comparison), caption_justify="left")
     for title in ("method", "run", "seed"):
         table.add_column(title)
-    for network, key in _SCORES:
+    scores = _shown_scores(comparison)
+    for network, key in scores:
         table.add_column(f"{network}\n{_TITLES[key]}", justify="right")
     table.add_column("time\n(s)", justify="right")
     table.add_column("memory\n(MiB)", justify="right")
     for group, summary in zip(comparison.groups, comparison.summaries, strict=True):
         for run in group.runs:
-            _add(table, _run_cells(group, run))
-        for cells in _mean_rows(summary):
+            _add(table, _run_cells(group, run, scores))
+        for cells in _mean_rows(summary, scores):
             _add(table, ["", *cells], style="bold")
         table.add_section()
     return table
@@ -46,12 +48,13 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def markdown_table(comparison: Comparison) -> str:
     """Return the table in Markdown; of methods with several seeds it shows only the means."""
-    titles = [f"{network} {_TITLES[key]}" for network, key in _SCORES]
+    scores = _shown_scores(comparison)
+    titles = [f"{network} {_TITLES[key]}" for network, key in scores]
     lines = [["method", "run", "seed", *titles, "time (s)", "memory (MiB)"]]
     lines.append(["---"] * 3 + ["---:"] * (len(lines[0]) - 3))
     for group, summary in zip(comparison.groups, comparison.summaries, strict=True):
-        single = [_run_cells(group, run)[1:] for run in group.runs] if group.seeds < 2 else []
-        rows = [*single, *_mean_rows(summary)]
+        single = [_run_cells(group, run, scores)[1:] for run in group.runs]
+        rows = [*(single if group.seeds < 2 else []), *_mean_rows(summary, scores)]
         labels = [group.label, *[""] * len(rows)]
         lines += [[label, *cells] for label, cells in zip(labels, rows, strict=False)]
     escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
@@ -74,35 +77,46 @@ def _add(table: Table, cells: Cells, style: str = "") -> None:
     table.add_row(*(Text(printable(cell)) for cell in cells), style=style)
 
 
-def _run_cells(group: Group, run: Run) -> Cells:
+def _shown_scores(comparison: Comparison) -> Columns:
+    """Return the scores of the table: mAP in place of top-1 where images have several labels."""
+    several = any(
+        run.figure(name, "map") is not None for run in comparison.runs for name in NETWORKS
+    )
+    keys = ("map" if several else "top1", "ece")
+    return tuple((network, key) for key in keys for network in NETWORKS)
+
+
+def _run_cells(group: Group, run: Run, scores: Columns) -> Cells:
     seed = run.fact("seed")
     return [
         group.label if run is group.runs[0] else "",
         run.name if run.finished else f"{run.name} (unfinished)",
         MISSING if seed is None else str(seed),
-        *(percent(run.figure(network, key)) for network, key in _SCORES),
+        *(percent(run.figure(network, key)) for network, key in scores),
         seconds(run.seconds),
         mebibytes(peak_memory(run)),
     ]
 
 
-def _mean_rows(summary: GroupSummary) -> list[Cells]:
+def _mean_rows(summary: GroupSummary, scores: Columns) -> list[Cells]:
     """Return the cells to the right of the method: last epoch, equal time, and best epochs."""
     rows = []
     if summary.seeds > 1:
         memory = plus_minus(summary.memory, mebibytes)
-        rows.append(_mean_cells(f"mean of {summary.seeds} seeds", summary.final, memory=memory))
+        rows.append(_mean_cells(f"mean of {summary.seeds} seeds", summary.final, scores, memory))
     if summary.equal_time:
-        rows.append(_mean_cells("at equal time", summary.equal_time))
+        rows.append(_mean_cells("at equal time", summary.equal_time, scores))
     if summary.best:
-        rows.append(_mean_cells(f"best by {' or '.join(summary.best_splits)}", summary.best))
+        rows.append(
+            _mean_cells(f"best by {' or '.join(summary.best_splits)}", summary.best, scores)
+        )
     return rows
 
 
-def _mean_cells(title: str, snapshot: GroupSnapshot, memory: str = "") -> Cells:
-    scores = [plus_minus(snapshot.score(*score), percent) for score in _SCORES]
+def _mean_cells(title: str, snapshot: GroupSnapshot, scores: Columns, memory: str = "") -> Cells:
+    means = [plus_minus(snapshot.score(*score), percent) for score in scores]
     time = plus_minus(snapshot.seconds, seconds) if snapshot.seconds else ""
-    return [title, "", *scores, time, memory]
+    return [title, "", *means, time, memory]
 
 
 def _caption(comparison: Comparison) -> str:

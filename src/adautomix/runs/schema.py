@@ -18,6 +18,7 @@ from pydantic import (
     model_serializer,
 )
 
+from adautomix.class_results import ClassResults
 from adautomix.metrics import Scores
 
 SCHEMA_VERSION: Final = 2
@@ -193,6 +194,8 @@ class Summary(Record):
         multi_label: whether an image may have several labels.
         preparation: how an image file becomes an input; None in runs of before it was recorded.
         final: test scores of both networks after the last epoch.
+        results: results per class of both networks after the last epoch; None in a summary of an
+            older version, and in rows of reports.
         best: the best evaluation of the run.
         parameters: number of trained parameters of the student.
         peak_memory_mib: peak memory: of the GPU, or of the process on the CPU.
@@ -223,6 +226,7 @@ class Summary(Record):
     multi_label: bool = False
     preparation: dict[str, Any] | None = None
     final: NetworkScores
+    results: dict[NetworkName, ClassResults] | None = None
     best: BestEpoch | None
     parameters: int
     peak_memory_mib: float

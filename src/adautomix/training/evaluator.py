@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adautomix.class_results import ClassResults, class_results
 from adautomix.config import TrainConfig
 from adautomix.data import ImageData, eval_batches
-from adautomix.data.dataset import OnDisk, Split
+from adautomix.data.dataset import OnDisk, Split, split_files
 from adautomix.device import autocast
 from adautomix.distributed import gather_rows, is_main, rank, world_size
 from adautomix.methods import Method
@@ -43,6 +44,7 @@ class Evaluator:
         device: where the networks are.
         correct: for each network a uint8 tensor `[n]`, 1 for each test image that the latest
             evaluation classified correctly; empty before the first evaluation.
+        results: for each network its results per class in the latest evaluation, likewise.
     """
 
     config: TrainConfig
@@ -52,6 +54,7 @@ class Evaluator:
     teacher: Classifier
     device: torch.device
     correct: dict[str, Tensor] = field(default_factory=dict, init=False)
+    results: dict[NetworkName, ClassResults] = field(default_factory=dict, init=False)
 
     def evaluate(self) -> dict[str, Any]:
         """The evaluation fields of an `EpochRow`: student, teacher, val and probe."""
@@ -84,8 +87,11 @@ class Evaluator:
         logits = {name: gather_rows(values)[: len(images)] for name, values in logits.items()}
         labels = images.labels.to(self.device)
         if split == "test":
-            for name, values in logits.items():
+            files = split_files(self.data, "test")
+            for name in NETWORKS:
+                values = logits[name]
                 self.correct[name] = is_right(values, labels).to(torch.uint8)
+                self.results[name] = class_results(values, labels, self.data.classes, files)
         return {name: score(logits[name], labels) for name in NETWORKS}
 
     def predictions(self) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from adautomix.class_results import ClassResults
 from adautomix.commit import commit
 from adautomix.config import TrainConfig
 from adautomix.data import ImageData
@@ -24,12 +25,13 @@ from adautomix.distributed import (
 )
 from adautomix.errors import AdAutoMixError, RunError, UsageError, command_text
 from adautomix.files import atomic_write, explain_full_disk
+from adautomix.pictures.wrong_photos import WRONG_PHOTOS, write_wrong_photos
 from adautomix.runs.build import data_info, load_images
 from adautomix.runs.checkpoint import load_checkpoint, move_damaged_last, resumable_checkpoints
 from adautomix.runs.data_summary import summarize_data, write_data_summary
 from adautomix.runs.folder import RunFolder, delete_unsaved, pick_folder
 from adautomix.runs.lock import run_lock
-from adautomix.runs.schema import EpochRow, NetworkScores, Summary
+from adautomix.runs.schema import EpochRow, NetworkName, NetworkScores, Summary
 from adautomix.training.loop import Trainer
 from adautomix.training.space import check_space, needed_bytes
 
@@ -200,6 +202,7 @@ def summarize(trainer: Trainer, predictions: str) -> RunResult:
         versions=versions() | ({"commit": code} if (code := commit()) else {}),
         **{name: value for name, value in facts.items() if name in Summary.model_fields},
         final=final,
+        results=save_wrong_photos(trainer),
         best=trainer.best,
         parameters=sum(p.numel() for p in trainer.student.parameters()),
         peak_memory_mib=round(peak_memory_mib(trainer.device)),
@@ -234,6 +237,18 @@ def save_predictions(trainer: Trainer) -> str:
         with atomic_write(trainer.folder.predictions_path) as temporary:
             temporary.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
+
+
+def save_wrong_photos(trainer: Trainer) -> dict[NetworkName, ClassResults]:
+    """Write pictures of the most confident wrong images; return the results that name them."""
+    results = trainer.evaluator.results
+    if not is_main():
+        return results
+    folder = trainer.folder.path / WRONG_PHOTOS
+    return {
+        name: write_wrong_photos(result, trainer.data.test, folder, name)
+        for name, result in results.items()
+    }
 
 
 def open_run(path: Path, *, quiet: bool = False, command: str = "") -> Trainer:
