@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from adautomix.errors import AdAutoMixError
+
 T = TypeVar("T")
 
 
@@ -102,12 +104,23 @@ def broadcast_from_main(make: Callable[[], T]) -> T:
 
     Args:
         make: returns an object that can be pickled.
+
+    Raises:
+        AdAutoMixError: `make` raised it in the main process; every process raises it.
     """
     if world_size() == 1:
         return make()
-    box = [make() if is_main() else None]
+    box: list[tuple[Any, AdAutoMixError | None]] = [(None, None)]
+    if is_main():
+        try:
+            box = [(make(), None)]
+        except AdAutoMixError as error:  # else the other processes would wait for the result
+            box = [(None, error)]
     dist.broadcast_object_list(box, src=0, device=_collective_device())
-    return cast(T, box[0])
+    value, refusal = box[0]
+    if refusal is not None:
+        raise refusal
+    return cast(T, value)
 
 
 def barrier() -> None:

@@ -349,7 +349,7 @@ def test_a_comparison_continues_where_it_stopped(
 
     other = command(*args, "--lr", 0.01)
     assert other.status == 2
-    assert "vanilla-s0 was run with other settings: choose another --out" in other.err
+    assert "vanilla-s0 was run with other settings: lr was 0.1 and is now 0.01." in other.err
 
 
 # --- lists and help --------------------------------------------------------------------------

@@ -223,7 +223,7 @@ def started(photos: Path, tmp_path: Path) -> Path:
 def test_a_run_folder_is_not_overwritten(started: Path, train_fails: Fails) -> None:
     (started / "checkpoints" / "last").mkdir(parents=True)
     line = train_fails("--out", started)
-    assert line.startswith(f"{started} exists: choose another --out, or continue it with `adauto")
+    assert line.startswith(f"{started} was run with other settings: batch_size was ")
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_a_run_that_fails_does_not_stop_the_others(
         if config.method == "dada":
             raise RunError("the loss became NaN")
 
-    monkeypatch.setattr(executing, "train_or_resume", train)
+    monkeypatch.setattr(executing, "train", train)
     (failure,) = execute(fake_tasks(tmp_path), on_progress=no_progress)
     assert begun == ["vanilla", "dada", "meada", "samix", "adautomix"]
     assert (failure.task.name, failure.reason) == ("cifar100-r18/dada@200", "the loss became NaN")
@@ -77,7 +77,7 @@ def test_a_signal_stops_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         begun.append(config.method)
         raise StoppedError("stopped by SIGINT")
 
-    monkeypatch.setattr(executing, "train_or_resume", train)
+    monkeypatch.setattr(executing, "train", train)
     with pytest.raises(StoppedError, match="SIGINT"):
         execute(fake_tasks(tmp_path), on_progress=no_progress)
     assert begun == ["vanilla"]
@@ -89,7 +89,7 @@ def test_failures_are_named_at_the_end(
     def train(config: Any, **options: Any) -> None:
         raise RunError("the disk is full")
 
-    monkeypatch.setattr(executing, "train_or_resume", train)
+    monkeypatch.setattr(executing, "train", train)
     outcome = command("table", 11, "--only", "*/dada@*", "--out", tmp_path)
     assert outcome.status == 1
     assert "1 of 1 runs failed" in outcome.err

@@ -1,7 +1,7 @@
 """Commands that train one run: train and resume."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,12 +11,18 @@ from adautomix.cli.output import command_line, console, print_json, print_line, 
 from adautomix.cli.settings import SettingsCommand
 from adautomix.errors import RunError
 
+if TYPE_CHECKING:
+    from adautomix.training import RunResult
+
 
 @click.command(cls=SettingsCommand)
+@click.option("--fresh", is_flag=True, help="Delete the run that is in --out, and start over.")
 @source_options
 @json_option
-def train(recipe: str | None, config: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
-    """Train one classifier into a run folder.
+def train(
+    fresh: bool, recipe: str | None, config: Path | None, as_json: bool, flags: dict[str, Any]
+) -> None:
+    """Train one classifier into a run folder, or continue the run that was stopped there.
 
     Settings come from a recipe, a YAML file and the options below; each overrides the one before.
     The settings of a method are listed by `adautomix train --method NAME --help`.
@@ -25,8 +31,8 @@ def train(recipe: str | None, config: Path | None, as_json: bool, flags: dict[st
     from adautomix.config import load_config
 
     settings = load_config(recipe=recipe, file=config, flags=flags)
-    result = training.train(settings, quiet=as_json, command=command_line())
-    finish_run(result.folder, as_json)
+    result = training.train(settings, fresh=fresh, quiet=as_json, command=command_line())
+    finish_run(result, as_json)
 
 
 @click.command(cls=Command)
@@ -44,8 +50,8 @@ def resume(run: Path, verify: bool, as_json: bool) -> None:
     if verify:
         print_verification(run, as_json)
         return
-    training.resume(run, quiet=as_json, command=command_line())
-    finish_run(run, as_json)
+    result = training.resume(run, quiet=as_json, command=command_line())
+    finish_run(result, as_json)
 
 
 def print_verification(run: Path, as_json: bool) -> None:
@@ -70,8 +76,12 @@ def print_verification(run: Path, as_json: bool) -> None:
         )
 
 
-def finish_run(folder: Path, as_json: bool) -> None:
-    """Write the report of a run, then print its results and where they are."""
+def finish_run(result: "RunResult", as_json: bool) -> None:
+    """Write the report of a run, then print its results and where they are.
+
+    Of several processes only the main one does. The report of a run that had finished is kept.
+    """
+    from adautomix.distributed import is_main
     from adautomix.reporting.comparison import compare_runs
     from adautomix.reporting.flat_masks import flat_mask_lines
     from adautomix.reporting.page import write_page
@@ -79,9 +89,13 @@ def finish_run(folder: Path, as_json: bool) -> None:
     from adautomix.reporting.verdict import all_lines
     from adautomix.runs.records import read_run, summary_fields
 
-    run = read_run(folder)
+    if not is_main():
+        return
+    run = read_run(result.folder)
     comparison = compare_runs([run])
-    page = write_page(comparison, folder / "report.html")
+    page = result.folder / "report.html"
+    if result.trained or not page.exists():
+        write_page(comparison, page)
     if as_json:
         print_json(summary_fields(run))
         return
@@ -91,4 +105,4 @@ def finish_run(folder: Path, as_json: bool) -> None:
         for line in (*rest, *flat_mask_lines([run])):
             print_line(line)
     console().print(comparison_table(comparison))
-    print_line(f"Run folder {folder}, page {page}")
+    print_line(f"Run folder {result.folder}, page {page}")

@@ -34,7 +34,7 @@ from adautomix.methods import find_method
 from adautomix.models import evaluating
 from adautomix.runs.build import load_images
 from adautomix.runs.folder import RunFolder
-from adautomix.training.compare import train_or_resume
+from adautomix.training.run import train
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Candidate values of C, the inverse regularization strength, from strong to weak."""
@@ -302,7 +302,7 @@ def finetune(
         device=str(target.device),
         out=folder,
     )
-    train_or_resume(config, quiet=True, command="")
+    train(config, quiet=True)
     start.unlink()
     summary = RunFolder.open(folder).summary()
     assert summary is not None

@@ -8,7 +8,7 @@ from adautomix.evaluation.evaluate import evaluate
 from adautomix.evaluation.load_target import EvalOptions, load_target
 from adautomix.evaluation.record import read_evaluation
 from adautomix.tables.tasks import Task
-from adautomix.training.compare import train_or_resume
+from adautomix.training.run import train
 
 TaskProgress = Callable[[Task, int, int], None]
 """Progress callback, called with (next task, tasks done, tasks in total)."""
@@ -48,7 +48,7 @@ def execute(
     for done, task in enumerate(tasks):
         on_progress(task, done, len(tasks))
         try:
-            train_or_resume(task.config(), quiet=quiet, command=command)
+            train(task.config(), quiet=quiet, command=command)
             evaluate_task(task)
         except StoppedError:
             raise

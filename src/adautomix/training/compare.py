@@ -20,9 +20,9 @@ from adautomix.config import TrainConfig, make_config, merge
 from adautomix.device import pick_device
 from adautomix.errors import RunError, UsageError
 from adautomix.runs.build import load_images
-from adautomix.runs.folder import RunFolder, is_unsaved
+from adautomix.runs.folder import RunFolder
 from adautomix.text import printable
-from adautomix.training.run import resume, train
+from adautomix.training.run import RunResult, train
 
 
 def compare(
@@ -69,7 +69,7 @@ def compare(
     jobs = min(jobs or default_jobs(configs[0]), len(configs))
     if jobs == 1:
         for config in configs:
-            train_or_resume(config, quiet=quiet, command=command)
+            train(config, quiet=quiet, command=command)
     else:
         run_parallel(configs, jobs, quiet=quiet, command=command)
     return [out / f"{name}-s{seed}" for name in variants for seed in seeds]
@@ -100,7 +100,7 @@ def run_parallel(configs: Sequence[TrainConfig], jobs: int, *, quiet: bool, comm
         jobs, multiprocessing.get_context("spawn"), start_worker, (threads,)
     ) as pool:
         runs = [
-            pool.submit(train_or_resume, config, quiet=True, command=command) for config in configs
+            pool.submit(train, config, quiet=True, command=command) for config in configs
         ]
         config_of = dict(zip(runs, configs, strict=True))
         try:
@@ -147,28 +147,7 @@ def progress_line(config: TrainConfig, done: int, runs: int, elapsed: float) -> 
     return f"{name} s{config.seed}: {networks}  ({done} of {runs} runs, {left:.0f} s left)"
 
 
-def cancel_pending(runs: Sequence[Future[None]]) -> None:
+def cancel_pending(runs: Sequence[Future[RunResult]]) -> None:
     """Cancel the runs that have not started; running ones get the signal too, and save."""
     for run in runs:
         run.cancel()
-
-
-def train_or_resume(config: TrainConfig, *, quiet: bool, command: str) -> None:
-    """Train a run, or resume it if it was stopped; do nothing if it has finished.
-
-    Raises:
-        UsageError: the run folder has other settings.
-        RunError: the run could not continue.
-    """
-    assert config.out is not None
-    if not (config.out / "config.yaml").exists():
-        train(config, quiet=quiet, command=command)
-        return
-    folder = RunFolder.open(config.out)
-    if is_unsaved(config.out):
-        train(config, quiet=quiet, command=command)
-        return
-    if folder.config().resolved() != config.resolved():
-        raise UsageError(f"{config.out} was run with other settings: choose another --out")
-    if folder.summary() is None or not folder.predictions_path.exists():
-        resume(config.out, quiet=quiet, command=command)

@@ -100,6 +100,12 @@ class Display:
         self.console.print(printable(text, None), highlight=False, markup=False, soft_wrap=True)
 
 
+def say(text: str, *, quiet: bool = False) -> None:
+    """Print a line on stderr where no run is shown."""
+    console = Console(stderr=True, quiet=quiet)
+    console.print(printable(text, None), highlight=False, markup=False, soft_wrap=True)
+
+
 def losses_text(loss: float, mixture_accuracy: float | None) -> str:
     """The loss, and the mixture accuracy if the method reports one."""
     text = f"loss {loss:.3f}"

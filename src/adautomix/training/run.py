@@ -23,16 +23,26 @@ from adautomix.distributed import (
     is_main,
     world_size,
 )
-from adautomix.errors import AdAutoMixError, RunError, UsageError, command_text
+from adautomix.errors import RunError, UsageError, command_text
 from adautomix.files import atomic_write, explain_full_disk
 from adautomix.pictures.wrong_photos import WRONG_PHOTOS, write_wrong_photos
 from adautomix.runs.build import data_info, load_images
 from adautomix.runs.checkpoint import load_checkpoint, move_damaged_last, resumable_checkpoints
 from adautomix.runs.data_summary import summarize_data, write_data_summary
-from adautomix.runs.folder import RunFolder, delete_unsaved, pick_folder
+from adautomix.runs.folder import RunFolder, unused_folder
 from adautomix.runs.lock import run_lock
 from adautomix.runs.schema import EpochRow, NetworkName, NetworkScores, Summary
+from adautomix.runs.state import (
+    RunState,
+    check_same_settings,
+    finished_line,
+    finished_summary,
+    is_damaged,
+    remove_run,
+    run_state,
+)
 from adautomix.training.loop import Trainer
+from adautomix.training.progress import say
 from adautomix.training.space import check_space, needed_bytes
 
 
@@ -44,19 +54,27 @@ class RunResult:
         folder: the run folder.
         final: test scores of "student" and "teacher" after the last epoch.
         summary: the content of `summary.json`.
+        trained: whether this call trained it; False if the run had finished before.
     """
 
     folder: Path
     final: NetworkScores
     summary: Summary
+    trained: bool = True
 
 
 def train(
-    config: TrainConfig, *, data: Any = None, quiet: bool = False, command: str = ""
+    config: TrainConfig,
+    *,
+    data: Any = None,
+    fresh: bool = False,
+    quiet: bool = False,
+    command: str = "",
 ) -> RunResult:
-    """Train one classifier and write a run folder.
+    """Train one classifier into a run folder, or continue the run that is there already.
 
-    A run that was stopped before its first checkpoint is started again in the same folder.
+    A run that was stopped continues from its last checkpoint, or starts again if it had none. A
+    run that has finished is returned as it is. So the same call can be repeated until it succeeds.
 
     Args:
         config: the settings.
@@ -64,27 +82,49 @@ def train(
             (train, test) or (train, val, test). Items are (image, label) pairs without random
             augmentation; images are PIL images, or pixels as uint8 or as floats in [0, 1]. They
             are read once and kept in the image cache, where `resume` and `evaluate` find them.
+        fresh: delete the run that is in the folder, and start over.
         quiet: show no progress.
         command: the command line, for the summary.
 
     Raises:
-        UsageError: a setting does not fit the data, a file is missing, or the folder exists.
+        UsageError: a setting does not fit the data, a file is missing, or the folder holds a run
+            with other settings or something else.
         RunError: the run could not continue; its checkpoints are kept.
     """
     init_distributed(pick_device(config.device))
     if data is not None:
         config = config.model_copy(update={"data": object_source(data)})
-    path = broadcast_from_main(lambda: pick_folder(config))
+    path = broadcast_from_main(lambda: config.out or unused_folder(config))
+    state = "new" if fresh else broadcast_from_main(lambda: state_for(path, config))
+    if state == "new":
+        return start(config, path, data=data, fresh=fresh, quiet=quiet, command=command)
+    return continue_run(path, config, data=data, quiet=quiet, command=command)
+
+
+def state_for(path: Path, config: TrainConfig) -> RunState:
+    """Return what training with these settings into a folder means, see `run_state`.
+
+    Raises:
+        UsageError: the folder holds a run with other settings, or something else.
+    """
+    state = run_state(path)
+    if state != "new":
+        check_same_settings(path, config)
+    return state
+
+
+def start(
+    config: TrainConfig, path: Path, *, data: Any, fresh: bool, quiet: bool, command: str
+) -> RunResult:
+    """Train a new run, see `train`; an old one is only removed once the new one can be trained."""
     images = load_images(config, progress=not quiet, data=data)
     with explain_stop(path), only_writer(path):
-        folder = broadcast_from_main(lambda: RunFolder.create(config, path))
-        try:
-            trainer = Trainer(config, images, folder, quiet=quiet, command=command)
-            show_space(trainer)
-        except AdAutoMixError:
-            if is_main():
-                delete_unsaved(path)
-            raise
+        trainer = Trainer(config, images, RunFolder(path), quiet=quiet, command=command)
+        show_space(trainer)
+        removed = broadcast_from_main(lambda: remove_run(path)) if fresh else ""
+        if removed:
+            trainer.display.say(removed)
+        trainer.folder = broadcast_from_main(lambda: RunFolder.create(config, path))
         if is_main():
             record_data(trainer, images)
         return run_to_end(trainer)
@@ -251,8 +291,14 @@ def save_wrong_photos(trainer: Trainer) -> dict[NetworkName, ClassResults]:
     }
 
 
-def open_run(path: Path, *, quiet: bool = False, command: str = "") -> Trainer:
+def open_run(path: Path, *, data: Any = None, quiet: bool = False, command: str = "") -> Trainer:
     """Build a trainer and restore the newest undamaged checkpoint of a run.
+
+    Args:
+        path: the run folder.
+        data: PyTorch data sets that the run was started with; None reads them from the cache.
+        quiet: show no progress.
+        command: the command line, for the summary.
 
     Raises:
         UsageError: there is no run at `path`, it has no checkpoint yet, or its settings or its
@@ -265,17 +311,18 @@ def open_run(path: Path, *, quiet: bool = False, command: str = "") -> Trainer:
     restored = broadcast_from_main(folder.restore_damaged)
     folder.check_unchanged(checkpoint)
     config = folder.config()
-    data = load_images(
-        config, progress=not quiet, record=folder.splits(), recorded=folder.data_info()
+    images = load_images(
+        config, progress=not quiet, data=data, record=folder.splits(), recorded=folder.data_info()
     )
-    folder.check_same_data(data_info(data))
-    trainer = Trainer(config, data, folder, quiet=quiet, command=command, from_checkpoint=True)
+    folder.check_same_data(data_info(images))
+    trainer = Trainer(config, images, folder, quiet=quiet, command=command, from_checkpoint=True)
     if is_main():
         for line in [*restored, *([problem] if problem else [])]:
             trainer.display.say(line)
         if problem:
             move_damaged_last(path)
     trainer.restore(checkpoint)
+    trainer.display.say(f"continuing {path} from step {trainer.step} of {trainer.steps}")
     show_space(trainer)
     return trainer
 
@@ -290,7 +337,7 @@ def device_of(folder: RunFolder) -> torch.device:
 
 
 def resume(path: Path, *, quiet: bool = False, command: str = "") -> RunResult:
-    """Resume a run exactly where it stopped; for a finished run, only write its summary again.
+    """Resume a run exactly where it stopped; a finished run is returned as it is.
 
     Args:
         path: the run folder.
@@ -303,5 +350,49 @@ def resume(path: Path, *, quiet: bool = False, command: str = "") -> RunResult:
         RunError: the run could not continue, or every checkpoint is damaged.
     """
     init_distributed(device_of(RunFolder.open(path)))
+    return continue_run(path, quiet=quiet, command=command)
+
+
+def continue_run(
+    path: Path,
+    config: TrainConfig | None = None,
+    *,
+    data: Any = None,
+    quiet: bool = False,
+    command: str = "",
+) -> RunResult:
+    """Continue a stopped run; say that a finished one has finished.
+
+    Args:
+        path: the run folder.
+        config: settings of `check_same_settings`, of which those that may differ are taken over.
+        data: see `train`.
+        quiet: show no progress.
+        command: the command line, for the summary.
+    """
+    verify = config is None  # `resume` also restores what was damaged since
+    if done := finished_result(path, verify=verify, quiet=quiet):
+        return done
     with explain_stop(path), only_writer(path):
-        return run_to_end(open_run(path, quiet=quiet, command=command))
+        # Another process may have held the lock until now.
+        if done := finished_result(path, verify=verify, quiet=quiet):
+            return done
+        if config is not None and is_main():
+            RunFolder(path).write_config(config.resolved() | {"out": str(path)})
+        barrier()
+        return run_to_end(open_run(path, data=data, quiet=quiet, command=command))
+
+
+def finished_result(path: Path, *, verify: bool, quiet: bool) -> RunResult | None:
+    """Return the result of a run that has finished, and say so; None if it has not.
+
+    Args:
+        path: the run folder.
+        verify: read its files too; None if one is damaged.
+        quiet: say nothing.
+    """
+    summary = broadcast_from_main(lambda: finished_summary(path))
+    if summary is None or (verify and broadcast_from_main(lambda: is_damaged(path))):
+        return None
+    say(finished_line(path), quiet=quiet or not is_main())
+    return RunResult(path, summary.final, summary, trained=False)
