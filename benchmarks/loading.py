@@ -45,19 +45,19 @@ Epoch = Callable[[], int]
 def main() -> None:
     """Measure, and write a row per kind of photographs."""
     arguments = parse_arguments()
+    figures: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         for name, folder in folders(arguments.photos, Path(scratch)).items():
             loaders = all_loaders(folder, Path(scratch) / "cache", arguments)
-            figures = time_in_turns(loaders, arguments.rounds)
-            report(name, figures)
-            stated = {"photos": name, "workers": arguments.workers, "augment": arguments.augment}
-            append(
-                arguments.rows, "loading", figures, device=CPU, libraries=("timm",), stated=stated
-            )
+            rates = time_in_turns(loaders, arguments.rounds)
+            report(name, rates)
+            figures += [{"photos": name, **rate} for rate in rates]
+        stated = {"workers": arguments.workers, "augment": arguments.augment}
+        append(arguments.rows, "loading", figures, device=CPU, libraries=("timm",), stated=stated)
         if arguments.photos is not None:
-            figures = [share_of_step(arguments, augment) for augment in ("none", "randaugment")]
-            print(figures)
-            append(arguments.rows, "prefetching", figures, device=CPU)
+            waiting = [share_of_step(arguments, augment) for augment in ("none", "randaugment")]
+            print(waiting)
+            append(arguments.rows, "prefetching", waiting, device=CPU)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -99,9 +99,7 @@ def run_parallel(configs: Sequence[TrainConfig], jobs: int, *, quiet: bool, comm
     with ProcessPoolExecutor(
         jobs, multiprocessing.get_context("spawn"), start_worker, (threads,)
     ) as pool:
-        runs = [
-            pool.submit(train, config, quiet=True, command=command) for config in configs
-        ]
+        runs = [pool.submit(train, config, quiet=True, command=command) for config in configs]
         config_of = dict(zip(runs, configs, strict=True))
         try:
             for done, run in enumerate(as_completed(runs), 1):
