@@ -183,6 +183,7 @@ def test_class_names(content: str, expected: dict[int, str], tmp_path: Path) -> 
         ("path,label\n", r"names no image"),
         ("", r"names no image"),
         ("path,label,split\na.jpg,x,train\na.jpg,y,july\n", r"has a split 'july': use train, val"),
+        ("a.jpg,\0\n\0,\0\n", r"\0 is missing"),
     ],
 )
 def test_lists_that_cannot_be_read(content: str, message: str, tmp_path: Path) -> None:

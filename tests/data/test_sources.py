@@ -141,6 +141,24 @@ def test_cars_without_labels_of_the_test_images(tmp_path: Path) -> None:
         read("cars", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "content"),
+    [
+        ("tiny-imagenet-200", "tiny-imagenet-200/val/val_annotations.txt", b"no tab"),
+        ("cars", "stanford_cars/devkit/cars_train_annos.mat", b"MATLAB 5.0" + bytes(200)),
+        ("cub200", "CUB_200_2011/images.txt", b"1 a\0b.jpg"),
+        ("flowers102", "flowers-102/imagelabels.mat", b""),
+    ],
+)
+def test_a_damaged_list_of_an_archive_is_one_line(
+    name: str, file: str, content: bytes, tmp_path: Path
+) -> None:
+    WRITERS[name](tmp_path, Pictures(), 3, MINIATURE)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(UsageError, match=r"^[^\n]+unpack [^\n]+again[^\n]*$"):
+        read(name, tmp_path)
+
+
 def test_the_banner_of_aircraft_is_cut(tmp_path: Path) -> None:
     published.write_aircraft(tmp_path, Pictures(), 3, MINIATURE)
     found = read("aircraft", tmp_path)

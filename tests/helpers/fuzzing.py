@@ -1,4 +1,4 @@
-"""Feed random settings, run folders and descriptions of networks to everything that reads them.
+"""Feed random settings, run folders, networks, lists and images to everything that reads them.
 
     make fuzz MINUTES=5
 
@@ -12,30 +12,23 @@ import shutil
 import sys
 import tempfile
 import time
-import warnings
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import yaml
-from hypothesis import HealthCheck, given
+from fuzzing_data import fuzz_archives, fuzz_images, fuzz_lists
 from hypothesis import strategies as st
+from reading_checks import TRIED, Target, mutate, mutations, only_our_errors, target
 from records import epoch_fields, summary_fields, train_fields
 
 from adautomix.config import load_config, make_config, unflatten
 from adautomix.config.schema import TrainConfig, architecture_of
-from adautomix.errors import AdAutoMixError
 from adautomix.methods import METHODS
 from adautomix.models import check_build_arguments, check_replacements
 from adautomix.runs.checkpoint import FILES, read_manifest, write_manifest
 from adautomix.runs.folder import RunFolder
 from adautomix.runs.records import read_run, write_metrics, write_summary
 from adautomix.runs.schema import EpochRow, Row, Summary, TrainRow
-from adautomix.text import printable
-
-TRIED: Counter[str] = Counter()
 
 scalars = (
     st.none()
@@ -54,68 +47,28 @@ values = st.recursive(
     max_leaves=8,
 )
 names = st.sampled_from([*TrainConfig.model_fields, *METHODS]) | st.text(max_size=10)
-mutations = st.lists(
-    st.tuples(
-        st.sampled_from(["flip", "cut", "insert", "repeat"]),
-        st.floats(0, 1),
-        st.integers(0, 255),
-    ),
-    min_size=1,
-    max_size=3,
-)
-
-
-def only_our_errors(kind: str, read: Callable[[], Any]) -> None:
-    """Call a reader; what it may raise is an `AdAutoMixError` of one printable line."""
-    TRIED[kind] += 1
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            read()
-    except AdAutoMixError as error:
-        line = printable(" ".join(str(error).split()), None)
-        if not line or len(line) > 5000:
-            raise AssertionError(f"no line to print: {line[:200]!r}") from error
-
-
-def mutate(content: bytes, changes: list[tuple[str, float, int]]) -> bytes:
-    """Apply changes at positions from 0 (start) to 1 (end) of the content."""
-    for kind, place, value in changes:
-        position = int(place * len(content))
-        head, tail = content[:position], content[position:]
-        if kind == "flip" and tail:
-            content = head + bytes([tail[0] ^ (value or 1)]) + tail[1:]
-        elif kind == "cut":
-            content = head
-        elif kind == "insert":
-            content = head + bytes([value]) * 3 + tail
-        elif kind == "repeat":
-            content = head + tail * 2
-    return content
-
-
 # ---------------------------------------------------------------------- what is fuzzed
 
 
-@given(st.dictionaries(names, values, max_size=5))
+@target(st.dictionaries(names, values, max_size=5))
 def fuzz_settings(settings: dict[str, Any]) -> None:
     """Nested values, as a Python user passes them."""
     only_our_errors("settings", lambda: make_config(settings))
 
 
-@given(st.dictionaries(names, st.text(max_size=30), max_size=4))
+@target(st.dictionaries(names, st.text(max_size=30), max_size=4))
 def fuzz_flags(flags: dict[str, str]) -> None:
     """Dotted names and texts, as the command line passes them."""
     only_our_errors("flags", lambda: make_config(unflatten(flags)))
 
 
-def fuzz_files(scratch: Path) -> Callable[[], None]:
+def fuzz_files(scratch: Path) -> Target:
     """YAML files: random bytes, random values, and mutated settings."""
     path = scratch / "settings.yaml"
     plain = make_config({"method": "mixup"}).resolved()
     whole = yaml.safe_dump(plain).encode()
 
-    @given(
+    @target(
         st.binary(max_size=60)
         | mutations.map(lambda changes: mutate(whole, changes))
         | st.dictionaries(names, values, max_size=4).map(lambda v: json.dumps(v).encode())
@@ -146,13 +99,13 @@ def make_run(folder: Path) -> Path:
     return run.path
 
 
-def fuzz_runs(scratch: Path) -> Callable[[], None]:
+def fuzz_runs(scratch: Path) -> Target:
     """Run folders in which one file was damaged."""
     whole = make_run(scratch)
     files = [path for path in sorted(whole.rglob("*")) if path.is_file()]
     contents = [path.read_bytes() for path in files]
 
-    @given(st.integers(0, len(files) - 1), mutations)
+    @target(st.integers(0, len(files) - 1), mutations)
     def check(index: int, changes: list[tuple[str, float, int]]) -> None:
         files[index].write_bytes(mutate(contents[index], changes))
         run = RunFolder(whole)
@@ -171,7 +124,7 @@ def fuzz_runs(scratch: Path) -> Callable[[], None]:
     return check
 
 
-@given(
+@target(
     st.sampled_from(["resnet18", "vit_tiny_patch16_224", "hf-hub:x", "local-dir:/"]) | scalars,
     st.dictionaries(
         st.sampled_from(["layers", "depth", "pretrained", "checkpoint_path"]) | st.text(max_size=9),
@@ -185,7 +138,7 @@ def fuzz_networks(name: Any, arguments: dict[str, Any]) -> None:
     only_our_errors("networks", lambda: check_replacements({"conv1": arguments}))
 
 
-def targets(scratch: Path) -> dict[str, Callable[[], None]]:
+def targets(scratch: Path) -> dict[str, Target]:
     """Every fuzz target by name; each call tries as many inputs as the settings say."""
     return {
         "settings": fuzz_settings,
@@ -193,20 +146,15 @@ def targets(scratch: Path) -> dict[str, Callable[[], None]]:
         "files": fuzz_files(scratch),
         "runs": fuzz_runs(scratch),
         "networks": fuzz_networks,
+        "lists": fuzz_lists(_made(scratch / "lists")),
+        "archives": fuzz_archives(_made(scratch / "archives")),
+        "images": fuzz_images(_made(scratch / "images")),
     }
 
 
-def bounded(target: Callable[[], None], inputs: int, seed: int | None = None) -> Callable[[], None]:
-    """A target that tries so many inputs: always the same ones, or those of a seed."""
-    options = hypothesis.settings(
-        max_examples=inputs,
-        deadline=None,
-        database=None,
-        derandomize=seed is None,
-        suppress_health_check=list(HealthCheck),
-    )
-    tried = options(target)
-    return tried if seed is None else hypothesis.seed(seed)(tried)
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def main() -> None:
@@ -220,9 +168,9 @@ def main() -> None:
     try:
         known = targets(scratch)
         while time.monotonic() - started < 60 * options.minutes:
-            for name, target in known.items():
+            for name in known:
                 try:
-                    bounded(target, 200, seed)()
+                    known[name].tried(200, seed)()
                 except Exception as error:
                     failures += 1
                     print(f"{name}, seed {seed}: {type(error).__name__}: {error}", flush=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from adautomix.data.sources.listing import Found, Listing, count
 from adautomix.data.sources.torchvision_sets import download_with_torchvision
-from adautomix.errors import UsageError
+from adautomix.errors import AdAutoMixError, UsageError
 
 
 def has(*names: str) -> Callable[[Path], bool]:
@@ -87,7 +87,15 @@ class Archive:
         Raises:
             UsageError: files are missing or damaged.
         """
-        found = self.read(folder)
+        try:
+            found = self.read(folder)
+        except AdAutoMixError:
+            raise
+        except Exception as error:  # SciPy and torchvision raise anything on damaged files
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UsageError(
+                f"{folder} differs from the published archive ({reason}): unpack it again"
+            ) from error
         differing = tuple(self._differences(found))
         if isinstance(found, Listing):
             return replace(found, name=self.name, warnings=(*found.warnings, *differing))

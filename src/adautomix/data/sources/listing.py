@@ -222,7 +222,10 @@ def image_file(path: str | os.PathLike[str]) -> ImageFile:
     Raises:
         OSError: there is no such file.
     """
-    return recorded(os.fspath(path), Path(path).stat())
+    try:
+        return recorded(os.fspath(path), Path(path).stat())
+    except ValueError as error:  # a null byte in the path
+        raise OSError(f"{error}: {os.fspath(path)!r}") from None
 
 
 def recorded(path: str, status: os.stat_result) -> ImageFile:
