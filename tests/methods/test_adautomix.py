@@ -8,6 +8,7 @@ import torch
 from tiny import CLASSES, gradients_of, state_of, tiny_classifier, toy_images, trained_networks
 from torch import Tensor, nn
 
+from adautomix.config.sweeps import read_sweep
 from adautomix.ema import Teacher
 from adautomix.errors import UsageError
 from adautomix.methods.adautomix import AdAutoMix, AdAutoMixParams, AdAutoMixSettings
@@ -180,6 +181,38 @@ def test_fraction_of_mixes_near_an_edge() -> None:
     ratio = 0.03 / 0.97
     expected = ratio + ratio**2 / 6
     assert replaced.float().mean().item() == pytest.approx(expected, abs=0.0015)
+
+
+@pytest.mark.parametrize(
+    ("n", "replaced"),
+    [(3, [True, True, True, False, True]), (2, [True, False, False, True, False])],
+)
+def test_the_inverted_margin_of_openmixup(n: int, replaced: list[bool]) -> None:
+    """For N = 3 masks remain only where λ_1 > 0.97; with two images the slip is not there."""
+    world = World(images=5, n=n, lam_margin=0.03, lam_margin_bug=True)
+    first = torch.tensor([0.029, 0.031, 0.969, 0.971, 0.5])
+    rest = [(1 - first) / (n - 1)] * (n - 1)
+    lam = torch.stack([first, *rest], dim=1)
+    perm = torch.stack([torch.arange(5).roll(shift) for shift in range(n)], dim=1)
+    params = AdAutoMixParams(perm, lam, perm, lam, adversarial=True)
+    mixed = world.method.mix(world.images, world.targets, params, features=world.features())
+    plain = mix_by_lam(world.images, world.targets, perm, lam)
+    equal = (mixed.images == plain.images).flatten(1).all(dim=1)
+    assert equal.tolist() == replaced
+
+
+def test_the_inverted_margin_hides_almost_all_mixes() -> None:
+    lam = draw_simplex(20_000, 3, 1.0, rng(), per_sample=True)
+    marked = torch.full((20_000, 3, 1, 1), -1.0)
+    hidden = use_lam_near_edge(marked, lam, 0.03, inverted=True) != -1
+    assert hidden.float().mean() > 0.999
+
+
+def test_a_sweep_compares_the_margin_and_its_slip() -> None:
+    variants = read_sweep("methods/margin-bug")
+    margin, slip = (variants[name] for name in ("margin", "margin-bug"))
+    assert slip["adautomix"] == {"lam_margin_bug": True}
+    assert margin | {"label": "margin-bug", "adautomix": slip["adautomix"]} == slip
 
 
 def test_generators_own_mixes_have_no_margin() -> None:

@@ -303,15 +303,10 @@ def _check_batches(images: int, batch_size: int, drop_last: bool, world_size: in
             f"batches of {batch_size} and a last one of {last} do not divide among {world_size} "
             "processes: use a multiple of them and drop the last batch"
         )
-    if batch_size < 2:
-        raise UsageError(f"batch size {batch_size}: batch norm needs at least 2 images per batch")
+    if batch_size < 1:
+        raise UsageError(f"batch size {batch_size}: use at least 1 image per batch")
     if batch_size > images:
         raise UsageError(
             f"batch size {batch_size} is larger than the training set of {images} images: "
             f"use at most {images}"
-        )
-    if not drop_last and images % batch_size == 1:
-        raise UsageError(
-            f"batch size {batch_size} leaves a last batch of one of the {images} training images, "
-            "and batch norm needs two: use another batch size or drop the last batch"
         )

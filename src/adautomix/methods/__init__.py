@@ -25,6 +25,7 @@ from adautomix.methods.gridmix import GridMix
 from adautomix.methods.guidedmixup import GuidedMixup
 from adautomix.methods.manifoldmix import ManifoldMix
 from adautomix.methods.meada import MEADA
+from adautomix.methods.mergemix import MergeMix
 from adautomix.methods.mixpro import MixPro
 from adautomix.methods.mixture import Mixture
 from adautomix.methods.mixup import Mixup
@@ -82,6 +83,7 @@ METHODS: dict[str, type[Method]] = {
         TokenMixup,
         MixPro,
         SMMix,
+        MergeMix,
         AutoMix,
         SAMix,
         AdAutoMix,

@@ -34,6 +34,7 @@ Settings:
 - beta: 0.3, as in the paper for CIFAR-100 and in the log of the 800-epoch run. The first records of
   the 200-epoch log fit 0.7.
 - lam_margin: 0.03 in the authors' CIFAR-100 configurations.
+- lam_margin_bug: off, as in the authors' own repository; on, as in openmixup (0.2.9 and later).
 - lam_embedding: off in the authors' CIFAR-100 ResNet configurations; on for transformers and larger
   images.
 - attention_norm: off in the authors' configurations but that of ImageNet with ResNet-50.
@@ -75,7 +76,9 @@ Deviations:
 - At N = 2 both permutations are drawn. The released code keeps the first image in place.
 - λ is drawn separately for the generator's and the classifier's mixes. The released code shares it
   from N = 3 on.
-- The λ margin is tested on both sides of λ_1, as in the authors' own repository.
+- The λ margin is tested on both sides of λ_1, as in the authors' own repository. openmixup compares
+  the upper side the wrong way round for N > 2, so that masks remain only where λ_1 is within the
+  margin of 1: `lam_margin_bug: true` does the same, and the sweep `methods/margin-bug` compares.
 Evidence: 81.55 / 81.97 / 82.32 % top-1 accuracy with ResNet-18 on CIFAR-100 after 200 / 400 / 800
 epochs (the authors' tables; clean head of the teacher, median of the last 10 epochs).
 """
@@ -95,6 +98,7 @@ from adautomix.methods.base_learned import (
     LearnedMaskMethod,
     LearnedMaskSettings,
     TwoMixParams,
+    use_lam_near_edge,
 )
 from adautomix.methods.facts import Paper
 from adautomix.mixing.generator import MixGenerator, Upsampling, mask_spread
@@ -126,6 +130,11 @@ class AdAutoMixSettings(LearnedMaskSettings):
     )
     beta: float = Field(
         0.3, ge=0, le=1, description="β, weight of the teacher's loss against the cosine"
+    )
+    lam_margin_bug: bool = Field(
+        False,
+        description="compare lam_margin the wrong way round for n > 2, as openmixup does; on: the "
+        "student sees almost no generated mix",
     )
     lam_embedding: bool = Field(False, description="feed λ to the generator")
     attention_norm: bool = Field(False, description="batch norm after query and key")
@@ -281,6 +290,11 @@ class AdAutoMix(LearnedMaskMethod[AdAutoMixSettings, AdAutoMixParams]):
                 "features": self.generator_input(teacher, teacher.feature_map(images, self.tap))
             }
         return {}
+
+    def replace_near_edge(self, masks: Tensor, lam: Tensor) -> Tensor:
+        """Return the student's masks `[M, N, H, W]`, constant where λ is near 0 or 1."""
+        inverted = self.settings.lam_margin_bug and lam.shape[1] > 2
+        return use_lam_near_edge(masks, lam, self.settings.lam_margin, inverted=inverted)
 
     def generator_mix(
         self, images: Tensor, targets: Tensor, params: AdAutoMixParams, features: Tensor

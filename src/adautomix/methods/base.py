@@ -18,6 +18,7 @@ from typing_extensions import TypeVar
 from adautomix.errors import UsageError
 from adautomix.methods.facts import LabelRule, Paper, Requirement
 from adautomix.metrics import mixture_accuracy
+from adautomix.mixing.decoupled import decoupled_regularizer
 from adautomix.mixing.ops import Mixed, soft_targets
 from adautomix.mixing.params import CleanParams, MixParams, Shape
 from adautomix.mixing.schedule import MixSchedule
@@ -132,6 +133,7 @@ class Method(nn.Module, ABC, Generic[S, P]):
         self.schedule: MixSchedule | None = None
         self.steps: int | None = None
         self.loss_name: LossName = "cross_entropy"
+        self.decouple = 0.0
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", None, persistent=False)
         self.build(model)
@@ -157,9 +159,12 @@ class Method(nn.Module, ABC, Generic[S, P]):
             seed: random seed of these decisions, the same in all processes.
 
         Raises:
-            UsageError: the method cannot mix some images of a batch and leave others clean.
+            UsageError: the method cannot mix some images of a batch and leave others clean, or
+                cannot use the decoupled regularizer.
         """
         self.check_schedule(mix)
+        self.check_decoupled(mix.decouple, self.loss_name)
+        self.decouple = mix.decouple
         self.steps, self.schedule = steps, MixSchedule(mix, steps or 1, seed)
 
     def use_loss(self, name: LossName) -> None:
@@ -177,6 +182,7 @@ class Method(nn.Module, ABC, Generic[S, P]):
                 "per image, or loss = bce, use a method that only mixes its input: "
                 f"{', '.join(sorted(InputMixing.by_name))}"
             )
+        self.check_decoupled(self.decouple, name)
         self.loss_name = name
 
     def weigh_classes(self, weights: Tensor | None) -> None:
@@ -205,23 +211,43 @@ class Method(nn.Module, ABC, Generic[S, P]):
         """Check that the method can mix as the settings ask for.
 
         Raises:
-            UsageError: it cannot mix some images of a batch and leave others clean.
+            UsageError: it cannot mix some images of a batch and leave others clean, or cannot use
+                the decoupled regularizer.
         """
         if mix.per_sample and cls.compute_loss is not Method.compute_loss:
             raise UsageError(
                 f"mix.per_sample: {cls.name} mixes all images of a step or none; leave it off, or "
                 "use a method that only mixes its input, say cutmix"
             )
+        cls.check_decoupled(mix.decouple)
+
+    @classmethod
+    def check_decoupled(cls, weight: float, loss: LossName = "cross_entropy") -> None:
+        """Check that the decoupled regularizer can be added to the loss of the method.
+
+        Raises:
+            UsageError: it cannot, and its weight is not 0.
+        """
+        if weight and cls.compute_loss is not Method.compute_loss:
+            raise UsageError(
+                f"mix.decouple: the loss of {cls.name} is more than that of its mixes; leave it at "
+                "0, or use a method that only mixes its input, say cutmix"
+            )
+        if weight and loss == "bce":
+            raise UsageError("mix.decouple is defined for loss = cross_entropy: leave it at 0")
 
     @property
     def min_batch(self) -> int:
         """The smallest batch that the method can mix."""
         return 1
 
-    @property
-    def min_part(self) -> int:
-        """The fewest images that each process, or part of an accumulated batch, can train on."""
-        return 2
+    def min_part(self, *, batch_norm: bool) -> int:
+        """Return how many images each process, or part of an accumulated batch, needs.
+
+        Args:
+            batch_norm: whether the network has batch norm, which needs two images.
+        """
+        return 2 if batch_norm else 1
 
     @property
     def eval_head(self) -> str:
@@ -401,11 +427,12 @@ class Method(nn.Module, ABC, Generic[S, P]):
 
     def loss_from_logits(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return `loss` and `mixture_accuracy` of logits `[B, K]` under soft labels `[B, K]`."""
-        loss = self.binary_cross_entropy if self.loss_name == "bce" else self.cross_entropy
-        return {
-            "loss": loss(logits, targets),
-            "mixture_accuracy": mixture_accuracy(logits, targets),
-        }
+        function = self.binary_cross_entropy if self.loss_name == "bce" else self.cross_entropy
+        loss = function(logits, targets)
+        if self.decouple:
+            regularizer = decoupled_regularizer(logits, targets, self.class_weights)
+            loss = loss + self.decouple * regularizer
+        return {"loss": loss, "mixture_accuracy": mixture_accuracy(logits, targets)}
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Soft cross-entropy in float32 with the run's label smoothing and class weights.

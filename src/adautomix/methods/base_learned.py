@@ -99,16 +99,21 @@ class TwoMixParams(MixParams):
         return Combination(self.generator_perm, self.generator_lam)
 
 
-def use_lam_near_edge(masks: Tensor, lam: Tensor, margin: float) -> Tensor:
+def use_lam_near_edge(
+    masks: Tensor, lam: Tensor, margin: float, *, inverted: bool = False
+) -> Tensor:
     """Replace masks by the constant λ where λ_1 is within `margin` of 0 or 1.
 
     Args:
         masks: `[M, N, H, W]`.
         lam: `[M, N]`.
         margin: 0 to 0.5.
+        inverted: compare with 1 the wrong way round, as openmixup does, which replaces the masks
+            unless λ_1 is within `margin` of 1.
     """
     first = lam[:, :1, None, None]
-    near_edge = (first <= margin) | (first > 1 - margin)
+    near_one = first < 1 - margin if inverted else first > 1 - margin
+    near_edge = (first <= margin) | near_one
     return torch.where(near_edge, lam[:, :, None, None], masks)
 
 
@@ -296,10 +301,9 @@ class LearnedMaskMethod(Method[L, T]):
         """One image for each view where each image is shown in one."""
         return self.view_parts
 
-    @property
-    def min_part(self) -> int:
-        """Batch norm needs two images in each view."""
-        return 2 * self.view_parts
+    def min_part(self, *, batch_norm: bool) -> int:
+        """Return how many images each part of a batch needs; each view gets its own."""
+        return super().min_part(batch_norm=batch_norm) * self.view_parts
 
     @property
     def view_parts(self) -> int:
@@ -391,9 +395,13 @@ class LearnedMaskMethod(Method[L, T]):
         with torch.no_grad():
             masks = self.generator(features["features"], perm, lam, images.shape[2:])
             masks = self.adjust_masks(masks, params)
-            masks = use_lam_near_edge(masks, lam, s.lam_margin)
+            masks = self.replace_near_edge(masks, lam)
             weights = masks.mean(dim=(2, 3)) if s.label == "area" else lam
             return mix_by_masks(images, targets, perm, weights, masks)
+
+    def replace_near_edge(self, masks: Tensor, lam: Tensor) -> Tensor:
+        """Return the student's masks `[M, N, H, W]`, constant where λ is near 0 or 1."""
+        return use_lam_near_edge(masks, lam, self.settings.lam_margin)
 
     def adjust_masks(self, masks: Tensor, params: T) -> Tensor:
         """Return the student's masks `[M, N, H, W]`, scaled to λ where the settings say so."""

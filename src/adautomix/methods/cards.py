@@ -24,7 +24,20 @@ docstrings in `src/adautomix/methods/`. `adautomix methods NAME` prints the card
 B is the number of images per batch, K the number of classes, π a random permutation of the batch,
 x̃ and ỹ a mixed image and its label, λ the weight of the first image. F is one forward pass of the
 network; plain training costs 3F per step. Every method mixes at every step unless the common
-settings `mix.prob`, `mix.start`, `mix.ramp` and `mix.stop` say otherwise."""
+settings `mix.prob`, `mix.start`, `mix.ramp` and `mix.stop` say otherwise. `mix.decouple` adds the
+regularizer of Decoupled Mixup (NeurIPS 2023) to the loss of a method that only mixes its input:
+for each class of a mix, the cross-entropy against all classes that are not in it. openmixup, whose
+code it follows, uses 0.1; it leaves the term out at λ = 1/2 exactly, and takes the means of mixed
+rows and of rows with one class separately.
+
+*Adversarial MixUp* for domain adaptation is not among the methods. It interpolates labeled images
+of one domain with unlabeled ones of another and trains a discriminator of the domains against the
+features (Xu et al., AAAI 2020, arXiv 1912.01805; Zhu et al., WACV 2025). Its mixes have a domain
+label besides a class label, and an unlabeled image has no class to mix, so it needs a second data
+set and a second loss: it adapts a classifier to a domain rather than augmenting its training set.
+What is nearest to it here: `manifoldmix`, which interpolates hidden states, `adautomix`, which
+mixes adversarially, and `meada`, which perturbs images against the classifier for robustness to
+other domains."""
 
 _HEADING = re.compile(rf"^({'|'.join(SECTIONS)}):", re.MULTILINE)
 _ENTRY = re.compile(r"^- (\w+): ", re.MULTILINE)

@@ -5,7 +5,7 @@ arXiv 2311.01434.
 Computes: z `[B, D]`, the student's pooled features of the clean images, without gradient and
 without a change to any buffer; a permutation π; and for each pair, with u ~ Beta(a, a),
 
-    d   = |z - z[π]|², divided by its mean over all pairs of the batch           [B]
+    d   = |z - z[π]|², divided by its mean over all pairs of two different images [B]
     τ   = tau_max · exp(-(d - 1) / (2 tau_std²))                                 [B]
     λ   = F⁻¹(u), the quantile of Beta(τ, τ);  or  F(u), the distribution function of
           Beta(1/τ, 1/τ)
@@ -22,8 +22,9 @@ Settings:
   `distribution` is the paper's first version, and the only one in torch-uncertainty.
 - per_sample: on, as in the authors' configurations (`mixmode: elem`).
 Deviations:
-- The mean distance is that of all pairs of the batch, which has a closed form. The authors take the
-  mean over the pairs of π, an estimate of it. So parts of a split batch mix as the whole would.
+- The mean distance is that of all pairs of two different images of the batch, which has a closed
+  form. The authors take the mean over the pairs of π, an estimate of it. So parts of a split batch
+  mix as the whole would.
 - The authors' pass for the features updates the running statistics of batch norm, so that each
   clean batch counts there besides its mix. Here it leaves them alone.
 - torch-uncertainty divides d - 1 by the mean, where the authors' own code divides d by it first.
@@ -91,8 +92,9 @@ def kernel(features: Tensor, perm: Tensor, tau_max: float, tau_std: float) -> Te
     Returns:
         Float32 `[M]`.
     """
-    # The mean squared distance of all pairs is twice the variance.
-    mean = 2 * (features - features.mean(dim=0)).square().sum(dim=1).mean()
+    # The mean squared distance of two different rows is twice the unbiased variance.
+    deviations = (features - features.mean(dim=0)).square().sum(dim=1)
+    mean = 2 * deviations.sum() / max(1, len(features) - 1)
     distance = (features[perm[:, 0]] - features[perm[:, 1]]).square().sum(dim=1)
     ratio = distance / mean.clamp_min(torch.finfo(mean.dtype).tiny)
     return tau_max * ((1 - ratio) / (2 * tau_std**2)).exp()

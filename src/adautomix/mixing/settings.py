@@ -1,4 +1,4 @@
-"""Settings, shared by every method, of when to mix; importing them does not import torch."""
+"""Settings that every method shares; importing them does not import torch."""
 
 from typing import Self
 
@@ -8,7 +8,7 @@ from adautomix.errors import UsageError
 
 
 class MixSettings(BaseModel):
-    """When to mix; the defaults mix at every step."""
+    """When to mix, and what is added to the loss of mixes; the defaults mix at every step."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, title="Mixing schedule")
 
@@ -36,6 +36,12 @@ class MixSettings(BaseModel):
         le=1,
         description="Fraction of training after which mixing ends; at 0.75 the last "
         "quarter is clean.",
+    )
+    decouple: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the decoupled regularizer, which asks for each class of a mix "
+        "whatever its λ; 0.1 in openmixup.",
     )
 
     @model_validator(mode="after")

@@ -92,6 +92,50 @@ class ViTBlocks:
                 weights: Tensor = scores.softmax(dim=-1).mean(dim=2)
             return weights[:, :, self.num_prefix_tokens :]
 
+    def attend(self, tokens: Tensor, block: int) -> Tensor:
+        """The first half of a block: tokens plus what its attention adds, `[B, T, D]`.
+
+        Args:
+            tokens: the input of the block; there may be fewer patches than the images have.
+            block: number of the block, from 1.
+        """
+        layer = self._backbone.blocks[block - 1]
+        added: Tensor = layer.drop_path1(layer.ls1(layer.attn(layer.norm1(tokens))))
+        return tokens + added
+
+    def feed_forward(self, tokens: Tensor, block: int) -> Tensor:
+        """The second half of a block, from the result of `attend`, `[B, T, D]`."""
+        layer = self._backbone.blocks[block - 1]
+        added: Tensor = layer.drop_path2(layer.ls2(layer.mlp(layer.norm2(tokens))))
+        return tokens + added
+
+    def mean_keys(self, tokens: Tensor, block: int) -> Tensor:
+        """The keys of a block, averaged over its heads, `[B, T, D / heads]`.
+
+        Args:
+            tokens: the input of the block.
+            block: number of the block, from 1.
+        """
+        layer = self._backbone.blocks[block - 1]
+        key: Tensor = layer.attn.k_norm(_project(layer.attn, layer.norm1(tokens), 1))
+        return key.mean(dim=1)
+
+    def attention_to_first(self, tokens: Tensor, block: int) -> Tensor:
+        """The attention of each token to the first one, summed over heads, float32 `[B, T]`.
+
+        Args:
+            tokens: the input of the block.
+            block: number of the block, from 1.
+        """
+        layer = self._backbone.blocks[block - 1]
+        normed = layer.norm1(tokens)
+        query = layer.attn.q_norm(_project(layer.attn, normed, 0))
+        key = layer.attn.k_norm(_project(layer.attn, normed, 1))
+        with torch.autocast(tokens.device.type, enabled=False):
+            scores = (query.float() * layer.attn.scale) @ key.float().transpose(2, 3)
+            weights: Tensor = scores.softmax(dim=-1)[..., 0].sum(dim=1)
+            return weights
+
 
 def _project(attention: Any, tokens: Tensor, part: int) -> Tensor:
     """Queries (part 0) or keys (part 1) of all heads, `[B, heads, T, D / heads]`."""

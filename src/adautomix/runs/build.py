@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adautomix.config import TrainConfig
 from adautomix.data import ImageData, TrainBatches, load_data
@@ -14,7 +14,12 @@ from adautomix.distributed import main_process_first, rank, world_size
 from adautomix.ema import Teacher
 from adautomix.errors import UsageError
 from adautomix.methods import Method, find_method
-from adautomix.models import Classifier, build_model, convert_sync_batchnorm
+from adautomix.models import (
+    Classifier,
+    build_model,
+    convert_sync_batchnorm,
+    has_batch_norm,
+)
 from adautomix.rng import seed_at
 from adautomix.runs.input_settings import augmentation_policy, picture_options, random_erasing
 from adautomix.runs.weights import load_backbone
@@ -115,24 +120,29 @@ def build_networks(
     return student, method.to(device), Teacher(student, config.teacher.buffers)
 
 
-def check_smallest_part(config: TrainConfig, images: int, method: Method) -> None:
+def check_smallest_part(
+    config: TrainConfig, images: int, method: Method, student: nn.Module
+) -> None:
     """Check that the smallest batch is large enough for the method and for batch norm.
 
     Args:
         config: the settings.
         images: number of training images.
         method: the mixing method.
+        student: the network; without batch norm a single image is enough.
 
     Raises:
         UsageError: the smallest batch has too few images.
     """
     last = 0 if config.drop_last else images % config.batch_size
     smallest = last or config.batch_size
-    least = method.min_part
+    batch_norm = has_batch_norm(student) or has_batch_norm(method)
+    least = method.min_part(batch_norm=batch_norm)
     if smallest < method.min_batch or smallest // (config.accumulate * world_size()) < least:
         raise UsageError(
-            f"{method.name} mixes {method.min_batch} images and batch norm needs {least} per part, "
-            f"but a batch has {smallest} images: choose another batch_size, accumulate or drop_last"
+            f"{method.name} mixes {method.min_batch} images and "
+            f"{'batch norm' if batch_norm else 'training'} needs {least} per part, but a batch has "
+            f"{smallest} images: choose another batch_size, accumulate or drop_last"
         )
 
 

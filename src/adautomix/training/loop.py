@@ -91,7 +91,7 @@ class Trainer:
             from_checkpoint=from_checkpoint,
         )
         prepare_loss(config, self.data, self.method)
-        check_smallest_part(config, len(data.train), self.method)
+        check_smallest_part(config, len(data.train), self.method, self.student)
         self.evaluator = Evaluator(
             config, self.data, self.method, self.student, self.teacher.model, self.device
         )
