@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import assert_same_run
 from train_methods import train_record
 
 from adautomix import distributed
@@ -23,12 +24,12 @@ HELPERS = Path(__file__).parent / "helpers"
 
 
 def torchrun(
-    count: int, *arguments: object, cwd: Path | None = None
+    count: int, *arguments: object, cwd: Path | None = None, options: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
     """Run a script or module in `count` processes with one thread each."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return subprocess.run(
-        [*launcher, f"--nproc_per_node={count}", *map(str, arguments)],
+        [*launcher, f"--nproc_per_node={count}", *options, *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=cwd,
         capture_output=True,
@@ -97,6 +98,40 @@ def test_the_command_trains_and_resumes_with_two_processes(photos: Path, tmp_pat
     assert again.returncode == 0, again.stderr[-2000:]
     assert newest.exists()
     assert run.rows() == rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_job_restarts_by_itself_after_a_worker_was_killed(
+    rank: int, photos: Path, tmp_path: Path
+) -> None:
+    """The restarted processes continue from the last checkpoint, to the same weights."""
+    data = ("train", "--data", photos, "--model", "resnet18", "--width", 0.125, "--image-size", 16)
+    training = ("--method", "adautomix", "--batch-size", 8, "--epochs", 2, "--log-every", 1)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = torchrun(2, "-m", "adautomix", *data, *training, "--out", whole, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr[-2000:]
+
+    # The fifth of six steps, in the middle of the second epoch.
+    script = (HELPERS / "killed_rank.py", tmp_path / "marker", rank, 4)
+    process = torchrun(
+        2, *script, *data, *training, "--out", killed, cwd=tmp_path, options=("--max-restarts=3",)
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert (tmp_path / "marker").exists()
+    assert f"continuing {killed} from step 3 of 6" in process.stderr
+    assert_same_run(killed, whole)
+
+    before = (killed / "summary.json").read_bytes()
+    again = torchrun(2, "-m", "adautomix", *data, *training, "--out", killed, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert again.stderr.count("has finished: nothing was changed") == 1
+    assert (killed / "summary.json").read_bytes() == before
+    other = torchrun(
+        2, "-m", "adautomix", *data, *training, "--lr", 0.3, "--out", killed, cwd=tmp_path
+    )
+    assert other.returncode != 0
+    assert other.stderr.count("lr was 0.1 and is now 0.3") >= 1
 
 
 def test_batches_must_divide_among_the_processes(photos: Path) -> None:

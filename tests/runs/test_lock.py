@@ -98,7 +98,7 @@ def test_an_unreadable_owner_is_another_process(
 PARENT = """
 import multiprocessing, sys, time
 from concurrent.futures import ProcessPoolExecutor
-from adautomix.training.compare import start_worker
+from adautomix.training.engines.local import start_worker
 
 def task():
     import os

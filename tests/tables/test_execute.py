@@ -12,14 +12,12 @@ from adautomix.tables import execute as executing
 from adautomix.tables.definition import find_table
 from adautomix.tables.execute import execute
 from adautomix.tables.tasks import Task, expand
+from adautomix.training.engines import EngineChoice
 
 TINY = ("--data", "digits", "--image-size", 16, "--width", 0.125, "--per-class", 4)
-FAST = ("--batch-size", 20, "--eval-batch-size", 2000, "--workers", 1)
+FAST = ("--batch-size", 20, "--eval-batch-size", 2000, "--workers", 1, "--jobs", 1)
+IN_TURN = EngineChoice(parallel=1)
 ONLY = ("--only", "*/cutmix@*,*/adautomix@*")
-
-
-def no_progress(task: Task, done: int, total: int) -> None:
-    pass
 
 
 def fake_tasks(tmp_path: Path) -> list[Task]:
@@ -65,9 +63,10 @@ def test_a_run_that_fails_does_not_stop_the_others(
             raise RunError("the loss became NaN")
 
     monkeypatch.setattr(executing, "train", train)
-    (failure,) = execute(fake_tasks(tmp_path), on_progress=no_progress)
+    (failure,) = execute(fake_tasks(tmp_path), engine=IN_TURN, folder=tmp_path)
     assert begun == ["vanilla", "dada", "meada", "samix", "adautomix"]
-    assert (failure.task.name, failure.reason) == ("cifar100-r18/dada@200", "the loss became NaN")
+    assert failure.job.name == "cifar100-r18/dada@200 s0"
+    assert failure.reason == "the loss became NaN"
 
 
 def test_a_signal_stops_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +78,7 @@ def test_a_signal_stops_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(executing, "train", train)
     with pytest.raises(StoppedError, match="SIGINT"):
-        execute(fake_tasks(tmp_path), on_progress=no_progress)
+        execute(fake_tasks(tmp_path), engine=IN_TURN, folder=tmp_path)
     assert begun == ["vanilla"]
 
 

@@ -128,3 +128,10 @@ def test_a_table_that_nothing_is_left_of() -> None:
 def test_folders_of_wrapped_methods_have_no_colon() -> None:
     assert any(":" in name for name in read_cells())
     assert not any(":" in str(task.folder) for name in read_tables() for task in tasks_of(name))
+
+
+def test_the_root_of_the_data_sets_reaches_every_run(tmp_path: Path) -> None:
+    overrides = {"data_root": str(tmp_path / "data")}
+    tasks = expand(find_table("3")[1], overrides=overrides, out=tmp_path)
+    assert {task.settings().data_root for task in tasks} == {tmp_path / "data"}
+    assert any(task.start for task in tasks), "runs that provide weights are among them"

@@ -13,11 +13,13 @@ from conftest import Command
 from optuna.trial import Trial
 
 from adautomix.cli.tuning import command_of, seconds_of
+from adautomix.config import TrainConfig
 from adautomix.data import ImageData
-from adautomix.errors import UsageError
+from adautomix.errors import RunError, UsageError
 from adautomix.runs.folder import RunFolder
 from adautomix.runs.schema import EpochRow
 from adautomix.training import tune as tuning
+from adautomix.training.engines import EngineChoice
 from adautomix.training.loop import Trainer
 from adautomix.training.search_space import METHODS, choices_of, first_choices, nested
 from adautomix.training.tune import Candidate, Search, trial_config, tune
@@ -92,6 +94,38 @@ def test_weak_trials_end_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert list(pruned.intermediate_values) == [1]
     (candidate,) = tuning.candidates(study, search)
     assert (candidate.score, candidate.trials) == (None, 1)
+
+
+def test_a_trial_that_fails_does_not_end_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_trial = tuning.train_trial
+
+    def failing(config: TrainConfig, watch: Any) -> EpochRow:
+        if config.method == "mixup":
+            raise RunError("the loss became NaN")
+        return train_trial(config, watch)
+
+    monkeypatch.setattr(tuning, "train_trial", failing)
+    result = tune(search_in(tmp_path), quiet=True)
+    assert [(one.job.name, one.reason) for one in result.failures] == [
+        ("trial 2", "the loss became NaN")
+    ]
+    assert result.winner["method"] == "vanilla"
+    assert [run.name for run in result.final] == ["plain-s0"]
+
+
+def test_trials_side_by_side(tmp_path: Path) -> None:
+    search = search_in(tmp_path, trials=3, engine=EngineChoice("ray", 2))
+    study = tuning.open_study(search)
+    assert [job.folder.name for job in tuning.next_trials(study, search)] == ["trial-0", "trial-1"]
+    for job in tuning.next_trials(study, search):
+        job.work(quiet=True)
+    (last,) = tuning.next_trials(study, search)
+    assert last.name == "trial 3"
+    assert [trial.state.is_finished() for trial in study.get_trials()] == [True, True]
+    seconds = [trial.user_attrs["seconds"] for trial in study.get_trials()]
+    assert tuning.spent(study, search) == pytest.approx(sum(seconds) / 2)
 
 
 def test_no_budget_is_said(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Commands about several runs: compare and report."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,8 @@ from adautomix.cli.options import (
     FILE,
     baseline_option,
     complete_packaged,
+    engine_choice,
+    engine_options,
     json_option,
     names_in,
     source_options,
@@ -17,6 +19,12 @@ from adautomix.cli.options import (
 from adautomix.cli.output import command_line, console, print_json, print_line
 from adautomix.cli.settings import SettingsCommand
 from adautomix.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adautomix.reporting.comparison import Comparison
+    from adautomix.training.jobs import Failure
 
 
 @click.command(cls=SettingsCommand)
@@ -35,11 +43,7 @@ from adautomix.errors import UsageError
     show_default=True,
     help="Folder of the run folders.",
 )
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    help="Runs trained side by side; none: one per core, or one on a GPU.",
-)
+@engine_options
 @baseline_option
 @source_options
 @json_option
@@ -48,6 +52,8 @@ def compare(
     sweep: str | None,
     seeds: str,
     folder: Path,
+    engine: str,
+    options: tuple[str, ...],
     jobs: int | None,
     baseline: str | None,
     recipe: str | None,
@@ -58,33 +64,56 @@ def compare(
     """Train several methods, or variants of one, with several seeds.
 
     The result is one table, with confidence intervals and significance, and one report. Runs that
-    exist already are finished, not repeated. With --help, `--methods NAME,…` also lists the
-    settings of these methods.
+    exist already are finished, not repeated, and a run that fails does not stop the others. With
+    --help, `--methods NAME,…` also lists the settings of these methods.
     """
     from adautomix.config import merge_sources
-    from adautomix.reporting.comparison import compare_runs
-    from adautomix.reporting.flat_masks import flat_mask_lines
     from adautomix.reporting.page import write_page
     from adautomix.reporting.significance import pick_baseline
-    from adautomix.reporting.tables import comparison_table, significance_lines
-    from adautomix.reporting.verdict import worse_than_plain
-    from adautomix.runs.records import read_runs, summary_fields
     from adautomix.training import compare as comparing
+    from adautomix.training.jobs import raise_failures
 
     variants = variants_of(methods, sweep)
     if baseline:
         pick_baseline(list(variants), baseline)  # A wrong name must stop us before the training.
-    folders = comparing.compare(
+    folders, failures = comparing.run_comparison(
         merge_sources(recipe=recipe, file=config, flags=flags),
         variants=variants,
         seeds=[read_seed(seed) for seed in names_in(seeds)],
         out=folder,
-        jobs=jobs,
+        engine=engine_choice(engine, options, jobs),
         quiet=as_json,
         command=command_line(),
     )
-    comparison = compare_runs(read_runs(folders), baseline)
-    page = write_page(comparison, folder / "report.html")
+    comparison = compare_done(folders, failures, baseline)
+    if comparison is not None:
+        print_comparison(comparison, write_page(comparison, folder / "report.html"), as_json)
+    raise_failures(failures, len(folders))
+
+
+def compare_done(
+    folders: "Sequence[Path]", failures: "Sequence[Failure]", baseline: str | None
+) -> "Comparison | None":
+    """Return the comparison of the runs that did not fail; None if all did."""
+    from adautomix.reporting.comparison import compare_runs
+    from adautomix.runs.records import read_runs
+
+    failed = {failure.job.folder for failure in failures}
+    done = [folder for folder in folders if folder not in failed]
+    if not done:
+        return None
+    runs = read_runs(done)
+    known = baseline in {run.label for run in runs}  # else all its runs failed
+    return compare_runs(runs, baseline if known else None)
+
+
+def print_comparison(comparison: "Comparison", page: Path, as_json: bool) -> None:
+    """Print the table of a comparison and what is significant in it, and where its page is."""
+    from adautomix.reporting.flat_masks import flat_mask_lines
+    from adautomix.reporting.tables import comparison_table, significance_lines
+    from adautomix.reporting.verdict import worse_than_plain
+    from adautomix.runs.records import summary_fields
+
     if as_json:
         print_json([summary_fields(run) for run in comparison.runs])
         return

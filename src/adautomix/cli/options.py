@@ -1,10 +1,15 @@
 """Options that several commands take."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from adautomix.errors import UsageError
+
+if TYPE_CHECKING:
+    from adautomix.training.engines.base import EngineChoice
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -59,6 +64,48 @@ def source_options(function: Function) -> Function:
         shell_complete=complete_packaged("recipes"),
         help="Packaged recipe to start from; `adautomix recipes` lists them.",
     )(function)
+
+
+def engine_options(function: Function) -> Function:
+    """Add --engine, --engine-option and --jobs, see `engine_choice`."""
+    function = click.option(
+        "--jobs",
+        type=click.IntRange(min=1),
+        help="Runs at the same time; none: one per core, or one on a GPU; ray and slurm: any.",
+    )(function)
+    function = click.option(
+        "--engine-option",
+        "options",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Option of @ray.remote (num_gpus=1) or of submitit (slurm_partition=gpu); repeatable.",
+    )(function)
+    return click.option(
+        "--engine",
+        type=click.Choice(["local", "ray", "slurm"]),
+        default="local",
+        show_default=True,
+        help="What computes the runs: this machine, the Ray cluster at RAY_ADDRESS, or Slurm.",
+    )(function)
+
+
+def engine_choice(engine: Any, options: Sequence[str], jobs: int | None) -> "EngineChoice":
+    """Return the engine that the options of `engine_options` describe.
+
+    Raises:
+        UsageError: an option has no value, or the engine takes none.
+    """
+    import yaml
+
+    from adautomix.training.engines.base import EngineChoice
+
+    values = {}
+    for option in options:
+        name, separator, text = option.partition("=")
+        if not separator:
+            raise UsageError(f"--engine-option {option} has no value: write {option}=VALUE")
+        values[name] = yaml.safe_load(text)
+    return EngineChoice(engine, jobs, values)
 
 
 def names_in(text: str) -> list[str]:

@@ -8,16 +8,17 @@ import click
 
 from adautomix.cli.base import Command
 from adautomix.cli.comparing import read_seed
-from adautomix.cli.options import FILE, json_option, names_in
+from adautomix.cli.options import FILE, engine_choice, engine_options, json_option, names_in
 from adautomix.cli.output import command_line, console, print_json, print_line, print_listing
 from adautomix.cli.settings import SettingsCommand
-from adautomix.errors import RunError, UsageError, unknown_name
+from adautomix.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from adautomix.config.recipes import Cell
     from adautomix.tables.cost import Estimate
     from adautomix.tables.ledger import LedgerRow
     from adautomix.tables.tasks import Task
+    from adautomix.training.engines.base import EngineChoice
 
 
 @click.command(cls=Command)
@@ -128,6 +129,7 @@ def plain_fields(name: str, summary: str) -> dict[str, Any]:
     type=click.FloatRange(min=0, min_open=True),
     help="Speed of the device for --dry-run, in 10^12 operations per second; none: measured.",
 )
+@engine_options
 @json_option
 def table(
     name: str,
@@ -137,6 +139,9 @@ def table(
     epochs_scale: float,
     folder: Path,
     tflops: float | None,
+    engine: str,
+    options: tuple[str, ...],
+    jobs: int | None,
     as_json: bool,
     flags: dict[str, Any],
 ) -> None:
@@ -161,7 +166,7 @@ def table(
     if dry_run:
         print_plan(f"{title}: {definition.title}", definition.note, tasks, tflops, as_json)
         return
-    run_table(tasks, folder, as_json)
+    run_table(tasks, folder, engine_choice(engine, options, jobs), as_json)
 
 
 def print_plan(
@@ -218,7 +223,7 @@ def plan_fields(task: "Task", cost: "Estimate") -> dict[str, Any]:
     }
 
 
-def run_table(tasks: "list[Task]", folder: Path, as_json: bool) -> None:
+def run_table(tasks: "list[Task]", folder: Path, engine: "EngineChoice", as_json: bool) -> None:
     """Train and evaluate the tasks of a table, then print and write their rows of the ledger.
 
     Raises:
@@ -227,12 +232,9 @@ def run_table(tasks: "list[Task]", folder: Path, as_json: bool) -> None:
     from adautomix.tables.execute import execute
     from adautomix.tables.ledger import collect, find_runs
     from adautomix.tables.ledger_page import row_fields, write_ledger_page
+    from adautomix.training.jobs import raise_failures
 
-    def on_progress(task: "Task", done: int, total: int) -> None:
-        if not as_json:
-            print_line(f"[{done + 1} of {total}] {task.name}, seed {task.seed}", bold=True)
-
-    failures = execute(tasks, on_progress=on_progress, quiet=as_json, command=command_line())
+    failures = execute(tasks, engine=engine, folder=folder, quiet=as_json, command=command_line())
     trained = [task.folder for task in tasks if (task.folder / "config.yaml").is_file()]
     if trained:
         cells = list({task.cell.name: task.cell for task in tasks}.values())
@@ -243,9 +245,7 @@ def run_table(tasks: "list[Task]", folder: Path, as_json: bool) -> None:
         else:
             print_ledger(rows)
             print_line(f"Page: {page.resolve()}")
-    if failures:
-        lines = "; ".join(f"{failure.task.folder}: {failure.reason}" for failure in failures)
-        raise RunError(f"{len(failures)} of {len(tasks)} runs failed: {lines}")
+    raise_failures(failures, len(tasks))
 
 
 @click.command(cls=Command)

@@ -7,13 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adautomix.cli.options import FILE, json_option, names_in, source_options
+from adautomix.cli.comparing import compare_done
+from adautomix.cli.options import (
+    FILE,
+    engine_choice,
+    engine_options,
+    json_option,
+    names_in,
+    source_options,
+)
 from adautomix.cli.output import command_line, console, print_json, print_line, print_listing
 from adautomix.cli.settings import SettingsCommand
 from adautomix.errors import UsageError
 
 if TYPE_CHECKING:
-    from adautomix.training.tune import Candidate
+    from adautomix.reporting.comparison import Comparison
+    from adautomix.training.tune import Candidate, TuneResult
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 SHOWN = 10  # candidates in the table
@@ -50,6 +59,7 @@ SHOWN = 10  # candidates in the table
     show_default=True,
     help="Folder of the search.",
 )
+@engine_options
 @source_options
 @json_option
 def tune(
@@ -59,6 +69,9 @@ def tune(
     final_seeds: int,
     trials: int | None,
     folder: Path,
+    engine: str,
+    options: tuple[str, ...],
+    jobs: int | None,
     recipe: str | None,
     config: Path | None,
     as_json: bool,
@@ -71,10 +84,8 @@ def tune(
     and tested. The same command continues a search that was stopped.
     """
     from adautomix.config import merge_sources
-    from adautomix.reporting.comparison import compare_runs
-    from adautomix.reporting.tables import comparison_table, significance_lines
-    from adautomix.runs.records import read_runs, summary_fields
     from adautomix.training import tune as tuning
+    from adautomix.training.jobs import raise_failures
 
     search = tuning.Search(
         merge_sources(recipe=recipe, file=config, flags=flags),
@@ -84,16 +95,30 @@ def tune(
         metric,
         final_seeds,
         trials,
+        engine_choice(engine, options, jobs),
     )
     result = tuning.tune(search, quiet=as_json, command=command_line())
-    comparison = compare_runs(read_runs(result.final), "plain")
-    train_command = command_of(result.winner, recipe, config, flags)
+    comparison = compare_done(result.final, result.failures, "plain")
+    if comparison is not None:
+        chosen = command_of(result.winner, recipe, config, flags)
+        print_search(result, comparison, metric, as_json, chosen)
+    trials = sum(one.trials for one in result.candidates)
+    raise_failures(result.failures, trials + len(result.final))
+
+
+def print_search(
+    result: "TuneResult", comparison: "Comparison", metric: str, as_json: bool, command: str
+) -> None:
+    """Print what was tried, how the final runs compare, and the command that was chosen."""
+    from adautomix.reporting.tables import comparison_table, significance_lines
+    from adautomix.runs.records import summary_fields
+
     if as_json:
         tried = [
             {"score": one.score, "trials": one.trials, **one.settings} for one in result.candidates
         ]
         final = [summary_fields(run) for run in comparison.runs]
-        print_json({"candidates": tried, "command": train_command, "final": final})
+        print_json({"candidates": tried, "command": command, "final": final})
         return
     titles = ("settings", "trials", f"held-out {metric}", "seconds")
     print_listing([cells_of(one) for one in result.candidates[:SHOWN]], titles, as_json=False)
@@ -102,7 +127,7 @@ def tune(
         console().print(line)
     if result.winner["method"] == "vanilla":
         print_line("Plain training was best on the held-out images; nothing that mixes beat it.")
-    print_line(f"Chosen: {train_command}")
+    print_line(f"Chosen: {command}")
 
 
 def seconds_of(text: str) -> float:

@@ -1,60 +1,63 @@
 """Train and evaluate the tasks of a table; finished parts are kept and stopped ones continue."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
-from adautomix.errors import AdAutoMixError, StoppedError
 from adautomix.evaluation.evaluate import evaluate
 from adautomix.evaluation.load_target import EvalOptions, load_target
 from adautomix.evaluation.record import read_evaluation
 from adautomix.tables.tasks import Task
+from adautomix.training.compare import parallel_jobs
+from adautomix.training.engines import EngineChoice, Job
+from adautomix.training.jobs import Failure, run_jobs
 from adautomix.training.run import train
-
-TaskProgress = Callable[[Task, int, int], None]
-"""Progress callback, called with (next task, tasks done, tasks in total)."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A task that could not be done.
-
-    Attributes:
-        task: the task.
-        reason: the error, in one line.
-    """
-
-    task: Task
-    reason: str
 
 
 def execute(
-    tasks: Sequence[Task], *, on_progress: TaskProgress, quiet: bool = False, command: str = ""
+    tasks: Sequence[Task],
+    *,
+    engine: EngineChoice | None = None,
+    folder: Path,
+    quiet: bool = False,
+    command: str = "",
 ) -> list[Failure]:
-    """Do all tasks one after another; one that fails does not stop the others.
+    """Do all tasks; one that fails does not stop the others.
 
     Args:
         tasks: what `expand` returned.
-        on_progress: called before each task.
-        quiet: show no progress of single runs.
+        engine: what computes the runs; None trains on this machine.
+        folder: where an engine may keep logs.
+        quiet: show no progress.
         command: the command line, for the summaries.
 
     Returns:
         The tasks that failed, with their reasons.
 
     Raises:
-        StoppedError: a signal asked the run to stop; the same command continues.
+        StoppedError: a signal stopped the table; the same command continues.
     """
+    engine = engine or EngineChoice()
     failures = []
-    for done, task in enumerate(tasks):
-        on_progress(task, done, len(tasks))
-        try:
-            train(task.config(), quiet=quiet, command=command)
-            evaluate_task(task)
-        except StoppedError:
-            raise
-        except AdAutoMixError as error:
-            failures.append(Failure(task, str(error)))
+    # Runs that start from the weights of others come after these.
+    for wave in ([t for t in tasks if t.start is None], [t for t in tasks if t.start is not None]):
+        if wave:
+            jobs = [task_job(task, command) for task in wave]
+            parallel = parallel_jobs(engine, wave[0].settings())
+            failures += run_jobs(jobs, engine, parallel, folder, quiet=quiet)
     return failures
+
+
+def task_job(task: Task, command: str) -> Job:
+    """Return the job that trains and evaluates a task."""
+    name, epochs = f"{task.name} s{task.seed}", task.settings().epochs
+    return Job(name, task.folder, epochs, partial(do_task, task, command=command))
+
+
+def do_task(task: Task, *, quiet: bool, command: str) -> None:
+    """Train a task, or continue it, then run the suites that it was not evaluated with yet."""
+    train(task.config(), quiet=quiet, command=command)
+    evaluate_task(task)
 
 
 def evaluate_task(task: Task) -> None:

@@ -37,10 +37,12 @@ class StopRequest:
     """Whether a signal asked the run to stop (Ctrl-C or SIGTERM).
 
     Attributes:
-        signal_name: name of the signal, "" before there was one.
+        signal_name: name of the last signal, "" before there was one.
+        count: number of signals.
     """
 
     signal_name = ""
+    count = 0
 
     def __bool__(self) -> bool:
         return bool(self.signal_name)
@@ -48,6 +50,7 @@ class StopRequest:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Record the signal; the training loop stops after the current step."""
         self.signal_name = signal.Signals(number).name
+        self.count += 1
 
 
 @contextmanager

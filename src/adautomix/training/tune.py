@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,18 +20,27 @@ from adautomix.config import TrainConfig, make_config, merge
 from adautomix.errors import UsageError
 from adautomix.runs.build import data_info, load_images
 from adautomix.runs.folder import RunFolder
+from adautomix.runs.lock import run_lock
 from adautomix.runs.schema import EpochRow
-from adautomix.training.compare import compare
+from adautomix.training.compare import run_comparison
+from adautomix.training.engines import EngineChoice, Job
+from adautomix.training.jobs import Failure, raise_failures, run_jobs
 from adautomix.training.loop import Trainer
+from adautomix.training.progress import say
 from adautomix.training.search_space import PLAIN, first_choices, nested, suggest
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
-    from optuna.trial import FrozenTrial
+    from optuna.pruners import BasePruner
+    from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial, TrialState
 
+STUDY = "tune"  # name of the study in its storage
 HELD_OUT = 0.2  # fraction of the training images that trials are scored on, if none is set
 RUNGS = 9  # evaluations of a trial; weak ones end after the first, third or ninth
 REDUCTION = 3  # one trial of so many goes on from each rung
+TRIALS_AT_A_TIME = 4  # on a cluster, if nothing else is asked for
+MAX_FAILURES = 10  # trials that fail before a search gives up
 
 Metric = Literal["top1", "nll", "ece"]
 
@@ -47,6 +57,7 @@ class Search:
         metric: what the held-out images judge by.
         final_seeds: seeds that plain training and the winner are tested with.
         trials: largest number of trials; None: as many as the budget allows.
+        engine: what computes the runs; on Ray and Slurm `engine.parallel` trials run at a time.
     """
 
     values: Mapping[str, Any]
@@ -56,6 +67,12 @@ class Search:
     metric: Metric = "top1"
     final_seeds: int = 2
     trials: int | None = None
+    engine: EngineChoice = field(default_factory=EngineChoice)
+
+    @property
+    def parallel(self) -> int:
+        """Number of trials at the same time; more trials at a time learn less from one another."""
+        return self.engine.parallel or (1 if self.engine.name == "local" else TRIALS_AT_A_TIME)
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
@@ -98,11 +115,13 @@ class TuneResult:
         candidates: everything that was tried, the best first.
         winner: flat settings of the best.
         final: run folders of plain training and of the winner, if it is another.
+        failures: trials and final runs that failed.
     """
 
     candidates: list[Candidate]
     winner: dict[str, Any]
     final: list[Path]
+    failures: list[Failure] = field(default_factory=list)
 
 
 def tune(search: Search, *, quiet: bool = False, command: str = "") -> TuneResult:
@@ -116,25 +135,39 @@ def tune(search: Search, *, quiet: bool = False, command: str = "") -> TuneResul
         RunError: a signal stopped the search, or a run could not continue.
     """
     study = open_study(search)
-    while not_over(study, search):
-        run_trial(study, search)
+    failures: list[Failure] = []
+    while len(failures) < MAX_FAILURES and (wave := next_trials(study, search)):
+        failures += run_jobs(wave, search.engine, search.parallel, search.out, quiet=quiet)
+        show_best(study, search, quiet=quiet)
     found = candidates(study, search)
     if not found or found[0].score is None:
+        raise_failures(failures, len(study.get_trials(deepcopy=False)))
         raise UsageError("the budget ended before any trial did: raise --budget or lower --epochs")
     winner = found[0].settings
     variants = {"plain": {"method": PLAIN}, "tuned": nested(winner)}
     if winner["method"] == PLAIN:
         del variants["tuned"]
-    final = compare(
+    final, failed = run_comparison(
         dict(search.values),
         variants={name: merge(own, {"label": name}) for name, own in variants.items()},
         seeds=range(search.final_seeds),
         out=search.out / "final",
-        jobs=1,
+        engine=replace(search.engine, parallel=search.parallel),
         quiet=quiet,
         command=command,
     )
-    return TuneResult(found, winner, final)
+    return TuneResult(found, winner, final, failures + failed)
+
+
+def show_best(study: "Study", search: Search, *, quiet: bool) -> None:
+    """Say how many trials there were, what is best so far, and how much of the budget is left."""
+    found = candidates(study, search)
+    if not found:
+        return
+    best, left = found[0], search.budget - spent(study, search)
+    score = "" if best.score is None else f"best {best.settings['method']} {best.score:.4f}, "
+    trials = sum(one.trials for one in found)
+    say(f"{trials} trials, {score}{max(0.0, left):.0f} s of the budget left", quiet=quiet)
 
 
 # ---------------------------------------------------------------------- study
@@ -152,16 +185,14 @@ def open_study(search: Search) -> "Study":
         raise UsageError("tune needs Optuna: pip install 'adautomix[tune]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     methods = methods_of(search)
-    configs = [trial_config(search, first_choices(method), 0) for method in methods]
+    for method in methods:
+        trial_config(search, first_choices(method), 0)  # a wrong setting must stop us here
     search.out.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
-        storage=f"sqlite:///{search.out / 'study.db'}",
-        study_name="tune",
+        storage=storage_in(search.out),
+        study_name=STUDY,
         direction=search.direction,
-        sampler=optuna.samplers.TPESampler(seed=configs[0].seed),
-        pruner=optuna.pruners.SuccessiveHalvingPruner(
-            min_resource=configs[0].eval_every, reduction_factor=REDUCTION
-        ),
+        pruner=pruner_of(search),
         load_if_exists=True,
     )
     for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
@@ -173,35 +204,85 @@ def open_study(search: Search) -> "Study":
     return study
 
 
+def pruner_of(search: Search) -> "BasePruner":
+    """Return what ends weak trials: of each rung, one in `REDUCTION` goes on."""
+    from optuna.pruners import SuccessiveHalvingPruner
+
+    rung = trial_config(search, first_choices(PLAIN), 0).eval_every
+    return SuccessiveHalvingPruner(min_resource=rung, reduction_factor=REDUCTION)
+
+
+def storage_in(folder: Path) -> "BaseStorage":
+    """Return the storage of the study in a folder.
+
+    A journal works on the shared file systems of clusters, where SQLite does not. Studies of older
+    versions are in SQLite.
+    """
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    old = folder / "study.db"
+    if old.exists():
+        return RDBStorage(f"sqlite:///{old}")
+    return JournalStorage(JournalFileBackend(str(folder / "study.log")))
+
+
 def methods_of(search: Search) -> list[str]:
     """Return the methods to try, plain training first."""
     return list(dict.fromkeys((PLAIN, *search.methods)))
 
 
-def trial_config(search: Search, settings: Mapping[str, Any], number: int) -> TrainConfig:
-    """Return the settings of a trial; `number` seeds the repetition of the same settings."""
+def trial_config(
+    search: Search, settings: Mapping[str, Any], number: int, folder: str = "trial"
+) -> TrainConfig:
+    """Return the settings of a trial.
+
+    Args:
+        search: the search.
+        settings: flat settings that the trial varies.
+        number: seeds the repetition of the same settings.
+        folder: name of its run folder, which the next trial there replaces.
+    """
     values = merge(search.values, nested(settings))
     config = make_config(merge(values, {"val_fraction": search.held_out}))
     own = {
         "seed": config.seed + number,
         "eval_every": min(config.eval_every, max(1, config.epochs // RUNGS)),
         "checkpoint_every": config.epochs,
-        "out": search.out / "trial",
+        "out": search.out / folder,
     }
     return config.model_copy(update=own)
 
 
-def not_over(study: "Study", search: Search) -> bool:
-    """Whether another trial may start."""
-    done = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
-    if search.trials is not None and done >= search.trials:
-        return False
-    return spent(study) + reserve(study, search) < search.budget
+def next_trials(study: "Study", search: Search) -> list[Job]:
+    """Return the trials that start next, side by side; none once the search is over."""
+    started = len(study.get_trials(deepcopy=False, states=finished_states()))
+    if spent(study, search) + reserve(study, search) >= search.budget:
+        return []
+    left = search.parallel if search.trials is None else search.trials - started
+    epochs = trial_config(search, first_choices(PLAIN), 0).epochs
+    return [
+        Job(
+            f"trial {started + slot + 1}",
+            search.out / f"trial-{slot}",
+            epochs,
+            partial(do_trial, search, started + slot, f"trial-{slot}"),
+        )
+        for slot in range(min(search.parallel, left))
+    ]
 
 
-def spent(study: "Study") -> float:
-    """Seconds of all trials so far, in earlier calls too."""
-    return float(sum(trial.user_attrs.get("seconds", 0.0) for trial in study.get_trials()))
+def finished_states() -> "tuple[TrialState, ...]":
+    """Return the states of trials that have ended."""
+    from optuna.trial import TrialState
+
+    return tuple(state for state in TrialState if state.is_finished())
+
+
+def spent(study: "Study", search: Search) -> float:
+    """Seconds of all trials so far, in earlier calls too; trials side by side share theirs."""
+    trials = study.get_trials(deepcopy=False)
+    return float(sum(t.user_attrs.get("seconds", 0.0) for t in trials)) / search.parallel
 
 
 def reserve(study: "Study", search: Search) -> float:
@@ -215,7 +296,32 @@ def reserve(study: "Study", search: Search) -> float:
 # ---------------------------------------------------------------------- trials
 
 
-def run_trial(study: "Study", search: Search) -> None:
+def do_trial(search: Search, number: int, folder: str, *, quiet: bool) -> None:
+    """Train the next trial of the study in a process anywhere that sees its folder.
+
+    Args:
+        search: the search.
+        number: number of the trial, which seeds what is proposed.
+        folder: name of its run folder.
+        quiet: unused: a trial shows nothing itself.
+
+    Raises:
+        RunError: see `run_trial`.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    seed = trial_config(search, first_choices(PLAIN), 0).seed
+    study = optuna.load_study(
+        study_name=STUDY,
+        storage=storage_in(search.out),
+        sampler=optuna.samplers.TPESampler(seed=seed + number),
+        pruner=pruner_of(search),
+    )
+    run_trial(study, search, folder)
+
+
+def run_trial(study: "Study", search: Search, folder: str = "trial") -> None:
     """Train one trial to its end, or until it is pruned or the budget ends.
 
     Raises:
@@ -227,7 +333,7 @@ def run_trial(study: "Study", search: Search) -> None:
     trial = study.ask()
     settings = suggest(methods_of(search), trial.suggest_categorical)
     same = sum(params_of(other) == settings for other in study.get_trials()) - 1
-    started, before, kept = time.monotonic(), spent(study), reserve(study, search)
+    started, before, kept = time.monotonic(), spent(study, search), reserve(study, search)
 
     def watch(row: EpochRow) -> None:
         if (score := held_out_score(row, search)) is None:
@@ -239,7 +345,8 @@ def run_trial(study: "Study", search: Search) -> None:
 
     value, state = None, TrialState.FAIL
     try:
-        value = held_out_score(train_trial(trial_config(search, settings, same), watch), search)
+        config = trial_config(search, settings, same, folder)
+        value = held_out_score(train_trial(config, watch), search)
         state = TrialState.COMPLETE
     except TrialPruned:
         state = TrialState.PRUNED
@@ -261,11 +368,12 @@ def train_trial(config: TrainConfig, watch: Callable[[EpochRow], None]) -> Epoch
     assert data.val is not None
     # The trainer tests on the held-out images: it cannot look at the test images.
     data = replace(data, test=data.val, val=None)
-    folder = RunFolder.create(config)
-    folder.write_data_info(data_info(data))
-    trainer = Trainer(config, data, folder, quiet=True)
-    trainer.on_epoch = watch
-    trainer.fit()
+    with run_lock(config.out):
+        folder = RunFolder.create(config)
+        folder.write_data_info(data_info(data))
+        trainer = Trainer(config, data, folder, quiet=True)
+        trainer.on_epoch = watch
+        trainer.fit()
     rows = [row for row in folder.rows() if isinstance(row, EpochRow)]
     return rows[-1]
 
