@@ -31,6 +31,7 @@ from adautomix.pictures.image_grid import LINE, TILE
 from adautomix.pictures.mix_rows import batch_from_files, to_pixels
 from adautomix.reporting.formatting import percent
 from adautomix.rng import generator_at
+from adautomix.runs.folder import WRONG_PHOTOS
 from adautomix.runs.trained import load_trained
 from adautomix.training.loop import Trainer
 from adautomix.training.optim import build_optimizer
@@ -341,6 +342,7 @@ def test_a_comparison_continues_where_it_stopped(
     shutil.rmtree(early / "checkpoints")
     for name in ("predictions.safetensors", "report.html"):
         (early / name).unlink(missing_ok=True)
+    shutil.rmtree(early / WRONG_PHOTOS)  # written at the end, too
     shutil.rmtree(late / "checkpoints" / "last")
     assert command(*args).status == 0
     assert trained == ["vanilla-s1", "mixup-s1"]

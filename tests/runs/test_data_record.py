@@ -163,6 +163,7 @@ def test_removed_photos_stop_resume_evaluate_and_predict(
 ) -> None:
     (tree / CLASSES[0] / "0.png").unlink()
     (tree / CLASSES[2] / "1.png").unlink()
+    (run / "summary.json").unlink()  # a finished run is not resumed
     for words in (("resume", run), ("evaluate", run), ("predict", run, "--split", "test")):
         outcome = command(*words)
         assert outcome.status == 2

@@ -9,8 +9,6 @@ from adautomix.class_results import ClassResults
 from adautomix.data.dataset import Split
 from adautomix.errors import RunError
 
-WRONG_PHOTOS = "wrong"
-"""Folder of the pictures within a run folder."""
 _MAX_SIDE = 160  # of a picture, in pixels
 _QUALITY = 80  # of WebP, 0 to 100
 

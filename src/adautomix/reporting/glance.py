@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from adautomix.class_results import ClassResults
-from adautomix.pictures.wrong_photos import WRONG_PHOTOS
 from adautomix.reporting.class_charts import class_bars
 from adautomix.reporting.class_section import Classified, wrong_gallery
 from adautomix.reporting.comparison import Comparison
@@ -20,6 +19,7 @@ from adautomix.reporting.verdict import (
     plain_sentence,
     worse_than_plain,
 )
+from adautomix.runs.folder import WRONG_PHOTOS
 from adautomix.runs.records import Run
 
 _MAX_TARGETS = 6  # runs whose classes one page shows

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from adautomix.config import TrainConfig
 from adautomix.data import ImageData, TrainBatches, load_data
 from adautomix.data.balance import class_weights
+from adautomix.data.sources.listing import count
 from adautomix.data.split_record import SplitRecord
 from adautomix.distributed import main_process_first, rank, world_size
 from adautomix.ema import Teacher
@@ -142,7 +143,7 @@ def check_smallest_part(
         raise UsageError(
             f"{method.name} mixes {method.min_batch} images and "
             f"{'batch norm' if batch_norm else 'training'} needs {least} per part, but a batch has "
-            f"{smallest} images: choose another batch_size, accumulate or drop_last"
+            f"{count(smallest, 'image')}: choose another batch_size, accumulate or drop_last"
         )
 
 

@@ -38,6 +38,9 @@ UNSAVED = {
 }
 """What a run folder can hold before its first checkpoint."""
 
+WRONG_PHOTOS = "wrong"
+"""Folder of the pictures of images that the network got wrong, within a run folder."""
+
 
 class RunFolder:
     """Paths and files of one run: make a new folder with `create`, find one with `open`."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from adautomix.config import TrainConfig, make_config
 from adautomix.errors import AdAutoMixError, UsageError, command_text
 from adautomix.runs.checkpoint import newest_manifest, read_checkpoint, resumable_checkpoints
-from adautomix.runs.folder import UNSAVED, RunFolder, check_free, is_unsaved
+from adautomix.runs.folder import UNSAVED, WRONG_PHOTOS, RunFolder, check_free, is_unsaved
 from adautomix.runs.lock import LOCK
 from adautomix.runs.records import FREE_SETTINGS
 from adautomix.runs.schema import Summary
@@ -22,6 +22,7 @@ WRITTEN = UNSAVED | {
     "predictions.safetensors",
     "report.html",
     "summary.json",
+    WRONG_PHOTOS,
 }
 """What this package writes into a run folder."""
 

@@ -25,11 +25,11 @@ from adautomix.distributed import (
 )
 from adautomix.errors import RunError, UsageError, command_text
 from adautomix.files import atomic_write, explain_full_disk
-from adautomix.pictures.wrong_photos import WRONG_PHOTOS, write_wrong_photos
+from adautomix.pictures.wrong_photos import write_wrong_photos
 from adautomix.runs.build import data_info, load_images
 from adautomix.runs.checkpoint import load_checkpoint, move_damaged_last, resumable_checkpoints
 from adautomix.runs.data_summary import summarize_data, write_data_summary
-from adautomix.runs.folder import RunFolder, unused_folder
+from adautomix.runs.folder import WRONG_PHOTOS, RunFolder, unused_folder
 from adautomix.runs.lock import run_lock
 from adautomix.runs.schema import EpochRow, NetworkName, NetworkScores, Summary
 from adautomix.runs.state import (
