@@ -1,6 +1,7 @@
 """The functions of `adautomix.mix`: signatures, replay, checks of the inputs, documentation."""
 
 import doctest
+import functools
 import inspect
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 import adautomix.functional as mix
 from adautomix.errors import UsageError
@@ -59,6 +61,26 @@ def test_params_replay_a_mix(name: str) -> None:
     assert torch.equal(first.targets, again.targets)
     other = function(name)(images, labels, num_classes=6, generator=generator)
     assert not torch.equal(first.images, other.images)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "resizemix", "mixture"])
+def test_a_compiled_call_is_one_graph_and_mixes_alike(name: str) -> None:
+    """Settings, checks and draws run outside the graph, which later calls use again."""
+    images, labels = batch()
+    torch.compiler.reset()
+    counter = CompileCounter()
+    mix_images = functools.partial(function(name), num_classes=6)
+    compiled = torch.compile(lambda *pair: mix_images(*pair).images, backend=counter)
+    with torch.random.fork_rng(devices=[]):
+        for seed in range(3):
+            torch.manual_seed(seed)
+            ours = compiled(images, labels)
+            torch.manual_seed(seed)
+            torch.testing.assert_close(ours, mix_images(images, labels).images)
+    # A mixture has a graph per method.
+    assert counter.frame_count <= (3 if name == "mixture" else 1)
+    torch.compiler.reset()
 
 
 def test_examples_run() -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from adautomix.device import run_eagerly
 from adautomix.errors import UsageError
 from adautomix.inputs import check_batch
 from adautomix.methods.base import InputMixing, MethodSettings
@@ -644,6 +645,9 @@ def saliencymix(
     return _mix(SaliencyMix, settings, images, labels, num_classes, generator, params)
 
 
+# These two read values on the host or draw from a generator, which `torch.compile` would break into
+# many graphs. They stay out of its graphs, so that the mix itself is one.
+@run_eagerly
 def _settings(method: type[InputMixing[S, Any]], **values: Any) -> S:
     """Checked settings of a method.
 
@@ -664,6 +668,22 @@ def _mix(
     params: MixParams | None,
 ) -> Mixed:
     """Check the inputs, draw parameters unless they are given, and apply them."""
+    mixer, used = _prepare(method, settings, images, labels, num_classes, generator, params)
+    mixed = mixer.mix(images, soft_targets(labels, num_classes), used)
+    return dataclasses.replace(mixed, params=used)
+
+
+@run_eagerly
+def _prepare(
+    method: type[InputMixing[S, Any]],
+    settings: S,
+    images: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    generator: torch.Generator | None,
+    params: MixParams | None,
+) -> tuple[InputMixing[S, Any], MixParams]:
+    """Check the inputs, create the method, and draw parameters unless they are given."""
     check_batch(images, labels, num_classes)
     mixer = method(settings, num_classes=num_classes)
     if len(images) < mixer.min_batch:
@@ -674,5 +694,4 @@ def _mix(
     if params is None:
         params = mixer.make_params(images.shape, generator or torch.default_generator, 0)
         params = params.to(images.device)
-    mixed = mixer.mix(images, soft_targets(labels, num_classes), params)
-    return dataclasses.replace(mixed, params=params)
+    return mixer, params

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,6 +14,13 @@ def unknown_setting(name: str, known: Iterable[str]) -> str:
     """Error message for an unknown setting, with the nearest known one as a suggestion."""
     listing = "`adautomix settings` lists them all"
     return unknown_name("setting", name, known, listing, quote=False)
+
+
+def split_list(value: Any) -> Any:
+    """Return comma-separated values as a tuple of strings; others are left to pydantic."""
+    if not isinstance(value, str):
+        return value
+    return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
 @contextmanager

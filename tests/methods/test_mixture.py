@@ -66,6 +66,11 @@ def test_members_are_drawn_as_often_as_their_weights_say() -> None:
     assert counts[0].item() / 4000 == pytest.approx(0.75, abs=0.03)
 
 
+def test_lists_may_be_written_as_on_the_command_line() -> None:
+    settings = Mixture.Settings(mix="mixup, cutmix", weights="1,3")
+    assert settings == Mixture.Settings(mix=("mixup", "cutmix"), weights=(1.0, 3.0))
+
+
 def test_the_recipe_of_transformers_is_a_member() -> None:
     method = make(Mixture, mix=("mixup+cutmix",), options={"mixup+cutmix": {"switch_prob": 1}})
     member = make(METHODS["mixup+cutmix"], switch_prob=1)

@@ -19,7 +19,7 @@ from adautomix.config.presets import Preset, apply_preset
 from adautomix.errors import UsageError
 from adautomix.files import read_json
 from adautomix.mixing.settings import MixSettings
-from adautomix.validation import one_line_errors, setting_names, unknown_setting
+from adautomix.validation import one_line_errors, setting_names, split_list, unknown_setting
 
 if TYPE_CHECKING:
     from adautomix.methods import MethodSettings
@@ -31,11 +31,7 @@ ARCHITECTURE = ("model", "stem", "width", "model_options", "image_size")
 
 def split_names(value: Any) -> Any:
     """Return comma-separated names as a tuple; any other value is left to pydantic."""
-    if value is None:
-        return ()
-    if not isinstance(value, str):
-        return value
-    return tuple(name.strip() for name in value.split(",") if name.strip())
+    return () if value is None else split_list(value)
 
 
 _NUMBER = r"-?\d*\.?\d+"

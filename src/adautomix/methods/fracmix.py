@@ -41,11 +41,11 @@ ImageNet.
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
 from adautomix.errors import UsageError
@@ -56,6 +56,7 @@ from adautomix.mixing.fractals import draw_systems, render_fractals
 from adautomix.mixing.ops import Mixed
 from adautomix.mixing.params import MixParams, Shape
 from adautomix.mixing.saliency import gaussian_blur, spectral_residual
+from adautomix.validation import split_list
 
 PATCHES = (2, 4)  # the side of the image divided by that of a patch
 
@@ -102,7 +103,7 @@ class FracMixSettings(MethodSettings):
     switch: float = Field(
         0.25, ge=0, le=1, description="probability that a batch is mixed by this method"
     )
-    others: tuple[str, ...] = Field(
+    others: Annotated[tuple[str, ...], BeforeValidator(split_list)] = Field(
         ("mixup", "cutmix", "resizemix"),
         description="methods that mix the other batches, equally often",
     )

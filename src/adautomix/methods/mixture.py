@@ -21,17 +21,17 @@ in a list, openmixup draws one per batch with given probabilities, as this does.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
 from adautomix.errors import UsageError
 from adautomix.methods.base import InputMixing, Method, MethodSettings
 from adautomix.mixing.ops import Mixed
 from adautomix.mixing.params import MixParams, Shape
-from adautomix.validation import one_line_errors, setting_names
+from adautomix.validation import one_line_errors, setting_names, split_list
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class MixtureParams(MixParams):
 class MixtureSettings(MethodSettings):
     """Settings of a mixture."""
 
-    mix: tuple[str, ...] = Field(
+    mix: Annotated[tuple[str, ...], BeforeValidator(split_list)] = Field(
         ("mixup", "cutmix", "resizemix"), description="the methods, which mix images only"
     )
-    weights: tuple[float, ...] | None = Field(
+    weights: Annotated[tuple[float, ...] | None, BeforeValidator(split_list)] = Field(
         None, description="how often each is drawn, in any unit; none: all alike"
     )
     options: dict[str, dict[str, Any]] | None = Field(
