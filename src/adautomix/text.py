@@ -10,6 +10,7 @@ MAX_LENGTH = 200
 # Control, format (such as right-to-left marks), surrogate, private-use and unassigned characters,
 # and the separators of lines and paragraphs.
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+_FORMULA_SIGNS = {"=", "+", "-", "@", "\t", "\r"}
 _JOINERS = {"\u200c", "\u200d"}  # part of the spelling of Persian and Indic words, and of emoji
 
 
@@ -36,6 +37,20 @@ def printable(
         return safe
     head = (max_length - 1) // 2
     return f"{safe[:head]}…{safe[len(safe) - (max_length - 1 - head) :]}"
+
+
+def csv_cell(text: str) -> str:
+    """Return text for a cell of a CSV file that no spreadsheet takes for a formula.
+
+    Spreadsheets run a cell that begins with one of = + - @, a tab or a carriage return. Such text
+    gets an apostrophe before it, which they hide. A name with other control characters is escaped
+    as by `printable`.
+
+    Example:
+        >>> csv_cell("=1+2.jpg")
+        "'=1+2.jpg"
+    """
+    return f"'{printable(text, None)}" if text[:1] in _FORMULA_SIGNS else printable(text, None)
 
 
 def _escaped(character: str) -> str:

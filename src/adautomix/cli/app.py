@@ -14,8 +14,9 @@ from adautomix.cli.base import CommandGroup, Session
 from adautomix.cli.checking import check_mix, doctor
 from adautomix.cli.comparing import compare, report
 from adautomix.cli.completing import completion
-from adautomix.cli.evaluating import evaluate, export, predict
+from adautomix.cli.evaluating import evaluate, export
 from adautomix.cli.listing import datasets, methods, settings, suites, sweeps
+from adautomix.cli.predicting import predict
 from adautomix.cli.previewing import preview
 from adautomix.cli.reproducing import ledger, recipes, table
 from adautomix.cli.timing import bench, plan

@@ -1,9 +1,9 @@
-"""Commands about trained networks: evaluate, predict and export."""
+"""Commands about trained networks: evaluate and export."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -133,57 +133,6 @@ def evaluate(
     for table in evaluation_tables(records):
         print_line(table.title, bold=True)
         print_listing(table.rows, table.columns, as_json=False)
-
-
-@click.command(cls=Command)
-@run_argument
-@click.argument("images", nargs=-1, type=FILE, metavar="[IMAGE...]")
-@click.option("--split", help="Predict the recorded images of a split: train, val or test.")
-@network_option
-@click.option(
-    "--top",
-    type=click.IntRange(min=1),
-    default=3,
-    show_default=True,
-    help="Number of classes to print per image.",
-)
-@which_option
-@device_option
-@json_option
-def predict(
-    run: Path,
-    images: tuple[Path, ...],
-    split: str | None,
-    network: Literal["student", "teacher"],
-    top: int,
-    which: str,
-    device: str,
-    as_json: bool,
-) -> None:
-    """Print the most probable classes of image files, or of a split that the run recorded."""
-    from adautomix.runs.api import load
-
-    if bool(images) == (split is not None):
-        raise click.UsageError("name image files, or a split with --split")
-    trained = load(run, checkpoint=which, device=device)
-    if split is not None:
-        images = tuple(Path(file) for file in trained.split_files(split))
-    probabilities = trained.predict(images, network)
-    values, indices = probabilities.topk(min(top, len(trained.classes)), dim=1)
-    best = [
-        [(trained.classes[k], p) for k, p in zip(ks, ps, strict=True)]
-        for ks, ps in zip(indices.tolist(), values.tolist(), strict=True)
-    ]
-    if as_json:
-        print_json(
-            [{"image": str(i), "classes": dict(b)} for i, b in zip(images, best, strict=True)]
-        )
-        return
-    rows = [
-        (str(image), ", ".join(f"{name} {p:.1%}" for name, p in classes))
-        for image, classes in zip(images, best, strict=True)
-    ]
-    print_listing(rows, ("image", f"{network} predicts"), as_json=False)
 
 
 @click.command(cls=Command)

@@ -3,19 +3,19 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from adautomix.config import TrainConfig
-from adautomix.data.decoding.image_files import prepare_images
+from adautomix.data.picture_sources import find_pictures
 from adautomix.data.preparation import recorded_preparation
 from adautomix.device import pick_device
 from adautomix.errors import UsageError
 from adautomix.inputs import check_images
 from adautomix.methods import Method
-from adautomix.models import Classifier, evaluating
+from adautomix.models import Classifier
 from adautomix.models.memory import fitting_batch, forward_bytes, one_image
 from adautomix.runs.build import build_networks
 from adautomix.runs.checkpoint import (
@@ -25,7 +25,9 @@ from adautomix.runs.checkpoint import (
     read_checkpoint,
 )
 from adautomix.runs.folder import RunFolder
+from adautomix.runs.predictor import FilePrediction, Predictor, Views
 from adautomix.runs.schema import NetworkName
+from adautomix.runs.temperature import fitted_temperature
 
 
 @dataclass(frozen=True)
@@ -88,62 +90,99 @@ class TrainedRun:
         network: NetworkName = "teacher",
         *,
         batch_size: int = 100,
+        tta: Views = "none",
+        calibrated: bool = True,
     ) -> Tensor:
-        """Compute class probabilities.
+        """Compute class probabilities; see `predict_files` for files that may be damaged.
 
         Args:
-            images: image files, or normalized images, float `[n, 3, H, W]`.
+            images: image files, folders (with their subfolders) and patterns such as `a/*.jpg`; or
+                normalized images, float `[n, 3, H, W]`.
             network: "teacher" or "student".
             batch_size: images per forward pass; fewer if they would take more memory than the
                 setting `max_memory` allows.
+            tta: "flip" averages over each image and its mirror image.
+            calibrated: divide the logits by the temperature that `evaluate` fitted to these
+                weights with the calibration suite, if it did.
 
         Returns:
             Float32 `[n, K]` on the CPU; each row sums to 1, unless the network was trained on
             images with several labels: then each class has a probability of its own.
 
         Raises:
-            UsageError: a file is missing or is not an image, or a tensor has the wrong shape.
+            UsageError: a file is missing or is not an image, a folder holds no image, or a tensor
+                has the wrong shape.
         """
-        model = self.networks[network]
-        batch_size = self._fitting_batch(batch_size)
-        parts: list[Tensor] = []
-        with evaluating(model):
-            for batch in self._batches(images, batch_size):
-                logits = model(batch.to(self.device), head=self.method.eval_head)
-                parts.append(self._probabilities(logits.float()).cpu())
-        return torch.cat(parts)
+        if isinstance(images, Tensor):
+            check_images(images)
+            predictor = self.predictor(network, batch_size, tta, calibrated)
+            return torch.cat(list(predictor.tensors(images)))
+        rows = []
+        for one in self.predict_files(
+            images, network, batch_size=batch_size, tta=tta, calibrated=calibrated
+        ):
+            if one.probabilities is None:
+                raise UsageError(one.problem)
+            rows.append(one.probabilities)
+        return torch.stack(rows)
+
+    def predict_files(
+        self,
+        images: Sequence[Path | str] | Path | str,
+        network: NetworkName = "teacher",
+        *,
+        batch_size: int = 100,
+        tta: Views = "none",
+        calibrated: bool = True,
+    ) -> Iterator[FilePrediction]:
+        """Yield the prediction for each image file, or why it cannot be read.
+
+        Args:
+            images: see `predict`.
+            network: see `predict`.
+            batch_size: see `predict`.
+            tta: see `predict`.
+            calibrated: see `predict`.
+
+        Raises:
+            UsageError: there is no file, a folder holds no image, or a pattern matches nothing.
+        """
+        paths = find_pictures([images] if isinstance(images, Path | str) else images)
+        if not paths:
+            raise UsageError("predict got no images: pass at least one file")
+        yield from self.predictor(network, batch_size, tta, calibrated).files(paths)
+
+    def predictor(
+        self, network: NetworkName, batch_size: int, tta: Views, calibrated: bool
+    ) -> Predictor:
+        """Return the predictor of one network; for the arguments see `predict`."""
+        if tta not in get_args(Views):
+            raise UsageError(f"unknown test-time augmentation {tta!r}: none or flip")
+        info = self.data_info
+        return Predictor(
+            self.networks[network],
+            self.method.eval_head,
+            self.device,
+            info["image_size"],
+            tuple(info["mean"]),
+            tuple(info["std"]),
+            recorded_preparation(info),
+            self.config.max_pixels,
+            self._fitting_batch(batch_size),
+            self.multi_label,
+            tta,
+            (self.temperature(network) or 1.0) if calibrated else 1.0,
+        )
+
+    def temperature(self, network: NetworkName) -> float | None:
+        """Return the temperature that `evaluate` fitted to these weights; None if it did not."""
+        return None if self.multi_label else fitted_temperature(self.folder, network, self.step)
 
     def _fitting_batch(self, requested: int) -> int:
         """The number of images per forward pass, such that it stays within `max_memory`."""
         image = one_image(self.data_info["image_size"], self.device)
         size = forward_bytes(self.student, image, head=self.method.eval_head)
         return fitting_batch(requested, size, self.config.max_memory)
-
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
-
-    def _batches(
-        self, images: Tensor | Sequence[Path | str] | Path | str, batch_size: int
-    ) -> Iterator[Tensor]:
-        """Normalized images, at most `batch_size` at a time."""
-        if isinstance(images, Tensor):
-            check_images(images)
-            yield from images.split(batch_size)
-            return
-        paths = [Path(images)] if isinstance(images, Path | str) else [Path(p) for p in images]
-        if not paths:
-            raise UsageError("predict got no images: pass at least one file")
-        info, preparation = self.data_info, recorded_preparation(self.data_info)
-        for start in range(0, len(paths), batch_size):
-            some = paths[start : start + batch_size]
-            yield prepare_images(
-                some,
-                image_size=info["image_size"],
-                mean=tuple(info["mean"]),
-                std=tuple(info["std"]),
-                preparation=preparation,
-                max_pixels=self.config.max_pixels,
-            )
 
 
 def load_trained(path: Path | str, *, checkpoint: str = "last", device: str = "auto") -> TrainedRun:
