@@ -295,7 +295,7 @@ def test_predict_takes_a_recorded_split(run: Path, command: Command) -> None:
     assert record is not None
     assert [row["image"] for row in outcome.json] == record.files("test")
     assert len(outcome.json) == 3
-    assert "name image files, or a split" in command("predict", run).err
+    assert "name image files, folders or a --list; or a split" in command("predict", run).err
     assert (
         "there is no split 'dev': use train, test" in command("predict", run, "--split", "dev").err
     )

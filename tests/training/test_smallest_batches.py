@@ -24,7 +24,7 @@ def test_a_transformer_accepts_a_last_batch_of_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("values", [{"batch_size": 1}, {"batch_size": 47, "drop_last": False}])
 def test_batch_norm_needs_two_images(values: dict[str, int], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="batch norm needs 2 per part, but a batch has 1 images"):
+    with pytest.raises(UsageError, match="batch norm needs 2 per part, but a batch has 1 image:"):
         trainer_of("cutmix", tmp_path, **CNN, **values)
 
 

@@ -49,7 +49,7 @@ def pictures_below(folder: Path) -> list[Path]:
         UsageError: there is none.
     """
     found = walk_images(folder, PassedOver(), {folder_key(folder)})
-    paths = sorted(Path(image.path) for _, image in found)
+    paths = sorted(Path(image.path) for _, images in found for image in images)
     if not paths:
         raise UsageError(f"{folder} holds no image file: name a folder with images")
     return paths

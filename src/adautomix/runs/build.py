@@ -139,10 +139,10 @@ def check_smallest_part(
     smallest = last or config.batch_size
     batch_norm = has_batch_norm(student) or has_batch_norm(method)
     least = method.min_part(batch_norm=batch_norm)
+    mixes = f"{method.name} mixes {method.min_batch} images and " if method.min_batch > 1 else ""
     if smallest < method.min_batch or smallest // (config.accumulate * world_size()) < least:
         raise UsageError(
-            f"{method.name} mixes {method.min_batch} images and "
-            f"{'batch norm' if batch_norm else 'training'} needs {least} per part, but a batch has "
+            f"{mixes}{'batch norm' if batch_norm else 'training'} needs {least} per part, but a batch has "
             f"{count(smallest, 'image')}: choose another batch_size, accumulate or drop_last"
         )
 
