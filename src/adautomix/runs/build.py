@@ -142,8 +142,8 @@ def check_smallest_part(
     mixes = f"{method.name} mixes {method.min_batch} images and " if method.min_batch > 1 else ""
     if smallest < method.min_batch or smallest // (config.accumulate * world_size()) < least:
         raise UsageError(
-            f"{mixes}{'batch norm' if batch_norm else 'training'} needs {least} per part, but a batch has "
-            f"{count(smallest, 'image')}: choose another batch_size, accumulate or drop_last"
+            f"{mixes}{'batch norm' if batch_norm else 'training'} needs {least} per part, but a "
+            f"batch has {count(smallest, 'image')}: choose another batch_size, accumulate or drop_last"
         )
 
 
