@@ -93,10 +93,11 @@ def test_saliency_of_a_transformer_by_hand(name: str) -> None:
             with replaced_output(student, student.stages[0], scaled), torch.no_grad():
                 losses.append(F.cross_entropy(student(images), targets, reduction="none"))
         slopes[:, y, x] = (losses[1] - losses[0]).abs()
-    y, x = torch.tensor(places).unbind(dim=1)
-    mean = slopes[:, y, x].sum(dim=1) / maps[:, y, x].sum(dim=1)
+    rows, columns = torch.tensor(places).unbind(dim=1)
+    mean = slopes[:, rows, columns].sum(dim=1) / maps[:, rows, columns].sum(dim=1)
     torch.testing.assert_close(maps.sum(dim=(1, 2)), torch.ones(2))
-    torch.testing.assert_close(maps[:, y, x], slopes[:, y, x] / mean[:, None], atol=1e-4, rtol=1e-2)
+    expected = slopes[:, rows, columns] / mean[:, None]
+    torch.testing.assert_close(maps[:, rows, columns], expected, atol=1e-4, rtol=1e-2)
 
 
 @pytest.mark.slow

@@ -108,9 +108,9 @@ def _lines(record: SplitRecord) -> Iterator[Any]:
         "splits": list(record.rows),
     }
     split_of: list[str | None] = [None] * len(listing.files)
-    for split, rows in record.rows.items():
-        for row in rows.tolist():
-            split_of[row] = split
+    for name, members in record.rows.items():
+        for row in members.tolist():
+            split_of[row] = name
     root = f"{listing.root}{os.sep}"
     for row, (file, label) in enumerate(zip(listing.files, listing.labels, strict=True)):
         content = listing.hashes[row] if listing.hashes else None

@@ -143,7 +143,8 @@ def check_smallest_part(
     if smallest < method.min_batch or smallest // (config.accumulate * world_size()) < least:
         raise UsageError(
             f"{mixes}{'batch norm' if batch_norm else 'training'} needs {least} per part, but a "
-            f"batch has {count(smallest, 'image')}: choose another batch_size, accumulate or drop_last"
+            f"batch has {count(smallest, 'image')}: choose another batch_size, "
+            "accumulate or drop_last"
         )
 
 
