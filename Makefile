@@ -17,7 +17,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 
 types: .venv/installed
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers auto
 
 unit: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not slow"
