@@ -235,6 +235,7 @@ def create_method(
         teacher: settings of the moving average. Methods that need no teacher keep one only if
             this is given.
         mix_schedule: when to mix, for example `{"prob": 0.5, "stop": 0.75}`; default: every step.
+            `{"decouple": 0.1}` adds the decoupled regularizer to the loss of mixes.
         settings: the method's own settings, such as `alpha=0.2`.
 
     Returns:

@@ -43,6 +43,8 @@ PART_BY_PART: dict[str, dict[str, Any]] = {
     "automix": {"mask_weight": 0},
     "samix": {"mask_weight": 0},
 }
+# These show a single source: nothing is mixed in, or only the image itself.
+ALONE = ("vanilla", "cutout", "dada", "meada", "fracmix", "augmix")
 NORMALIZED_BY_PARTS = ("dada",)  # its generator has batch norm
 
 
@@ -259,7 +261,7 @@ def test_a_preview_of_every_method_from_two_pictures(
         alone = bool((second == 255).all())
         assert alone or any(np.array_equal(second, source) for source in sources), name
         if name != "comixup":  # which may find that copies of a picture go best together
-            assert alone == (name in ("vanilla", "cutout", "dada", "meada")), name
+            assert alone == (name in ALONE), name
         if name not in ("comixup", "meada"):  # an ascent can be smaller than a step of the colors
             assert np.array_equal(mix, first) == (name == "vanilla"), name
 
