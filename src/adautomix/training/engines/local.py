@@ -15,8 +15,6 @@ import torch
 
 from adautomix.training.engines.base import Ended, Job, perform, reason_of
 
-LEAVE_SECONDS = 5  # for an idle process to end by itself
-
 
 class LocalEngine:
     """Processes of this machine, which divide its cores; each does one job after another.
@@ -115,14 +113,10 @@ class Worker:
         return Ended(job, death_of(self.process.exitcode))
 
     def end(self) -> None:
-        """End the process: at once if it is working, else by closing its pipe."""
-        if self.job is not None:
-            self.process.kill()
+        """End the process; an idle one has nothing to lose."""
         self.pipe.close()
-        self.process.join(LEAVE_SECONDS)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
+        self.process.kill()
+        self.process.join()
 
 
 def death_of(exit_code: int | None) -> str:
