@@ -26,9 +26,17 @@ CANDIDATES = 12  # mixes per method, of which the most informative are drawn
 MANY_METHODS = 5  # draw one mix of each if there are at least this many
 ROWS = 3  # mixes of each of fewer methods
 SMALL_CNN = {"model": "resnet18", "width": 0.25}
-# Methods that skip steps, alternate with Mixup or replace only a few patches always mix in a
-# preview, and as much as they can.
-SHOWCASE = {"per_sample": True, "prob": 1.0, "switch": 1.0, "tau": 1.0, "rho": 0.0}
+# Methods that skip steps, alternate with Mixup, replace only a few patches or hardly mix images
+# that differ always mix in a preview, and as much as they can.
+SHOWCASE = {
+    "per_sample": True,
+    "prob": 1.0,
+    "switch": 1.0,
+    "tau": 1.0,
+    "rho": 0.0,
+    "tau_std": 1.0,
+    "threshold_min": 1.0,
+}
 
 
 def preview_rows(
