@@ -95,6 +95,12 @@ def test_settings(args: tuple[object, ...], line: str, train_fails: Fails) -> No
     assert train_fails(*args).startswith(line)
 
 
+def test_bare_train_says_what_to_give(fails: Fails, tmp_path: Path) -> None:
+    """Without --data it would train on a small built-in set for minutes, which nobody asked for."""
+    for args in ((), ("--method", "mixup", "--out", tmp_path / "run")):
+        assert fails("train", *args).startswith("train needs images: name a folder that has one")
+
+
 def test_a_file_without_settings(tmp_path: Path, train_fails: Fails) -> None:
     file = tmp_path / "settings.yaml"
     for text, line in {

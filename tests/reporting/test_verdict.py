@@ -12,7 +12,7 @@ from test_reporting import compare, make_run, page_of
 from adautomix.class_results import ClassResults, class_results
 from adautomix.data.dataset import InMemory
 from adautomix.pictures.wrong_photos import write_wrong_photos
-from adautomix.reporting.class_charts import OTHER, matrix_of
+from adautomix.reporting.class_charts import OTHER, class_bars, confusion_chart, matrix_of
 from adautomix.reporting.formatting import MAP, shown_metrics
 from adautomix.reporting.verdict import (
     all_lines,
@@ -182,3 +182,12 @@ def test_pictures_of_wrong_photos(tmp_path: Path) -> None:
 def test_map_is_a_column_only_where_there_is_one() -> None:
     assert MAP not in shown_metrics([{"top1": 0.5}, None])
     assert shown_metrics([{"top1": 0.5}, {"top1": 0.5, "map": 0.4}])[0] is MAP
+
+
+@pytest.mark.parametrize("name", ["x\udcffy", "a\u202eb", "a\x1b[31m", "$x^2$", "_hidden"])
+def test_charts_hold_any_name(name: str) -> None:
+    results = predicted({(0, 1): 2, (1, 1): 1}, (name, "tulip"))
+    for chart in (class_bars("bars", "Bars", results), confusion_chart("matrix", "M", results)):
+        chart.svg.encode()
+        assert "\u202e" not in chart.svg
+        assert "\x1b" not in chart.svg

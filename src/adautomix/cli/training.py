@@ -9,10 +9,16 @@ from adautomix.cli.base import Command
 from adautomix.cli.options import json_option, run_argument, source_options
 from adautomix.cli.output import command_line, console, print_json, print_line, print_listing
 from adautomix.cli.settings import SettingsCommand
-from adautomix.errors import RunError
+from adautomix.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from adautomix.training import RunResult
+
+NO_DATA = (
+    "train needs images: name a folder that has one subfolder of photos per class with "
+    "`--data FOLDER`, or try `--data digits`, a small set that needs no download"
+)
+"""Message of a command that names no data set."""
 
 
 @click.command(cls=SettingsCommand)
@@ -31,6 +37,8 @@ def train(
     from adautomix.config import load_config
 
     settings = load_config(recipe=recipe, file=config, flags=flags)
+    if "data" not in settings.model_fields_set:
+        raise UsageError(NO_DATA)
     result = training.train(settings, fresh=fresh, quiet=as_json, command=command_line())
     finish_run(result, as_json)
 
@@ -85,17 +93,16 @@ def finish_run(result: "RunResult", as_json: bool) -> None:
     from adautomix.reporting.comparison import compare_runs
     from adautomix.reporting.flat_masks import flat_mask_lines
     from adautomix.reporting.page import write_page
-    from adautomix.reporting.tables import comparison_table
+    from adautomix.reporting.tables import run_notes, run_table
     from adautomix.reporting.verdict import all_lines
     from adautomix.runs.records import read_run, summary_fields
 
     if not is_main():
         return
     run = read_run(result.folder)
-    comparison = compare_runs([run])
     page = result.folder / "report.html"
     if result.trained or not page.exists():
-        write_page(comparison, page)
+        write_page(compare_runs([run]), page)
     if as_json:
         print_json(summary_fields(run))
         return
@@ -104,5 +111,7 @@ def finish_run(result: "RunResult", as_json: bool) -> None:
         print_line(verdict, bold=True)
         for line in (*rest, *flat_mask_lines([run])):
             print_line(line)
-    console().print(comparison_table(comparison))
+    console().print(run_table(run))
+    for line in run_notes(run):
+        print_line(line)
     print_line(f"Run folder {result.folder}, page {page}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from adautomix.class_results import ClassResult, ClassResults, main_score
 from adautomix.reporting.drawing import INK, PALETTE, Chart, drawing, inline_svg, shorten
 from adautomix.reporting.formatting import MISSING, percent
+from adautomix.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,6 +66,11 @@ def class_cells(one: ClassResult) -> tuple[str, ...]:
     )
 
 
+def axis_name(name: str) -> str:
+    """Return the name of a class for an axis, of characters that a drawing can hold."""
+    return shorten(printable(name, None), _NAME)
+
+
 def class_bars(slug: str, title: str, results: ClassResults) -> Chart:
     """Return horizontal bars of the classes that occur, the weakest first, at most `MAX_BARS`."""
     from matplotlib.figure import Figure
@@ -93,7 +99,7 @@ def draw_bars(axes: "Axes", shown: list[ClassResult], several: bool) -> None:
         axes.annotate(
             text, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8
         )
-    axes.set_yticks(range(len(shown)), [shorten(one.name, _NAME) for one in shown])
+    axes.set_yticks(range(len(shown)), [axis_name(one.name) for one in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.set_xlabel("average precision (%)" if several else "right (%)")
@@ -176,7 +182,7 @@ def draw_matrix(axes: "Axes", matrix: Matrix) -> None:
                 Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=color, alpha=opacity, linewidth=0)
             )
             axes.text(x, y, str(count), ha="center", va="center", fontsize=7)
-    names = [shorten(name, _NAME) for name in matrix.names]
+    names = [axis_name(name) for name in matrix.names]
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(matrix.counts)), names[: len(matrix.counts)])
     axes.set_xlim(-0.5, len(names) - 0.5)

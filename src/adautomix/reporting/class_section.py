@@ -16,6 +16,7 @@ from adautomix.reporting.drawing import Chart
 from adautomix.reporting.formatting import percent
 from adautomix.reporting.section import Gallery, Photo, Section, Table, embedded
 from adautomix.reporting.verdict import best_network, cautions
+from adautomix.text import printable
 
 NOTE = (
     "Recall is the fraction of the photos of a class that is right; precision is the fraction of "
@@ -105,7 +106,7 @@ def class_charts(slug: str, targets: Sequence[Classified]) -> Iterator[Chart]:
     """Yield the bars and the confusion matrix of each network."""
     for number, one in enumerate(targets):
         for name, results in one.networks.items():
-            key, label = f"{slug}-{number}-{name}", f"{one.label}, {name}"
+            key, label = f"{slug}-{number}-{name}", f"{printable(one.label, None)}, {name}"
             yield class_bars(f"{key}-bars", f"Right per class: {label}", results)
             if results.confusions:
                 yield confusion_chart(f"{key}-matrix", f"Confusion matrix: {label}", results)

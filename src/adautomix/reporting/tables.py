@@ -1,5 +1,6 @@
 """A comparison as a table for the terminal, as Markdown, and as printed lines."""
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +14,7 @@ from adautomix.reporting.formatting import (
     plus_minus,
     points_range,
     seconds,
+    shown_metrics,
 )
 from adautomix.reporting.groups import Group
 from adautomix.reporting.significance import explain_tests, summarize_tests
@@ -44,6 +46,44 @@ def comparison_table(comparison: Comparison) -> Table:
             _add(table, ["", *cells], style="bold")
         table.add_section()
     return table
+
+
+def run_table(run: Run) -> Table:
+    """Return the scores of a single run, one row per network, within 80 columns."""
+    final = run.summary.final if run.summary else {}
+    metrics = shown_metrics(final.values())
+    results = run.summary.results if run.summary else None
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("network")
+    for metric in metrics:
+        table.add_column(f"{metric.title}\n({metric.unit})" if metric.unit else metric.title)
+    for title in ("balanced\naccuracy (%)", "macro-F1\n(%)"):
+        table.add_column(title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name in NETWORKS:
+        found = results.get(name) if results else None
+        classes = [found.balanced_accuracy, found.macro_f1] if found else [None, None]
+        scores = [metric.show(run.figure(name, metric.key)) for metric in metrics]
+        _add(table, [name, *scores, *map(percent, classes)])
+    return table
+
+
+def run_notes(run: Run) -> list[str]:
+    """Return what the table of a run does not say: its terms, the best epoch, time and memory."""
+    lines = [
+        "NLL: negative log-likelihood of the true class. ECE: mean distance of confidence and "
+        "accuracy. Lower is better for both."
+    ]
+    best = None if run.summary is None else run.summary.best
+    if best is not None:
+        chosen = ", which is optimistic" if best.split == "test" else ""
+        lines.append(
+            f"Best epoch: {best.epoch}, {best.network} {best.main:.2%}, chosen on the {best.split} "
+            f"images{chosen}."
+        )
+    memory = mebibytes(peak_memory(run))
+    return [*lines, f"Time {seconds(run.seconds)} s, peak memory {memory} MiB."]
 
 
 def markdown_table(comparison: Comparison) -> str:

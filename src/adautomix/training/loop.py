@@ -134,7 +134,7 @@ class Trainer:
         self.seconds_before = 0.0
         self.started = time.perf_counter()
         silent = quiet or not is_main()
-        self.display = Display(f"{config.method} s{config.seed}", self.steps, quiet=silent)
+        self.display = Display(self.steps, config.epochs, quiet=silent)
         self.stop = StopRequest()
         # Called with the row of each epoch; what it raises ends the training.
         self.on_epoch: Callable[[EpochRow], None] = lambda row: None

@@ -41,6 +41,7 @@ from adautomix.runs.state import (
     remove_run,
     run_state,
 )
+from adautomix.training.announce import run_lines
 from adautomix.training.loop import Trainer
 from adautomix.training.progress import say
 from adautomix.training.space import check_space, needed_bytes
@@ -212,6 +213,9 @@ def run_to_end(trainer: Trainer) -> RunResult:
     """Train until the last step, then write the predictions and the summary."""
     for name in trainer.data.bad_files:
         trainer.display.say(f"skipped, unreadable: {name}")
+    if trainer.step < trainer.steps:
+        for line in run_lines(trainer):
+            trainer.display.say(line)
     with explain_memory(trainer.config):
         trainer.fit()
         # The summary comes last: a run that has one is finished.
