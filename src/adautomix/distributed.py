@@ -12,6 +12,8 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from adautomix.errors import AdAutoMixError
 
@@ -27,7 +29,24 @@ def init_distributed(device: torch.device) -> None:
         device: the device that this process trains on.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, **_store_after_restart())
+
+
+def _store_after_restart() -> dict[str, Any]:
+    """Return the arguments of `init_process_group` that restarted processes need.
+
+    torchrun keeps its store over restarts, and with it the addresses of processes that have ended,
+    to which the new ones would try to connect forever. On one machine the number of restarts tells
+    the attempts apart. On several machines it differs among them, and torchrun needs
+    `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`, which makes a store per attempt.
+    """
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return {}
+    store, rank, size = next(rendezvous("env://"))
+    prefixed = PrefixStore(f"restart-{restarts}", store)
+    return {"store": prefixed, "rank": rank, "world_size": size}
 
 
 def world_size() -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -311,6 +312,18 @@ def test_a_narrow_resnext_keeps_its_groups() -> None:
 def test_attention_windows_adapt_to_the_image_size(size: int) -> None:
     model = build_model("swin_tiny_patch4_window7_224", 5, width=0.25, image_size=size)
     assert model.tap_shape(1)[1:] == (size // 4, size // 4)
+
+
+def test_a_drop_path_of_zero_is_zero_whatever_timm_sets() -> None:
+    def rates(**options: Any) -> list[float]:
+        model = build_model(
+            "swin_tiny_patch4_window7_224", 5, width=0.125, image_size=64, **options
+        )
+        return [m.drop_prob for m in model.modules() if isinstance(m, DropPath)]
+
+    assert max(rates()) == 0
+    assert max(rates(drop_path=0.2)) == pytest.approx(0.2)
+    assert max(rates(options={"drop_path_rate": 0.1})) == pytest.approx(0.1)
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def build_model(
         pretrained: load timm's published weights, from its cache or by download.
         image_size: side of the input images in pixels. Networks with a fixed input size are built
             for it.
-        drop_path: stochastic depth rate, 0 to 1.
+        drop_path: stochastic depth rate, 0 to 1; 0 switches off what timm sets by default (Swin).
         heads: names of the linear heads.
         options: further keyword arguments of `timm.create_model`.
         seed: seed of the initial weights; the global generators keep their states. None draws
@@ -66,6 +66,8 @@ def build_model(
     plan = timm_plan(spec)
     with nullcontext() if seed is None else seeded(seed):
         backbone = create_timm_network(spec, plan.arguments, pretrained)
+        if not drop_path and "drop_path_rate" not in spec.options:
+            _switch_off_drop_path(backbone)
         _replace_modules(backbone, plan.replacements)
         replace_narrow_strided_convs(backbone)
         model = Classifier(backbone, spec)
@@ -131,6 +133,15 @@ def _check(spec: ModelSpec, pretrained: bool) -> None:
         )
     if pretrained and (spec.stem != "standard" or spec.width != 1):
         raise UsageError("pretrained weights fit only stem: standard and width: 1")
+
+
+def _switch_off_drop_path(backbone: nn.Module) -> None:
+    """Keep every path: timm builds some families with a stochastic depth rate above 0."""
+    from timm.layers.drop import DropPath
+
+    for module in backbone.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
 
 
 def _replace_modules(
