@@ -153,7 +153,8 @@ def test_ctrl_c_without_anything_to_save(fails: Fails, monkeypatch: pytest.Monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr("adautomix.config.list_settings", interrupted)
-    assert fails("settings", status=1) == "stopped"
+    line = fails("settings", status=1)
+    assert line == "stopped, nothing is unfinished: repeat the command to start again"
 
 
 # --- folders of images -----------------------------------------------------------------------

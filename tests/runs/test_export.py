@@ -1,7 +1,8 @@
 import json
+import runpy
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from adautomix.data.decoding.image_files import prepare_images
+from adautomix.data.preparation import default_preparation
 from adautomix.errors import UsageError
 from adautomix.models import Classifier, build_model
+from adautomix.models.timm_weights import timm_state_dict
 from adautomix.rng import generator_at
-from adautomix.runs.export import export_model, timm_state_dict
+from adautomix.runs.export import export_model
 
 CLASSES = ["ant", "bee", "fly ☂", "moth", "wasp", "gnat"]
 MEAN, STD = (0.5, 0.25, 0.75), (0.25, 0.5, 0.2)
@@ -124,7 +128,7 @@ def test_timm_alone_loads_a_standard_network(exported: Exported) -> None:
 
 def test_the_folder_describes_its_content(exported: Exported) -> None:
     folder = exported.root / "resnet18d"
-    names = {"model.safetensors", "config.json", "load_model.py", "README.md"}
+    names = {"model.safetensors", "config.json", "load_model.py", "README.md", "adautomix_decoder"}
     assert {path.name for path in folder.iterdir()} == names
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert config["architecture"] == "resnet18d"
@@ -169,3 +173,106 @@ def test_arguments_that_do_not_fit_write_nothing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="head 'clean': the network has mixed"):
         write(model, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_an_export_that_gives_other_logits_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def altered(model: Classifier, head: str) -> dict[str, Tensor]:
+        state = timm_state_dict(model, head)
+        return state | {"fc.bias": state["fc.bias"] + torch.arange(6) / 50}
+
+    monkeypatch.setattr("adautomix.runs.export.timm_state_dict", altered)
+    with pytest.raises(UsageError, match="export refused: timm's network read back"):
+        write(build_model("resnet18", 6, image_size=32, width=0.125), tmp_path / "new")
+    assert not any(tmp_path.iterdir())
+
+
+def photo_files(folder: Path) -> list[Path]:
+    """Pictures whose preparation differs between readers: large, turned, transparent, 16 bits."""
+    noise = torch.randint(0, 256, (600, 900, 4), generator=generator_at(1, 0, "photo"))
+    noise = noise[::8, ::8].repeat_interleave(8, 0).repeat_interleave(8, 1).to(torch.uint8)
+    image = Image.fromarray(noise.numpy(), "RGBA")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    image.convert("RGB").save(folder / "large.jpg", exif=turned)
+    image.resize((90, 70)).save(folder / "transparent.png")
+    gray = (noise[..., 0].numpy().astype("uint16") << 4) + 5
+    Image.fromarray(gray).save(folder / "gray.png")
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("size", [32, 112])  # the center square is stored; a center crop
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_the_script_prepares_images_as_predict_does(
+    tmp_path: Path, size: int, interpolation: Any
+) -> None:
+    model = build_model("resnet18", 6, image_size=size, stem="cifar", width=0.125)
+    how = replace(default_preparation(size), interpolation=interpolation)
+    folder = write(model, tmp_path / "model", preparation=how)
+    (tmp_path / "photos").mkdir()
+    files = photo_files(tmp_path / "photos")
+    script = runpy.run_path(str(folder / "load_model.py"))
+    mine = torch.cat([script["read_image"](str(file)) for file in files])
+    theirs = prepare_images(files, image_size=size, mean=MEAN, std=STD, preparation=how)
+    assert torch.equal(mine, theirs)
+
+
+def test_timm_loads_a_hub_folder(tmp_path: Path) -> None:
+    model = build_model("resnet18", 6, image_size=32, seed=1).eval()
+    folder = write(model, tmp_path / "hub", format="hub", figures={"test accuracy": 0.875})
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+    }
+    assert "| test accuracy | 0.875 |" in (folder / "README.md").read_text(encoding="utf-8")
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again(images), model(images))
+    assert again.pretrained_cfg["mean"] == [*MEAN]
+    assert again.pretrained_cfg["label_names"] == CLASSES
+
+
+def test_a_hub_folder_needs_a_network_that_timm_builds(tmp_path: Path) -> None:
+    model = build_model("resnet18", 6, image_size=32, stem="cifar", width=0.125)
+    with pytest.raises(UsageError, match="use format timm, whose script does"):
+        write(model, tmp_path / "hub", format="hub")
+    with pytest.raises(UsageError, match="unknown format 'tflite': use timm, onnx, torch, hub"):
+        write(model, tmp_path / "hub", format="tflite")
+
+
+def test_a_program_of_torch_export_takes_any_batch(tmp_path: Path) -> None:
+    model = build_model("resnet18", 6, image_size=32, stem="cifar", width=0.125, seed=1).eval()
+    folder = write(model, tmp_path / "program", format="torch")
+    program = torch.export.load(folder / "model.pt2").module()
+    images = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(program(images), model(images))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "convnext_atto",
+        "swin_tiny_patch4_window7_224",
+        "deit_tiny_patch16_224",
+        "efficientnet_b0",
+    ],
+)
+def test_onnxruntime_gives_the_same_logits_for_any_batch(name: str, tmp_path: Path) -> None:
+    import onnxruntime
+
+    model = build_model(name, 6, image_size=64, seed=1).eval()
+    folder = write(model, tmp_path / "onnx", format="onnx")
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    for batch in (1, 4):
+        images = torch.randn(batch, 3, 64, 64)
+        (logits,) = session.run(["logits"], {"images": images.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(
+                torch.from_numpy(logits), model(images), atol=1e-4, rtol=1e-3
+            )

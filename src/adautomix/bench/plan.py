@@ -1,6 +1,8 @@
 """What a run would cost, before it is started: some real steps of it and of its neighbors."""
 
 import statistics
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -13,11 +15,21 @@ from adautomix.device import autocast
 from adautomix.runs.build import load_images
 from adautomix.training.loop import Trainer
 
+STEPS = 20
+"""Largest number of measured steps per method, if the user names none."""
+
+SECONDS = 30.0
+"""Time after which no further step is measured, counted from the loading of the images."""
+
 NEIGHBOURS = ("vanilla", "mixup")  # what a plain step costs, and one that mixes
 
 
 def plan(
-    config: TrainConfig, *, steps: int = 20, on_progress: ProgressCallback = lambda done: None
+    config: TrainConfig,
+    *,
+    steps: int | None = None,
+    on_progress: ProgressCallback = lambda done: None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> list[Row]:
     """Cost of the run and of the same run with neighboring methods, from timed steps by turns.
 
@@ -26,8 +38,10 @@ def plan(
 
     Args:
         config: the settings of the run.
-        steps: measured steps a method, at least 2.
+        steps: measured steps per method; None measures up to `STEPS`, and fewer where the machine
+            would take longer than `SECONDS`.
         on_progress: called with the number of rounds done.
+        clock: the seconds that `SECONDS` limits.
 
     Returns:
         Rows, that of the method asked for first. "seconds_an_epoch" and "hours" to the end count
@@ -37,13 +51,20 @@ def plan(
         UsageError: the images cannot be loaded, or a setting does not fit them.
     """
     data = load_images(config)
+    deadline = clock() + SECONDS
     # Copied, not made anew: a neighbor keeps settings that only the asked-for method may have.
     configs = [
         config.model_copy(update={"method": name})
         for name in dict.fromkeys((config.method, *NEIGHBOURS))
     ]
     makers: Makers = {one.method: partial(real_step, one, data) for one in configs}
-    timings = time_by_turns(makers, config, steps=steps, on_progress=on_progress)
+    timings = time_by_turns(
+        makers,
+        config,
+        steps=steps or STEPS,
+        on_progress=on_progress,
+        enough=lambda: steps is None and clock() >= deadline,
+    )
     trainer = endless_trainer(config, data)
     evaluation = seconds_to_evaluate(trainer)
     return [cost(config, timing, trainer.batches.steps_per_epoch, evaluation) for timing in timings]
@@ -52,7 +73,7 @@ def plan(
 def seconds_to_evaluate(trainer: Trainer) -> float:
     """Of both networks on all test and held-out images, judged by a chunk of the test images."""
     config, data = trainer.config, trainer.data
-    count = min(len(data.test), config.eval_batch_size)
+    count = min(len(data.test), config.eval_batch_size, config.batch_size)
     chunk = replace(data, test=data.test.subset(torch.arange(count)))
     evaluator = replace(trainer.evaluator, data=chunk)
     with autocast(trainer.device, config.precision):

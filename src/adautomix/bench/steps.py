@@ -65,6 +65,7 @@ def time_by_turns(
     *,
     steps: int,
     on_progress: ProgressCallback = lambda done: None,
+    enough: Callable[[], bool] = lambda: False,
 ) -> list[Timing]:
     """Time `steps` steps of each, one of each in turn, after some to warm up.
 
@@ -75,6 +76,7 @@ def time_by_turns(
         config: batch size, device and runtime of all, and the longest cycle of kinds of step.
         steps: measured steps of each.
         on_progress: called with the number of rounds done.
+        enough: asked after each round; if it says so, no further round is timed.
     """
     device = pick_device(config.device)
     made = [warmed_up(make, config, device) for make in makers.values()]
@@ -83,6 +85,8 @@ def time_by_turns(
         for (step, _), row in zip(made, seconds, strict=True):
             row.append(time_call(step, device))
         on_progress(round_ + 1)
+        if enough():
+            break
     # On the CPU all there is to see is what the process grew to, which all methods share.
     alone = peak_memory_mib(device) if len(made) == 1 else None
     return [

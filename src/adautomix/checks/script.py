@@ -1,5 +1,6 @@
 """Load the user's own code by its address: `my_mix.py:make_mixer`, `timm.data:Mixup`."""
 
+import ast
 import importlib
 import inspect
 import sys
@@ -26,10 +27,33 @@ def load_named(address: str, default: str = "") -> Any:
     name = name or default
     if not name:
         raise UsageError(f"{address!r} names no attribute: write path.py:name or module:name")
+    if default and name == default and place.endswith(".py"):
+        check_defines(Path(place), default)
     module = load_file(Path(place)) if place.endswith(".py") else load_module(place)
     if not hasattr(module, name):
         raise UsageError(f"{place} has no {name!r}: define it at the top level of the file")
     return getattr(module, name)
+
+
+def check_defines(path: Path, name: str) -> None:
+    """Check, without running anything, that a Python file defines a name at its top level.
+
+    Raises:
+        UsageError: it does not, and imports nothing that could; the message says what to write.
+    """
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return  # reported when the file is run
+    bound = {one.name for one in tree.body if isinstance(one, ast.FunctionDef | ast.ClassDef)}
+    bound |= {one.id for one in ast.walk(tree) if isinstance(one, ast.Name)}
+    bound |= {one.asname or one.name for one in ast.walk(tree) if isinstance(one, ast.alias)}
+    if name not in bound and "*" not in bound:
+        raise UsageError(
+            f"{path} has no {name!r}: write `def {name}():` that returns an "
+            "adautomix.checks.doctor.Loop, as docs/doctor.md shows, or name another function, "
+            f"{path}:NAME; nothing was run"
+        )
 
 
 def load_file(path: Path) -> ModuleType:

@@ -55,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.stdout.flush()
     except BrokenPipeError:
         stop_writing()
-    except click.Abort:
-        fail("stopped", 1)
+    except (click.Abort, KeyboardInterrupt):  # before or after the command itself
+        fail("stopped: repeat the command", 1)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "adautomix"
         fail(f"{error.format_message()} (`{path} --help`)", 2)

@@ -16,6 +16,10 @@ CONTEXT_SETTINGS: Mapping[str, Any] = {
 }
 
 
+CONTINUING = ("compare", "evaluate", "ledger", "table", "tune")
+"""Commands that go on where they were stopped, if they are repeated."""
+
+
 @dataclass
 class Session:
     """State of one invocation of the command line.
@@ -98,4 +102,14 @@ class CommandGroup(Command, click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise RunError("stopped") from None
+            raise RunError(self._stopped(ctx)) from None
+
+    @staticmethod
+    def _stopped(ctx: click.Context) -> str:
+        """One line that says how to continue after Ctrl-C."""
+        name = ctx.invoked_subcommand
+        if name in CONTINUING:
+            return f"stopped: the same command continues where `adautomix {name}` stopped"
+        if name in ("train", "resume"):
+            return "stopped before the first checkpoint: repeat the command to start again"
+        return "stopped, nothing is unfinished: repeat the command to start again"

@@ -169,8 +169,8 @@ def report(
     """Write one self-contained HTML report about runs.
 
     It shows the final results, significance, accuracy at equal time, curves, samples and settings.
-    SOURCE is a run folder, a .jsonl file written by --rows, or the evaluation.json of `adautomix
-    evaluate`.
+    SOURCE is a run folder, a folder of runs, a .jsonl file written by --rows, or the
+    evaluation.json of `adautomix evaluate`.
     """
     from adautomix.reporting.page import write_report
     from adautomix.reporting.rows import write_rows

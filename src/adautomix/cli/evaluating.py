@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -138,11 +138,31 @@ def evaluate(
 @click.command(cls=Command)
 @run_argument
 @click.option("--out", "folder", type=FILE, required=True, help="Folder to write; it must be new.")
+@click.option(
+    "--format",
+    type=click.Choice(["timm", "onnx", "torch", "hub"]),
+    default="timm",
+    show_default=True,
+    help="timm: safetensors and a script; onnx or torch: also model.onnx or a torch.export "
+    "program; hub: a folder for the Hugging Face Hub.",
+)
 @network_option
 @which_option
-def export(run: Path, folder: Path, network: str, which: str) -> None:
-    """Write a network as safetensors, with a short script that loads it with timm alone."""
+def export(
+    run: Path,
+    folder: Path,
+    format: Literal["timm", "onnx", "torch", "hub"],
+    network: str,
+    which: str,
+) -> None:
+    """Write a network for use without this package: timm, ONNX, torch.export, Hugging Face Hub.
+
+    The files are read back, and the export is refused unless they reproduce the logits.
+    """
     from adautomix.runs.api import export as export_network
 
-    export_network(run, folder, network=network, checkpoint=which)
-    print_line(f"Wrote {folder}: try `python {folder}/load_model.py IMAGE`")
+    export_network(run, folder, network=network, checkpoint=which, format=format)
+    if format == "hub":
+        print_line(f'Wrote {folder}: timm.create_model("local-dir:{folder}", pretrained=True)')
+    else:
+        print_line(f"Wrote {folder}: try `python {folder}/load_model.py IMAGE`")

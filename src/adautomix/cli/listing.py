@@ -5,6 +5,7 @@ import click
 from adautomix.cli.base import Command
 from adautomix.cli.options import json_option
 from adautomix.cli.output import print_json, print_listing
+from adautomix.errors import UsageError
 
 
 def complete_methods(
@@ -54,12 +55,27 @@ def methods(name: str | None, as_json: bool, markdown: bool) -> None:
 
 
 @click.command(cls=Command)
+@click.argument("words", nargs=-1, metavar="[FILTER]...")
 @json_option
-def settings(as_json: bool) -> None:
-    """List every setting with its default; each is an option of train."""
-    from adautomix.config import list_settings
+def settings(words: tuple[str, ...], as_json: bool) -> None:
+    """List every setting with its default; each is an option of train.
 
-    print_listing(list_settings(), ("setting", "default", "meaning"), as_json)
+    With a FILTER, list those that have all of these words in their name or meaning.
+    """
+    from adautomix.config import list_settings
+    from adautomix.validation import unknown_setting
+
+    rows = list_settings()
+    found = [row for row in rows if all(is_about(row, word) for word in words)]
+    if not found:
+        raise UsageError(unknown_setting(" ".join(words), [row[0] for row in rows]))
+    print_listing(found, ("setting", "default", "meaning"), as_json)
+
+
+def is_about(row: tuple[str, str, str], word: str) -> bool:
+    """Return whether a setting has a word, written as in files or as a flag, in its row."""
+    text = word.lower()
+    return text.replace("-", "_") in row[0] or text in row[2].lower()
 
 
 @click.command(cls=Command)

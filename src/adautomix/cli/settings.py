@@ -175,10 +175,15 @@ class SettingsCommand(Command):
 
     def _unknown(self, ctx: click.Context, flag: str) -> str:
         """One line about an option that does not exist, with the nearest that does."""
+        from adautomix.cli.neighbors import advice
+        from adautomix.methods import METHODS
         from adautomix.validation import unknown_setting
 
         known = [_name_of(name) for option in self.get_params(ctx) for name in option.opts]
-        return unknown_setting(_name_of(flag), known)
+        name = _name_of(flag)
+        told = advice(name, METHODS, known)
+        line = f"unknown setting {name}: {told}" if told else unknown_setting(name, known)
+        return f"{line} (`{ctx.command_path} --help`)"
 
 
 def _name_of(flag: str) -> str:

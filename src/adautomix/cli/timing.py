@@ -17,14 +17,12 @@ from adautomix.cli.settings import SettingsCommand
 @click.option(
     "--steps",
     type=click.IntRange(min=2),
-    default=20,
-    show_default=True,
-    help="Steps to time per method.",
+    help="Steps to time per method; none: up to 20, in about half a minute.",
 )
 @source_options
 @json_option
 def plan(
-    steps: int, recipe: str | None, config: Path | None, as_json: bool, flags: dict[str, Any]
+    steps: int | None, recipe: str | None, config: Path | None, as_json: bool, flags: dict[str, Any]
 ) -> None:
     """Estimate what a run would cost, beside plain training and Mixup.
 
@@ -34,7 +32,7 @@ def plan(
     from adautomix.config import load_config
 
     settings = load_config(recipe=recipe, file=config, flags=flags)
-    with timing_status(steps) as on_progress:
+    with timing_status(steps or planning.STEPS) as on_progress:
         rows = planning.plan(settings, steps=steps, on_progress=on_progress)
     print_figures(rows, as_json)
 

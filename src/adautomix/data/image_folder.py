@@ -276,7 +276,7 @@ def _refuse(paths: Sequence[str], bad: BadRows) -> None:
     for row, reason in bad.items():
         raise UsageError(
             f"cannot read image {paths[row]}: {reason} (one of {len(bad)} unreadable); mend or "
-            "remove it, or set skip_bad to go on without such files"
+            "remove it, or go on without such files: --skip-bad (skip_bad: true)"
         )
 
 

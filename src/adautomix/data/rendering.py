@@ -74,6 +74,6 @@ def _refuse_bad(requests: Sequence[Request], outcome: Outcome) -> None:
     for position, reason in outcome.bad.items():
         source = requests[position].source
         raise RunError(
-            f"cannot read image {source.name or source.place}: {reason}; remove it, or set "
-            "skip_bad to check every image first and leave out the unreadable"
+            f"cannot read image {source.name or source.place}: {reason}; remove it, or "
+            "check every image first and leave out the unreadable: --skip-bad (skip_bad: true)"
         )

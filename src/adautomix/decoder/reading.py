@@ -76,6 +76,36 @@ def read_view(path: str, view: View, size: int, rules: Rules) -> tuple[Image.Ima
     return make(picture, box, full, size, RESAMPLE[rules.resample]), picture
 
 
+def read_prepared(
+    path: str,
+    image_size: int,
+    *,
+    kind: str,
+    resize: int,
+    interpolation: str = "bicubic",
+    composite: bool = True,
+    max_pixels: int = Rules.max_pixels,
+) -> Image.Image:
+    """Read an image file as evaluation and prediction do; exported folders hold this code too.
+
+    Args:
+        path: the file.
+        image_size: side of the result in pixels.
+        kind: see `adautomix.data.preparation.Preparation`, as for the next three.
+        resize: side in pixels that the picture or its center square is resized to.
+        interpolation: filter of the resize.
+        composite: composite transparent pictures on white instead of dropping the alpha channel.
+        max_pixels: largest number of pixels that the picture may have.
+
+    Raises:
+        Exception: whatever Pillow raises, ValueError or OSError.
+    """
+    rules = Rules(max_pixels, composite, resample=interpolation)
+    if kind == "square":
+        return center_crop(read_view(path, ("square",), resize, rules)[0], image_size)
+    return read_view(path, ("center", resize), image_size, rules)[0]
+
+
 def read_whole(path: str, limit: int | None, rules: Rules) -> Image.Image:
     """Read a whole image file.
 

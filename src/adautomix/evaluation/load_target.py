@@ -1,5 +1,6 @@
 """Load an evaluation target by name: a run folder, an exported model or a timm model."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from adautomix.data import ImageData
 from adautomix.data.color import Color
 from adautomix.data.split_record import SplitRecord
 from adautomix.device import pick_device
-from adautomix.errors import UsageError
+from adautomix.errors import AdAutoMixWarning, UsageError, nearest_name
 from adautomix.evaluation.target import EvalTarget, PixelNetwork, take_sample
 from adautomix.models.memory import fitting_batch, forward_bytes, one_image
 from adautomix.rng import generator_at
@@ -21,6 +22,7 @@ from adautomix.runs.build import load_images
 from adautomix.runs.export import load_exported
 from adautomix.runs.folder import RunFolder
 from adautomix.runs.trained import TrainedRun, load_trained
+from adautomix.text import printable
 
 SPLIT_SETTINGS = ("per_class", "test_fraction", "val_fraction", "class_level", "class_names")
 """Settings that decide which image is in which split and class."""
@@ -170,12 +172,20 @@ def target_from_export(folder: Path, options: EvalOptions) -> EvalTarget:
 
 def target_from_timm(name: str, options: EvalOptions) -> EvalTarget:
     """Return a timm model with one output per class of the data set."""
+    check_timm_name(name)
     settings = data_settings(options, {})
     image_size = settings.image_size or timm_image_size(name)
     sized = settings.model_copy(update={"image_size": image_size})
     data = load_images(sized, evaluate_classes=())
     model = build_timm(name, len(data.classes), data.image_size, options)
     trained = options.weights is not None or options.pretrained
+    if not trained:
+        warnings.warn(
+            f"{name} has random weights, so its scores say nothing: pass --weights FILE or "
+            "--pretrained, or name a run folder",
+            AdAutoMixWarning,
+            stacklevel=2,
+        )
     mean, std = timm_normalization(model) if trained else (data.mean, data.std)
     weights = str(options.weights or ("published" if options.pretrained else "random"))
     return make_target(
@@ -232,6 +242,24 @@ def data_settings(options: EvalOptions, defaults: Mapping[str, Any]) -> TrainCon
     return make_config({**defaults, "method": "vanilla", **options.data})
 
 
+def check_timm_name(name: str) -> None:
+    """Check that a target, which is no folder, is the name of a timm model.
+
+    Raises:
+        UsageError: it is not; the message names the nearest run folder or model.
+    """
+    import timm
+
+    if timm.is_model(name.partition(".")[0]):
+        return
+    parent = Path(name).parent
+    beside = sorted(path.name for path in parent.iterdir()) if parent.is_dir() else []
+    near = nearest_name(Path(name).name, beside)
+    known = str(parent / near) if near else nearest_name(name, timm.list_models())
+    hint = f"did you mean {known}?" if known else "name one of these"
+    raise UsageError(f"{name} is not a run folder, an exported model or a timm model: {hint}")
+
+
 def build_timm(name: str, classes: int, image_size: int, options: EvalOptions) -> nn.Module:
     """Return a timm model with its weights.
 
@@ -239,10 +267,7 @@ def build_timm(name: str, classes: int, image_size: int, options: EvalOptions) -
         UsageError: there is no such model, or the weights do not fit it.
     """
     import timm
-    from safetensors.torch import load_file
 
-    if not timm.is_model(name.partition(".")[0]):
-        raise UsageError(f"{name} is not a run folder, an exported model or a timm model")
     arguments: dict[str, Any] = {"num_classes": classes, "pretrained": options.pretrained}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
@@ -251,19 +276,40 @@ def build_timm(name: str, classes: int, image_size: int, options: EvalOptions) -
         except TypeError:
             model = timm.create_model(name, **arguments)
     if options.weights is not None:
-        try:
-            model.load_state_dict(load_file(options.weights))
-        except (OSError, RuntimeError) as error:
-            raise UsageError(
-                f"{options.weights} does not fit {name} with {classes} classes: "
-                f"{first_lines(error)}"
-            ) from None
+        load_weights(model, options.weights, f"{name} with {classes} classes")
     return model
 
 
-def first_lines(error: Exception) -> str:
-    """Return the first two lines of an error as one; PyTorch gives the reason in the second."""
-    return " ".join(line.strip() for line in str(error).splitlines()[:2])
+def load_weights(model: nn.Module, file: Path, what: str) -> None:
+    """Load a safetensors file into a network.
+
+    Raises:
+        UsageError: the file cannot be read, or was not written from such a network.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(
+            f"cannot read {file} ({' '.join(str(error).split())}): --weights takes a safetensors "
+            "file"
+        ) from None
+    expected = {name: value.shape for name, value in model.state_dict().items()}
+    found = {name: value.shape for name, value in weights.items()}
+    if found != expected:
+        raise UsageError(
+            f"{file} does not fit {what}: it has {first_names(found)}, where the network has "
+            f"{first_names(expected)}; name the network that the file was saved from"
+        )
+    model.load_state_dict(weights)
+
+
+def first_names(shapes: Mapping[str, Any]) -> str:
+    """Return the first three names of tensors with their shapes, and how many there are."""
+    named = [f"{printable(name)} {list(shape)}" for name, shape in sorted(shapes.items())[:3]]
+    return f"{', '.join(named)} … ({len(shapes)} tensors)"
 
 
 def timm_image_size(name: str) -> int | None:

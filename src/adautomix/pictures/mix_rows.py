@@ -95,13 +95,27 @@ def batch_from_files(
     std: Color = GRAY,
     preparation: Preparation | None = None,
 ) -> ImageBatch:
-    """Read image files; each is a class of its own, named after its file.
+    """Read image files, of the classes that `classes_of_files` names.
+
+    A single picture is mixed with its mirror image.
 
     Raises:
         UsageError: a file cannot be read.
     """
     images = prepare_images(files, image_size=size, mean=mean, std=std, preparation=preparation)
-    return ImageBatch(images, torch.arange(len(files)), [path.stem for path in files], mean, std)
+    names = classes_of_files(files)
+    if len(files) == 1:
+        images = torch.cat([images, images.flip(-1)])
+        names = [*names, f"{names[0]}, mirrored"]
+    classes = list(dict.fromkeys(names))
+    labels = torch.tensor([classes.index(name) for name in names])
+    return ImageBatch(images, labels, classes, mean, std)
+
+
+def classes_of_files(files: Sequence[Path]) -> list[str]:
+    """Return the class of each file: its folder's name, or its own if all share one folder."""
+    folders = [path.absolute().parent.name for path in files]
+    return folders if len(set(folders)) > 1 else [path.stem for path in files]
 
 
 def batch_from_data(

@@ -28,7 +28,7 @@ def read_sources(paths: Sequence[Path], baseline: str | None = None) -> Sources:
     """Read run folders or one file of rows (`.jsonl`), and evaluation records (`.json`).
 
     Args:
-        paths: the folders and files.
+        paths: the folders and files; a folder of runs stands for its finished runs.
         baseline: see `compare_runs`.
 
     Raises:
@@ -37,7 +37,8 @@ def read_sources(paths: Sequence[Path], baseline: str | None = None) -> Sources:
     """
     records = [path for path in paths if path.suffix == ".json"]
     rows = [path for path in paths if path.suffix == ".jsonl" and not path.is_dir()]
-    folders = [path for path in paths if path not in (*records, *rows)]
+    named = [path for path in paths if path not in (*records, *rows)]
+    folders = [run for path in named for run in runs_in(path)]
     evaluations = [read_evaluation_file(path) for path in dict.fromkeys(records)]
     if rows and len(rows) + len(folders) > 1:
         raise UsageError(f"{rows[0]} cannot be combined with other runs: name it alone")
@@ -46,3 +47,11 @@ def read_sources(paths: Sequence[Path], baseline: str | None = None) -> Sources:
     if folders or not evaluations:
         return Sources(compare_runs(read_runs(folders), baseline), evaluations)
     return Sources(None, evaluations)
+
+
+def runs_in(path: Path) -> list[Path]:
+    """Return the finished runs in a folder of runs, sorted by name; else the path itself."""
+    if not path.is_dir() or (path / "config.yaml").exists():
+        return [path]
+    found = sorted(summary.parent for summary in path.glob("*/summary.json"))
+    return [run for run in found if (run / "config.yaml").is_file()] or [path]

@@ -21,6 +21,7 @@ from adautomix.models import (
     convert_sync_batchnorm,
     has_batch_norm,
 )
+from adautomix.models.timm_weights import check_exportable
 from adautomix.rng import seed_at
 from adautomix.runs.input_settings import augmentation_policy, picture_options, random_erasing
 from adautomix.runs.weights import load_backbone
@@ -88,7 +89,8 @@ def build_networks(
         The student, the method and the teacher.
 
     Raises:
-        UsageError: the network cannot be built, or `init` does not fit it.
+        UsageError: the network cannot be built, `init` does not fit it, or the network could not be
+            exported after its training.
     """
     cls = find_method(config.method)
     seed = seed_at(config.seed, 0, "weights")
@@ -104,6 +106,8 @@ def build_networks(
         options=config.model_options,
         seed=seed,
     )
+    if not from_checkpoint:
+        check_exportable(student)
     if config.init and not from_checkpoint:
         load_backbone(student, config.init)
     torch.manual_seed(seed)

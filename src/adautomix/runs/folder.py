@@ -19,6 +19,7 @@ from adautomix.runs.lock import LOCK
 from adautomix.runs.records import (
     append_row,
     changed_setting,
+    check_run_folder,
     read_metrics,
     read_summary,
     write_metrics,
@@ -83,8 +84,7 @@ class RunFolder:
         Raises:
             UsageError: there is no run folder at `path`.
         """
-        if not (path / "config.yaml").exists():
-            raise UsageError(f"{path} is not a run folder: it has no config.yaml")
+        check_run_folder(path)
         return cls(path)
 
     def config(self) -> TrainConfig:

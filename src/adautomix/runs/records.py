@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from adautomix.config import read_yaml
-from adautomix.errors import AdAutoMixWarning, UsageError, command_text
+from adautomix.errors import AdAutoMixWarning, UsageError, command_text, nearest_name
 from adautomix.files import atomic_write, json_digest, read_json
 from adautomix.runs.checkpoint import newest_manifest
 from adautomix.runs.schema import (
@@ -323,8 +323,7 @@ def read_run(folder: Path | str) -> Run:
         UsageError: the folder is not a run folder, or one of its files cannot be read.
     """
     folder = Path(folder).resolve()
-    if not (folder / "config.yaml").exists():
-        raise UsageError(f"{folder} is not a run folder: it has no config.yaml")
+    check_run_folder(folder)
     path = folder / "metrics.jsonl"
     rows = list(_rows(path, MAX_TRAIN_ROWS)) if path.is_file() else []
     return Run(
@@ -336,6 +335,21 @@ def read_run(folder: Path | str) -> Run:
         summary=read_summary(folder / "summary.json"),
         samples=sorted((folder / "samples").glob("*.png")),
     )
+
+
+def check_run_folder(path: Path) -> None:
+    """Check that a path is a run folder.
+
+    Raises:
+        UsageError: it is not; the message names the folder beside it with the nearest name.
+    """
+    if not path.exists():
+        beside = [one.name for one in path.parent.glob("*/")] if path.parent.is_dir() else []
+        near = nearest_name(path.name, sorted(beside))
+        hint = f"did you mean {path.parent / near}?" if near else "name one that train wrote"
+        raise UsageError(f"no run folder {path}: {hint}")
+    if not (path / "config.yaml").exists():
+        raise UsageError(f"{path} is not a run folder: it has no config.yaml")
 
 
 def read_runs(folders: Sequence[Path | str]) -> list[Run]:
