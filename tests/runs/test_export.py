@@ -227,7 +227,7 @@ def test_timm_loads_a_hub_folder(tmp_path: Path) -> None:
         "README.md",
     }
     assert "| test accuracy | 0.875 |" in (folder / "README.md").read_text(encoding="utf-8")
-    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    again: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(again(images), model(images))

@@ -4,6 +4,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from adautomix.class_results import ClassResults
 from adautomix.reporting.comparison import Comparison
 from adautomix.reporting.formatting import (
     MEMORY_NOTE,
@@ -52,7 +53,8 @@ def run_table(run: Run) -> Table:
     """Return the scores of a single run, one row per network, within 80 columns."""
     final = run.summary.final if run.summary else {}
     metrics = shown_metrics(final.values())
-    results = run.summary.results if run.summary else None
+    known = (run.summary.results or {}) if run.summary else {}
+    results: dict[str, ClassResults] = dict(known.items())
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("network")
     for metric in metrics:
@@ -62,7 +64,7 @@ def run_table(run: Run) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for name in NETWORKS:
-        found = results.get(name) if results else None
+        found = results.get(name)
         classes = [found.balanced_accuracy, found.macro_f1] if found else [None, None]
         scores = [metric.show(run.figure(name, metric.key)) for metric in metrics]
         _add(table, [name, *scores, *map(percent, classes)])
