@@ -78,6 +78,7 @@ def test_only_the_most_confident_wrong_images_are_listed() -> None:
     assert found.correct == 0
 
 
+@pytest.mark.slow
 def test_many_classes_need_no_square_of_memory() -> None:
     top = torch.tensor([7, 199_999])
     logits = torch.zeros(2, 200_000).index_put_((torch.arange(2), top), torch.tensor(9.0))

@@ -82,6 +82,7 @@ def test_every_rule_besides_pixels_gives_its_own_reason() -> None:
         assert (cls.label_note == default) == (cls.label_rule is LabelRule.PIXELS), name
 
 
+@pytest.mark.slow
 def test_labels_that_differ_by_design_do_differ() -> None:
     """SUMix is the exception: it corrects labels in the loss, not in the mix."""
     differ = {name for name in BY_DESIGN if (row_of(name).difference or 0) > 1e-5}

@@ -181,7 +181,8 @@ def test_training_images_of_one_class_are_refused(run: Path, tmp_path: Path) -> 
 
 def test_a_timm_network_on_a_folder(photos: Path, tmp_path: Path) -> None:
     options = EvalOptions({"data": str(photos), "workers": 1, "image_size": 32}, out=tmp_path)
-    target = load_target("test_vit", options)
+    with pytest.warns(UserWarning, match="test_vit has random weights"):
+        target = load_target("test_vit", options)
     result = run_suite(target, knn=3)
     network = target.networks["network"]
     with torch.no_grad():

@@ -189,6 +189,7 @@ def test_mixes_keep_dtype_and_memory_format(name: str, dtype: torch.dtype) -> No
         assert mixed.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [

@@ -118,6 +118,7 @@ def test_the_script_prints_the_classes_of_an_image(exported: Exported) -> None:
         assert float(text) == pytest.approx(probability, abs=2e-4)
 
 
+@pytest.mark.slow
 def test_timm_alone_loads_a_standard_network(exported: Exported) -> None:
     model = timm.create_model("resnet18", num_classes=6)
     model.load_state_dict(load_file(exported.root / "resnet18" / "model.safetensors"), strict=True)

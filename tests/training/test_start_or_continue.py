@@ -56,6 +56,7 @@ def killed(killed_once: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(killed_once, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_the_same_command_continues_after_a_kill(
     killed: Path, whole: Path, photos: Path, command: Command
 ) -> None:
@@ -70,7 +71,7 @@ def test_the_same_command_continues_after_a_kill(
         outcome = command(*again)
         assert outcome.status == 0
         assert f"{killed} has finished: nothing was changed" in outcome.err
-        assert "mixup" in outcome.out
+        assert "test photos" in outcome.out
         assert content(killed) == before
 
 
@@ -98,6 +99,7 @@ def test_settings_that_change_no_result_are_taken_over(
     assert steps_in(killed) == 8
 
 
+@pytest.mark.slow
 def test_fresh_says_what_it_removed(
     killed: Path, whole: Path, photos: Path, command: Command
 ) -> None:
