@@ -307,6 +307,7 @@ def test_runs_side_by_side_are_the_same_runs(
         assert all(torch.equal(value, beside[key]) for key, value in alone.items())
 
 
+@pytest.mark.slow
 def test_a_comparison_continues_where_it_stopped(
     photos: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from adautomix.methods import METHODS, Requirement, describe_methods
 EVERY = pytest.mark.parametrize("name", each())
 # `test_contract.py` checks the mixes of the others, for many settings of each.
 IN_CONTRACT = {cls.name for cls, _ in CASES.values()}
-NOT_IN_CONTRACT = pytest.mark.parametrize("name", [n for n in METHODS if n not in IN_CONTRACT])
+NOT_IN_CONTRACT = pytest.mark.parametrize("name", each(n for n in METHODS if n not in IN_CONTRACT))
 # A mixture draws methods per image, not parameters; `test_mixture.py` checks it.
 PER_SAMPLE = [
     name

@@ -21,6 +21,8 @@ from adautomix.models.timm_weights import timm_state_dict
 from adautomix.rng import generator_at
 from adautomix.runs.export import export_model
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ["ant", "bee", "fly ☂", "moth", "wasp", "gnat"]
 MEAN, STD = (0.5, 0.25, 0.75), (0.25, 0.5, 0.2)
 NETS: dict[str, dict[str, Any]] = {
@@ -91,7 +93,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return Exported(root, models, batch, done.stdout)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_the_script_gives_the_same_logits_without_the_package(
     exported: Exported, name: str
@@ -103,7 +104,6 @@ def test_the_script_gives_the_same_logits_without_the_package(
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_the_script_prints_the_classes_of_an_image(exported: Exported) -> None:
     *_, model = exported.models.values()
     with Image.open(exported.root / "photo.png") as photo:
@@ -118,7 +118,6 @@ def test_the_script_prints_the_classes_of_an_image(exported: Exported) -> None:
         assert float(text) == pytest.approx(probability, abs=2e-4)
 
 
-@pytest.mark.slow
 def test_timm_alone_loads_a_standard_network(exported: Exported) -> None:
     model = timm.create_model("resnet18", num_classes=6)
     model.load_state_dict(load_file(exported.root / "resnet18" / "model.safetensors"), strict=True)
@@ -253,7 +252,6 @@ def test_a_program_of_torch_export_takes_any_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(program(images), model(images))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

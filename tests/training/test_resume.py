@@ -142,7 +142,7 @@ def stopped(
 Stopped = Callable[[str, signal.Signals, int], Outcome]
 
 
-@each_method
+@pytest.mark.parametrize("method", [pytest.param("adautomix", marks=pytest.mark.slow), "mixup"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
 def test_stopped_by_a_signal_within_an_epoch(
     method: str,
