@@ -54,7 +54,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_two_processes_train_as_one(name: str, records: dict[str, Any]) -> None:
     # Where the batch is split, these methods forward every image twice. Mean and variance stay the
     # same, but the unbiased estimate, with its factor n / (n - 1), is that of twice as many images.
-    twice = name in ("manifoldmix", "alignmix", "sumix")
+    twice = name in ("manifoldmix", "catchupmix", "alignmix", "sumix")
     assert_same(records[name], train_record(name), variances=1e-2 if twice else 1e-5)
 
 

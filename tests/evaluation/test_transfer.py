@@ -356,7 +356,8 @@ def test_an_exported_and_a_timm_network_are_fine_tuned(
 ) -> None:
     settings = {"data": str(photos), "finetune": 1, "batch_size": 6, "knn": 0, "probe": False}
     images = {"data": str(photos), "image_size": 32, "workers": 1}
-    network = load_target("test_vit", EvalOptions(images, out=tmp_path / "vit"))
+    with pytest.warns(UserWarning, match="test_vit has random weights"):
+        network = load_target("test_vit", EvalOptions(images, out=tmp_path / "vit"))
     result = run_suite(network, **settings).networks["network"]
     assert result.finetuned is not None
     assert result.finetuned.keys() == {"student", "teacher"}

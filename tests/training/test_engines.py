@@ -173,8 +173,12 @@ def test_a_signal_stops_a_comparison(number: signal.Signals, photos: Path, tmp_p
 
 
 def alive_in_group(group: int) -> list[str]:
-    """The processes of a group that have not ended; nobody may have waited for those that have."""
+    """The processes of a group that have not ended; nobody may have waited for those that have.
+
+    A process that is ending has no command line any more, which `ps` shows as a name in brackets.
+    """
     words = ["ps", "-eo", "pgid=,stat=,args="]
     listed = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
     fields = (line.split(maxsplit=2) for line in listed)
-    return [args for pgid, state, args in fields if int(pgid) == group and state[0] != "Z"]
+    alive = [args for pgid, state, args in fields if int(pgid) == group and state[0] != "Z"]
+    return [args for args in alive if args[0] != "["]

@@ -89,5 +89,4 @@ def _figures(trained: TrainedRun, network: NetworkName) -> dict[str, float]:
     scores = getattr(rows[-1], network, None) if rows else None
     if scores is None:
         return {}
-    values = scores.model_dump(mode="json")
-    return {f"test {name}": value for name, value in values.items() if isinstance(value, float)}
+    return {f"test {name}": value for name, value in scores.present().items()}
