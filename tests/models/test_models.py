@@ -528,3 +528,9 @@ def test_examples_in_docstrings() -> None:
     outcome = doctest.testmod(build, extraglobs={"torch": torch})
     assert outcome.attempted > 0
     assert outcome.failed == 0
+
+
+def test_a_module_that_a_network_uses_twice_keeps_its_values() -> None:
+    """CoaT shares the position encodings of its blocks."""
+    model = build_model("coat_lite_tiny", 3, image_size=32, width=1.0, seed=0)
+    assert not any(value.is_meta for value in model.state_dict().values())

@@ -1,7 +1,5 @@
 """The weights of a classifier under timm's names, for every way in which timm computes logits."""
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,12 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from adautomix.errors import UsageError
-from adautomix.models import build_model, timm_plan
+from adautomix.models import build_model
 from adautomix.models.timm_weights import (
     _filled,
     check_exportable,
-    replace_modules,
-    timm_state_dict,
 )
 from adautomix.rng import generator_at
 
@@ -76,44 +72,3 @@ def test_another_classifier_is_refused_before_training(monkeypatch: pytest.Monke
     monkeypatch.setattr(timm, "create_model", two_layers)
     with pytest.raises(UsageError, match="does not compute its logits by one linear layer"):
         check_exportable(model)
-
-
-def smallest_networks() -> list[str]:
-    """The network of every module of timm with the fewest parameters, from its published sizes."""
-    smallest: dict[str, tuple[int, str]] = {}
-    for name in timm.list_models():
-        with torch.device("meta"):
-            try:
-                network = timm.create_model(name)
-            except Exception:  # some build tensors that the meta device has no values for
-                continue
-        size = sum(parameter.numel() for parameter in network.parameters())
-        module = timm.models.model_entrypoint(name).__module__
-        smallest[module] = min(smallest.get(module, (size, name)), (size, name))
-    return [name for _, name in smallest.values()]
-
-
-@pytest.mark.slow
-def test_every_module_of_timm_is_exact_or_refused() -> None:
-    wrong = []
-    # In a process of its own, because timm keeps some modules that were made on the meta device.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        names = pool.submit(smallest_networks).result()
-    for name in names:
-        cfg = timm.get_pretrained_cfg(name)
-        size = cfg.input_size[-1] if cfg and cfg.fixed_input_size else 64
-        try:
-            model = build_model(name, 5, image_size=size, seed=0, heads=("clean",)).eval()
-            check_exportable(model)
-        except UsageError:
-            continue
-        plan = timm_plan(model.spec)
-        network = timm.create_model(name, num_classes=5, **plan.arguments)
-        replace_modules(network, plan.replacements)
-        network.load_state_dict(timm_state_dict(model))
-        images = torch.randn(2, 3, size, size, generator=generator_at(0, 0, "images"))
-        with torch.no_grad():
-            mine, theirs = model(images), network.eval()(images)
-        if not torch.allclose(mine, theirs, atol=1e-5 * max(1.0, mine.abs().max().item())):
-            wrong.append(name)
-    assert wrong == []

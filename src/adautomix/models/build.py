@@ -89,7 +89,9 @@ def check_forward(model: Classifier) -> None:
         meta = {name: torch.empty_like(value, device="meta") for name, value in tensors.items()}
         with evaluating(model):
             image = torch.empty(shape, device="meta")
-            logits = functional_call(model, meta, (image, next(iter(model.heads))))
+            # With ties, PyTorch would leave modules that a network uses twice on the meta device.
+            call = (image, next(iter(model.heads)))
+            logits = functional_call(model, meta, call, tie_weights=False)
     except Exception:  # a network that holds tensors outside of its buffers cannot run like that
         logits = run_on_blank_image(model, shape)
     if not isinstance(logits, Tensor) or logits.shape != (1, model.num_classes):
