@@ -16,7 +16,7 @@ def unknown_setting(name: str, known: Iterable[str]) -> str:
     return unknown_name("setting", name, known, listing, quote=False)
 
 
-def split_list(value: Any) -> Any:
+def split_commas(value: Any) -> Any:
     """Return comma-separated values as a tuple of strings; others are left to pydantic."""
     if not isinstance(value, str):
         return value

@@ -19,7 +19,7 @@ from adautomix.config.presets import Preset, apply_preset
 from adautomix.errors import UsageError
 from adautomix.files import read_json
 from adautomix.mixing.settings import MixSettings
-from adautomix.validation import one_line_errors, setting_names, split_list, unknown_setting
+from adautomix.validation import one_line_errors, setting_names, split_commas, unknown_setting
 
 if TYPE_CHECKING:
     from adautomix.methods import MethodSettings
@@ -31,7 +31,7 @@ ARCHITECTURE = ("model", "stem", "width", "model_options", "image_size")
 
 def split_names(value: Any) -> Any:
     """Return comma-separated names as a tuple; any other value is left to pydantic."""
-    return () if value is None else split_list(value)
+    return () if value is None else split_commas(value)
 
 
 _NUMBER = r"-?\d*\.?\d+"

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from adautomix.errors import UsageError
 from adautomix.evaluation.target import EvalTarget
+from adautomix.validation import split_commas
 
 
 class NotApplicableError(UsageError):
@@ -41,7 +42,7 @@ def split_list(value: Any) -> Any:
     For use as a pydantic `BeforeValidator`.
     """
     if isinstance(value, str):
-        return [item.strip() for item in value.strip("()[] ").split(",") if item.strip()]
+        return list(split_commas(value.strip("()[] ")))
     if value is None:
         return []
     return value if isinstance(value, list | tuple) else [value]

@@ -56,7 +56,7 @@ from adautomix.mixing.fractals import draw_systems, render_fractals
 from adautomix.mixing.ops import Mixed
 from adautomix.mixing.params import MixParams, Shape
 from adautomix.mixing.saliency import gaussian_blur, spectral_residual
-from adautomix.validation import split_list
+from adautomix.validation import split_commas
 
 PATCHES = (2, 4)  # the side of the image divided by that of a patch
 
@@ -103,7 +103,7 @@ class FracMixSettings(MethodSettings):
     switch: float = Field(
         0.25, ge=0, le=1, description="probability that a batch is mixed by this method"
     )
-    others: Annotated[tuple[str, ...], BeforeValidator(split_list)] = Field(
+    others: Annotated[tuple[str, ...], BeforeValidator(split_commas)] = Field(
         ("mixup", "cutmix", "resizemix"),
         description="methods that mix the other batches, equally often",
     )

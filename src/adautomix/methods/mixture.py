@@ -31,7 +31,7 @@ from adautomix.errors import UsageError
 from adautomix.methods.base import InputMixing, Method, MethodSettings
 from adautomix.mixing.ops import Mixed
 from adautomix.mixing.params import MixParams, Shape
-from adautomix.validation import one_line_errors, setting_names, split_list
+from adautomix.validation import one_line_errors, setting_names, split_commas
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class MixtureParams(MixParams):
 class MixtureSettings(MethodSettings):
     """Settings of a mixture."""
 
-    mix: Annotated[tuple[str, ...], BeforeValidator(split_list)] = Field(
+    mix: Annotated[tuple[str, ...], BeforeValidator(split_commas)] = Field(
         ("mixup", "cutmix", "resizemix"), description="the methods, which mix images only"
     )
-    weights: Annotated[tuple[float, ...] | None, BeforeValidator(split_list)] = Field(
+    weights: Annotated[tuple[float, ...] | None, BeforeValidator(split_commas)] = Field(
         None, description="how often each is drawn, in any unit; none: all alike"
     )
     options: dict[str, dict[str, Any]] | None = Field(

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from adautomix.runs.folder import RunFolder
 from adautomix.runs.lock import LOCK
 from adautomix.runs.schema import Summary
-from adautomix.text import printable
 from adautomix.training.engines import Job
+from adautomix.training.progress import print_text
 
 TAIL_BYTES = 4096  # hold the last row of a `metrics.jsonl`
 
@@ -112,7 +112,7 @@ class JobDisplay:
             self._progress.remove_task(self._bars.pop(job.name))
 
     def _say(self, text: str) -> None:
-        self._console.print(printable(text, None), highlight=False, markup=False, soft_wrap=True)
+        print_text(self._console, text)
 
 
 def scores_of(summary: Summary | None) -> str:

@@ -129,12 +129,16 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(printable(text, None), highlight=False, markup=False, soft_wrap=True)
+        print_text(self.console, text)
 
 
 def say(text: str, *, quiet: bool = False) -> None:
     """Print a line on stderr where no run is shown."""
-    console = Console(stderr=True, quiet=quiet)
+    print_text(Console(stderr=True, quiet=quiet), text)
+
+
+def print_text(console: Console, text: str) -> None:
+    """Print a line as it is, with control characters escaped and nothing read as markup."""
     console.print(printable(text, None), highlight=False, markup=False, soft_wrap=True)
 
 
