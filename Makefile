@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
+# uv installs PyTorch's 5.5 GB in a third of pip's time; pip steps in where only pip knows the index.
+INSTALL := --quiet -c constraints.txt -e '.[dev]'
 
 .PHONY: demo test test-all lint types unit slow faults fuzz clean
 
@@ -33,7 +35,8 @@ fuzz: .venv/installed  ## random settings, run folders and networks, for MINUTES
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --python $(BIN)/python $(INSTALL) || $(BIN)/pip install --disable-pip-version-check $(INSTALL)
 	touch $@
 
 clean:
