@@ -72,7 +72,7 @@ def _differing(
 
 
 def _pair(listing: Listing, rows: tuple[int, int]) -> str:
-    first, second = (listing.files[row].path for row in rows)
+    first, second = (listing.files.paths[row] for row in rows)
     return f"{first} equals {second}"
 
 

@@ -71,7 +71,7 @@ class ImageFolder:
         options: PictureOptions | None = None,
     ) -> None:
         self.listing = listing
-        self.paths = [file.path for file in listing.files]
+        self.paths = listing.files.paths
         self.workers, self.progress, self.cache_dir = workers, progress, cache_dir
         self.options = options or PictureOptions()
         self.fingerprint = listing.fingerprint()

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from adautomix.data.sources.content import content_hash
-from adautomix.data.sources.listing import Arrays, Found, ImageFile, Label, Listing, image_file
+from adautomix.data.sources.file_table import FileTable, ImageFile, image_file
+from adautomix.data.sources.listing import Arrays, Found, Label, Listing
 from adautomix.errors import UsageError
 from adautomix.files import atomic_write
 
@@ -63,7 +64,7 @@ class SplitRecord:
             raise UsageError(f"the images of {self.source} are not files: name image files")
         if split not in self.rows:
             raise UsageError(f"there is no split {split!r}: use {', '.join(self.rows)}")
-        return [self.listing.files[row].path for row in self.rows[split].tolist()]
+        return [self.listing.files.paths[row] for row in self.rows[split].tolist()]
 
 
 def record_of(source: str, found: Found, rows: Mapping[str, Tensor]) -> SplitRecord:
@@ -133,19 +134,20 @@ def read_record(folder: Path, root: Path | None = None) -> SplitRecord | None:
         return None
     try:
         with gzip.open(path, "rt", encoding="utf-8", errors="surrogateescape") as file:
-            facts, *lines = (json.loads(line) for line in file)
-        if "content" in facts:
+            lines = (json.loads(line) for line in file)
+            facts: dict[str, Any] = next(lines, {})
+            if "content" not in facts:
+                return _record_of_files(facts, lines, root or Path(facts["root"]))
             rows = {split: torch.tensor(rows) for split, rows in facts["rows"].items()}
             return SplitRecord(facts["source"], rows, content=facts["content"])
-        return _record_of_files(facts, lines, root or Path(facts["root"]))
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error}): train the run again") from None
 
 
 def _record_of_files(
-    facts: Mapping[str, Any], lines: Sequence[list[Any]], root: Path
+    facts: Mapping[str, Any], lines: Iterable[list[Any]], root: Path
 ) -> SplitRecord:
-    files: list[ImageFile] = []
+    files = FileTable()
     labels: list[Label] = []
     hashes: list[str] = []
     rows: dict[str, list[int]] = {split: [] for split in facts["splits"]}

@@ -225,7 +225,7 @@ class Folders(CorruptionSource):
                 raise UsageError(f"{folder} has a class {name!r} that the networks do not know")
         number = [self.classes.index(name) for name in listing.classes]
         labels = torch.tensor([number[label] for label in listing.class_indices])
-        return OnDisk([file.path for file in listing.files], self.image_size, self.decoders, labels)
+        return OnDisk(listing.files.paths, self.image_size, self.decoders, labels)
 
 
 def _find(folder: Path, corruption: str) -> Path | None:

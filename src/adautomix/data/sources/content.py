@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from adautomix.data.cache import cache_folder, remembered
-from adautomix.data.sources.listing import ImageFile, Listing
+from adautomix.data.sources.file_table import ImageFile
+from adautomix.data.sources.listing import Listing
 from adautomix.decoder.files import open_file
 
 MOST_HASHED = 200_000
@@ -37,8 +38,7 @@ def with_hashes(listing: Listing, cache_dir: Path | None) -> Listing:
         return listing.noting(
             f"identical files were not looked for among more than {MOST_HASHED:,} files"
         )
-    newest = max(max(file.modified, file.changed) for file in listing.files) / 1e9
-    if newest > time.time() - SETTLED:
+    if listing.files.newest() / 1e9 > time.time() - SETTLED:
         return replace(listing, hashes=tuple(_hash_all(listing.files)))
     folder = cache_folder(cache_dir, f"hashes-{listing.identity()}") / "files"
     hashes: Sequence[str] = remembered(folder, lambda: _hash_all(listing.files))

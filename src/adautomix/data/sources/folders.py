@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from adautomix.data.sources.file_table import FileTable
 from adautomix.data.sources.listing import (
     IMAGE_TYPES,
-    ImageFile,
     Label,
     Listing,
     PassedOver,
@@ -29,7 +29,7 @@ ClassLevel = Literal["top", "leaf"]
 class _Found:
     """Images of one tree by class, and class folders without images."""
 
-    images: dict[str, list[ImageFile]] = field(default_factory=dict)
+    images: dict[str, FileTable] = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)
     nested: set[Path] = field(default_factory=set)
     """Folders with images below the first level."""
@@ -63,14 +63,14 @@ def list_folder(root: Path, level: ClassLevel = "top") -> Listing:
     if len(classes) < 2:
         raise UsageError(_too_few(trees[first_split], classes, found[first_split].empty))
     _check_classes(trees, found, first_split)
-    files: list[ImageFile] = []
+    files = FileTable()
     labels: list[Label] = []
     given: dict[str, Sequence[int]] = {}
     for split, tree in found.items():
         begin = len(files)
         for label, name in enumerate(classes):
-            images = sorted(tree.images.get(name, ()))
-            files += images
+            images = sorted(tree.images.pop(name, ()))
+            files.extend(images)
             labels += [label] * len(images)
         given[split] = range(begin, len(files))
     return Listing(
@@ -142,7 +142,7 @@ def _read_tree(
             if folder != tree / name:
                 found.nested.add(folder)
             key = str(folder.relative_to(tree)) if level == "leaf" else name
-            found.images.setdefault(key, []).extend(images)
+            found.images.setdefault(key, FileTable()).extend(images)
         if not folders:
             found.empty.append(name)
     return found
@@ -169,7 +169,7 @@ def _rename_classes(found: dict[str, _Found], level: ClassLevel) -> None:
         tree.images = {key.rpartition("/")[2]: images for key, images in tree.images.items()}
 
 
-def _ordered(names: dict[str, list[ImageFile]]) -> tuple[str, ...]:
+def _ordered(names: dict[str, FileTable]) -> tuple[str, ...]:
     numbered = all(name.isdecimal() for name in names)
     return tuple(sorted(names, key=lambda name: (int(name) if numbered else 0, name)))
 

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 from torch import Tensor
 
+from adautomix.data.sources.file_table import FileTable, ImageFile, image_file, recorded
 from adautomix.decoder.files import open_file
 from adautomix.errors import UsageError
 
@@ -61,18 +62,6 @@ _SIGNATURES = (
 
 Label = int | list[float]
 """Class index of an image, or a multi-hot vector if images may have several labels."""
-
-
-class ImageFile(NamedTuple):
-    """An image file with its size and time stamps."""
-
-    path: str
-    size: int
-    modified: int
-    """Modification time in nanoseconds."""
-    changed: int = 0
-    """Change time in nanoseconds; the system sets it when content, name or times change."""
-    inode: int = 0
 
 
 @dataclass
@@ -129,7 +118,7 @@ class Listing:
 
     root: Path
     classes: tuple[str, ...]
-    files: list[ImageFile]
+    files: FileTable
     labels: list[Label]
     given: dict[str, Sequence[int]]
     name: str = ""
@@ -216,23 +205,6 @@ Found = Listing | Arrays
 """Result of reading a source."""
 
 
-def image_file(path: str | os.PathLike[str]) -> ImageFile:
-    """Return a file with its size and time stamps.
-
-    Raises:
-        OSError: there is no such file.
-    """
-    try:
-        return recorded(os.fspath(path), Path(path).stat())
-    except ValueError as error:  # a null byte in the path
-        raise OSError(f"{error}: {os.fspath(path)!r}") from None
-
-
-def recorded(path: str, status: os.stat_result) -> ImageFile:
-    """Return a file with the size and time stamps in its `stat` result."""
-    return ImageFile(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-
-
 def from_splits(
     root: Path,
     classes: Sequence[str],
@@ -244,7 +216,7 @@ def from_splits(
     Raises:
         UsageError: files are missing; the message names the first one and counts them.
     """
-    files: list[ImageFile] = []
+    files = FileTable()
     labels: list[Label] = []
     given: dict[str, Sequence[int]] = {}
     missing: list[str] = []
