@@ -2,10 +2,14 @@
 
 python benchmarks/loading.py
 python benchmarks/loading.py --photos grocery-store/dataset --augment randaugment
+python benchmarks/loading.py --beyond 1.5
 
 Every loader gives random-resized crops of 224 pixels, bicubic with antialiasing, flipped and
 normalized, with the same number of processes. They take turns, and each round gives a ratio, so
 that what else the machine does falls on all of them; processor time is nearly free of it.
+
+`--beyond GIB` reads photographs of 12 megapixels whose files exceed the memory: the process, its
+workers and the file cache that they fill are limited to that many GiB (Linux, as root, cgroup v1).
 """
 
 import argparse
@@ -47,8 +51,11 @@ def main() -> None:
     arguments = parse_arguments()
     figures: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
-        for name, folder in folders(arguments.photos, Path(scratch)).items():
+        for name, folder in folders(arguments, Path(scratch)).items():
             loaders = all_loaders(folder, Path(scratch) / "cache", arguments)
+            if arguments.beyond:
+                limit_memory(arguments.beyond)
+                del loaders["cache exact"]  # 36 MB per photograph
             rates = time_in_turns(loaders, arguments.rounds)
             report(name, rates)
             figures += [{"photos": name, **rate} for rate in rates]
@@ -65,6 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--photos", type=Path, help="a data set, instead of generated photographs")
     parser.add_argument("--augment", choices=("none", "randaugment"), default="none")
+    parser.add_argument("--beyond", type=float, default=0, help="GiB of memory to exceed")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12, help="training steps with --photos")
@@ -76,8 +84,12 @@ def parse_arguments() -> argparse.Namespace:
 # ---------------------------------------------------------------------- photographs
 
 
-def folders(photos: Path | None, scratch: Path) -> dict[str, Path]:
+def folders(arguments: argparse.Namespace, scratch: Path) -> dict[str, Path]:
     """Folders of class folders: a sample of the given photographs, or generated ones."""
+    photos: Path | None = arguments.photos
+    if arguments.beyond:
+        name = f"12 megapixels in {arguments.beyond} GiB"
+        return {name: write_beyond(scratch / "beyond", arguments.beyond)}
     if photos is None:
         return {
             name: write_photos(scratch / name, *size, count)
@@ -109,6 +121,36 @@ def write_photos(folder: Path, width: int, height: int, count: int) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         photo.save(path, quality=92)
     return folder
+
+
+def write_beyond(folder: Path, gib: float) -> Path:
+    """Write copies of photographs of 12 megapixels until they are 1.5 times as large."""
+    size, count = KINDS["12 megapixels"]
+    originals = sorted(write_photos(folder, *size, count).rglob("*.jpg"))
+    written = sum(path.stat().st_size for path in originals)
+    copies = -(-int(1.5 * gib * 2**30) // written)
+    for copy in range(1, copies):
+        for path in originals:
+            shutil.copy(path, path.with_name(f"{path.stem}-{copy}.jpg"))
+    for path in folder.rglob("*.jpg"):
+        forget(path)
+    print(f"{copies * count} photographs, {copies * written / 2**30:.2f} GiB")
+    return folder
+
+
+def forget(path: Path) -> None:
+    """Drop a file from the file cache, which would otherwise be charged to whoever wrote it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def limit_memory(gib: float) -> None:
+    """Move this process, and so what it starts, into a group with so much memory."""
+    group = Path("/sys/fs/cgroup/memory/adautomix-loading")
+    group.mkdir(exist_ok=True)
+    (group / "memory.limit_in_bytes").write_text(str(int(gib * 2**30)))
+    (group / "cgroup.procs").write_text(str(os.getpid()))
 
 
 # ---------------------------------------------------------------------- loaders

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Command
+from conftest import SMALL_NET, Command
 from safetensors.torch import save_file
 from torch import nn
 
 from adautomix.bench.steps import time_by_turns
 from adautomix.checks.script import load_named
+from adautomix.cli.app import as_flag
 from adautomix.cli.neighbors import ANSWERS, EQUIVALENTS
 from adautomix.config import load_config
 from adautomix.config.settings import run_settings
@@ -40,6 +41,61 @@ def test_options_of_other_tools(args: tuple[object, ...], line: str, command: Co
     assert line in outcome.err
     assert outcome.err.endswith("(`adautomix train --help`)\n")
     assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (("--epochs", "three"), "--epochs 'three': input should be a valid integer, unable to"),
+        (("--mixup.alpha", -1), "--mixup.alpha '-1': input should be greater than 0"),
+        (("--label-smoothing", 2), "--label-smoothing '2': input should be less than"),
+    ],
+)
+def test_settings_are_named_as_they_are_typed(
+    args: tuple[object, ...], line: str, command: Command
+) -> None:
+    outcome = command("train", "--method", "mixup", *args)
+    assert outcome.status == 2
+    assert outcome.err.startswith(f"adautomix: {line}")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("per_class is 0: use at least 1", "--per-class is 0: use at least 1"),
+        ("mix.stop = 2: too large", "--mix.stop 2: too large"),
+        ("images is a folder", "images is a folder"),
+        ("a per_class is 0", "a per_class is 0"),
+    ],
+)
+def test_only_settings_become_flags(text: str, named: str) -> None:
+    assert as_flag(text) == named
+
+
+def test_a_folder_that_cannot_be_written_to(photos: Path, tmp_path: Path, command: Command) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    for name, problem in (("file", "is a file"), ("mine", "holds files that are not of a run")):
+        out = tmp_path / name
+        outcome = command("train", "--data", photos, *SMALL_NET, "--epochs", 1, "--out", out)
+        assert outcome.err.splitlines()[-1] == f"adautomix: {out} {problem}: choose another --out"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_nothing_to_evaluate(command: Command) -> None:
+    outcome = command("evaluate", "--pretrained", "--data", "digits")
+    assert outcome.status == 2
+    assert "a run folder, an exported folder, or a timm model with --pretrained" in outcome.err
+
+
+def test_torchrun_shows_the_line_as_the_root_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    assert command("train", "--mix.prob", 3).status == 2
+    message = json.loads((tmp_path / "error.json").read_text())["message"]["message"]
+    assert message == "UsageError: mix.prob = '3': input should be less than or equal to 1"
 
 
 def test_every_equivalent_is_a_setting() -> None:

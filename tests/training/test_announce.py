@@ -30,3 +30,14 @@ def test_a_run_says_what_it_does(photos: Path, tmp_path: Path, command: Command)
     assert all(len(line) <= 80 for line in table)
     assert any(line.startswith("Note: 9 test photos say little") for line in lines)
     assert any(line.startswith("NLL: negative log-likelihood") for line in lines)
+
+
+def test_accumulation_says_what_batch_norm_sees(
+    photos: Path, tmp_path: Path, command: Command
+) -> None:
+    common = ("--data", photos, "--epochs", 1, "--batch-size", 12, "--method", "vanilla")
+    norm = command("train", *common, *SMALL_NET, "--accumulate", 2, "--out", tmp_path / "a")
+    assert "with --accumulate 2, batch norm normalizes 6 images at a time" in norm.err
+    vit = ("--model", "vit_tiny_patch16_224", "--model-options", "{embed_dim: 12, depth: 1}")
+    other = command("train", *common, *vit, "--image-size", 16, "--accumulate", 2, "--out", "-b")
+    assert "batch norm" not in other.err

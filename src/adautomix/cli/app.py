@@ -1,6 +1,7 @@
 """The group of all commands, and how a command ends: its exit status and its error line."""
 
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -63,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except AdAutoMixError as error:
         if session.debug:
             traceback.print_exc()
-        fail(str(error), error.exit_status)
+        tell_torchrun(error)
+        fail(as_flag(str(error)), error.exit_status)
     except Exception as error:
         if session.debug:
             raise
@@ -74,6 +76,32 @@ def fail(text: str, status: int) -> NoReturn:
     """Print one line on stderr and exit with this status."""
     print_error_line(text)
     sys.exit(status)
+
+
+SETTING = re.compile(r"([a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*) (=|is) ")
+"""How messages about a setting's value begin: `epochs = 'three': …`, `per_class is 0: …`."""
+
+
+def as_flag(text: str) -> str:
+    """Name the setting that a message begins with as it is typed: `--epochs 'three': …`."""
+    begin = SETTING.match(text)
+    if begin is None:
+        return text
+    from adautomix.config.loading import list_settings
+
+    name, verb = begin.groups()
+    if name not in {setting for setting, *_ in list_settings()}:
+        return text
+    flag = f"--{name.replace('_', '-')}"
+    return f"{flag} {'' if verb == '=' else 'is '}{text[begin.end() :]}"
+
+
+def tell_torchrun(error: BaseException) -> None:
+    """Give torchrun, if it started this process, the message that it shows as the root cause."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error.with_traceback(None))
 
 
 def print_error_line(text: str) -> None:

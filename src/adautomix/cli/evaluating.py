@@ -19,6 +19,7 @@ from adautomix.cli.options import (
 )
 from adautomix.cli.output import print_json, print_line, print_listing
 from adautomix.cli.settings import SettingsCommand
+from adautomix.errors import UsageError
 
 if TYPE_CHECKING:
     from adautomix.config.settings import Setting
@@ -55,7 +56,7 @@ class EvaluateCommand(SettingsCommand):
 
 
 @click.command(cls=EvaluateCommand)
-@click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
+@click.argument("targets", nargs=-1, metavar="TARGET...")
 @click.option(
     "--suites",
     default="accuracy",
@@ -109,6 +110,11 @@ def evaluate(
     from adautomix.reporting.page import update_page
     from adautomix.training.progress import suite_progress
 
+    if not targets:
+        raise UsageError(
+            "name what to evaluate: a run folder, an exported folder, or a timm model with "
+            "--pretrained or --weights FILE"
+        )
     values = unflatten(flags)
     suite_settings = {name: values.pop(name) for name in SUITES if name in values}
     options = EvalOptions(

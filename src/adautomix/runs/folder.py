@@ -291,11 +291,17 @@ def check_free(path: Path) -> None:
     """Check that a new run can be written to a folder.
 
     Raises:
-        UsageError: it holds something other than a run that was stopped before its first
-            checkpoint.
+        UsageError: it is a file, or holds something other than a run that was stopped before its
+            first checkpoint.
     """
-    if not path.exists() or (path.is_dir() and (is_empty(path) or is_unsaved(path))):
+    if not path.exists():
         return
+    if not path.is_dir():
+        raise UsageError(f"{path} is a file: choose another --out")
+    if is_empty(path) or is_unsaved(path):
+        return
+    if not (path / "config.yaml").exists():
+        raise UsageError(f"{path} holds files that are not of a run: choose another --out")
     raise UsageError(
         f"{path} exists: choose another --out, or continue it with {command_text('resume', path)}"
     )

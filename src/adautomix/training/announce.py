@@ -1,5 +1,6 @@
 """What a run is going to do, in a few lines before its first step."""
 
+from adautomix.models.modes import has_batch_norm
 from adautomix.text import printable
 from adautomix.training.loop import Trainer
 
@@ -22,4 +23,10 @@ def run_lines(trainer: Trainer) -> list[str]:
         f"{config.batch_size} images, {config.precision}",
         f"run folder: {trainer.folder.path}",
     ]
+    if config.accumulate > 1 and has_batch_norm(trainer.student):
+        part = config.batch_size // config.accumulate
+        lines.append(
+            f"note: with --accumulate {config.accumulate}, batch norm normalizes {part} images at "
+            f"a time, so results differ from those of {config.batch_size} at once"
+        )
     return [printable(line, None) for line in lines]
