@@ -283,6 +283,12 @@ class ModelSettings(SettingsGroup, title="Model"):
         description="Start from the backbone of this run (its teacher), exported folder or "
         "safetensors file; its architecture is the default for this run.",
     )
+    freeze: str | None = Field(
+        None,
+        description="Keep everything up to and including this part of the network as it is, named "
+        "as timm names it: layer3 (ResNet), blocks.5 (ViT), stages.1 (ConvNeXt); backbone trains "
+        "only the heads (linear probing); none: train everything.",
+    )
     drop_path: float = Field(
         0.0, ge=0, lt=1, description="Stochastic depth rate; raising it regularizes more."
     )
@@ -298,6 +304,12 @@ class OptimizationSettings(SettingsGroup, title="Optimization"):
         100,
         ge=1,
         description="Number of passes over the training images; training time grows with it.",
+    )
+    probe_epochs: int = Field(
+        0,
+        ge=0,
+        description="Epochs at the start in which only the heads are trained, at the maximum "
+        "learning rate; warm-up and cosine begin after them. 0: train everything from the start.",
     )
     batch_size: int = Field(
         100,
@@ -333,6 +345,13 @@ class OptimizationSettings(SettingsGroup, title="Optimization"):
         0.0,
         ge=0,
         description="Epochs over which the learning rate rises linearly from 0; 0: no warm-up.",
+    )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Factor of the learning rate from each layer to the one before it, by timm's "
+        "groups of layers; lowering it changes the first layers less. 1: the same rate everywhere.",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum, or AdamW β₁.")
     nesterov: bool = Field(False, description="Use Nesterov momentum with SGD.")
@@ -552,6 +571,11 @@ class TrainConfig(
             raise UsageError(
                 f"sampler = balanced and class_weights = {self.class_weights} both correct for "
                 "classes of unequal size, which corrects twice: use one of them"
+            )
+        if self.probe_epochs >= self.epochs:
+            raise UsageError(
+                f"probe_epochs = {self.probe_epochs} leaves none of the {self.epochs} epochs to "
+                "train the whole network: lower it, or train only the heads with freeze = backbone"
             )
         if self.batch_size % self.accumulate:
             raise UsageError(

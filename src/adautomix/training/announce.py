@@ -22,4 +22,19 @@ def run_lines(trainer: Trainer) -> list[str]:
         f"{config.batch_size} images, {config.precision}",
         f"run folder: {trainer.folder.path}",
     ]
+    if config.freeze is not None:
+        lines.insert(1, frozen_line(config.freeze, trainer))
+    if trainer.step < trainer.probe_steps:
+        first = (
+            "epoch trains" if config.probe_epochs == 1 else f"{config.probe_epochs} epochs train"
+        )
+        lines.insert(-1, f"linear probing: the first {first} only the heads, at lr {config.lr:g}")
     return [printable(line, None) for line in lines]
+
+
+def frozen_line(name: str, trainer: Trainer) -> str:
+    """Return how much of the network is frozen and how much is trained."""
+    frozen = trainer.student.frozen.parameters
+    sizes = {key: value.numel() for key, value in trainer.student.named_parameters()}
+    kept = sum(size for key, size in sizes.items() if key in frozen)
+    return f"frozen: {kept:,} parameters, up to {name}; trained: {sum(sizes.values()) - kept:,}"

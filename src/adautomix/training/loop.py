@@ -19,6 +19,7 @@ from adautomix.distributed import (
 )
 from adautomix.ema import momentum_schedule
 from adautomix.errors import RunError, StoppedError, UsageError
+from adautomix.models import BACKBONE, NetworkPart, part_up_to
 from adautomix.runs.build import (
     build_networks,
     check_smallest_part,
@@ -114,10 +115,16 @@ class Trainer:
         self.steps = count_steps(config.epochs, self.batches.steps_per_epoch)
         warmup = round(config.warmup_epochs * self.batches.steps_per_epoch)
         hold = self.batches.steps_per_epoch if config.lr_update == "epoch" else 1
-        self.lr_factors = cosine_schedule(self.steps, warmup, hold)
+        self.probe_steps = config.probe_epochs * self.batches.steps_per_epoch
+        self.probed_part = (
+            part_up_to(self.student, BACKBONE) if config.probe_epochs else NetworkPart()
+        )
+        self.lr_factors = cosine_schedule(self.steps, warmup, hold, probe=self.probe_steps)
         # The method's own parameters follow the same cosine, some methods without the warm-up.
         self.method_lr_factors = (
-            None if self.method.warms_up else cosine_schedule(self.steps, 0, hold)
+            None
+            if self.method.warms_up
+            else cosine_schedule(self.steps, 0, hold, probe=self.probe_steps)
         )
         self.teacher_momentum = momentum_schedule(
             self.steps,
@@ -194,6 +201,9 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> None:
         """Train on one batch and record its losses, without waiting for the device."""
+        # Train only the heads at first, and everything from the end of that phase on.
+        if (probing := self.step < self.probe_steps) != self.eager_step.probing:
+            self.eager_step.probe(self.probed_part, probing=probing)
         # Look up this step's schedules and draw its random numbers on the host.
         lr_factor, momentum = self.lr_factors[self.step], self.teacher_momentum[self.step]
         method_lr = self.method_lr_factors[self.step] if self.method_lr_factors else None
@@ -276,7 +286,9 @@ class Trainer:
         figures = self.figures(self.log_meters, all_processes=True)
         self.log_meters.reset()
         self.display.show(self.step, figures)
-        lr = learning_rate(self.optimizer.param_groups[0], self.lr_factors[self.step - 1])
+        # That of the heads; with layer_decay the layers below have lower ones.
+        rates = {"max_lr": self.config.lr, "min_lr": self.config.min_lr}
+        lr = learning_rate(rates, self.lr_factors[self.step - 1])
         row = TrainRow(
             step=self.step,
             epoch=self.step / self.batches.steps_per_epoch,
