@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from every import each, network_for, steps_of, trainer_of
-from timm.optim import param_groups_layer_decay
+from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import Tensor
 
 from adautomix.config import make_config
@@ -171,7 +171,7 @@ def test_probing_leaves_epochs_for_the_network(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- layer-wise rates
 
 
-NETWORKS = (
+NETWORKS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("resnet18", {}),
     ("vit_tiny_patch16_224", {"patch_size": 8, "depth": 3}),
     ("convnext_atto", {}),
@@ -183,8 +183,8 @@ NETWORKS = (
 @pytest.mark.parametrize(("name", "options"), NETWORKS)
 def test_layer_wise_rates_are_those_of_timm(name: str, options: dict[str, Any]) -> None:
     with torch.device("meta"):
-        fixed = {"img_size": 32} if "swin" in name or "vit" in name else {}
-        network = timm.create_model(name, num_classes=3, **options, **fixed)
+        fixed: dict[str, Any] = {"img_size": 32} if "swin" in name or "vit" in name else {}
+        network: Any = timm.create_model(name, num_classes=3, **options, **fixed)
     names = {id(parameter): key for key, parameter in network.named_parameters()}
     expected = {
         names[id(parameter)]: (group["lr_scale"], group["weight_decay"])
@@ -196,7 +196,7 @@ def test_layer_wise_rates_are_those_of_timm(name: str, options: dict[str, Any]) 
         {"layer_decay": 0.7, "lr": 0.5, "min_lr": 0.1, "weight_decay": 0.05, "decay_1d": False}
     )
     vanilla = build_method("vanilla", num_classes=3)
-    found = {}
+    found: dict[str, tuple[float, float]] = {}
     keys = {id(p): key.removeprefix("backbone.") for key, p in model.named_parameters()}
     for group in build_optimizer(config, model, vanilla).param_groups:
         scale = group["max_lr"] / 0.5

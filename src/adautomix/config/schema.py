@@ -432,6 +432,13 @@ class EvaluationSettings(SettingsGroup, title="Evaluation"):
         description="Epochs between evaluations; raising it saves time. The last epoch is always "
         "evaluated.",
     )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Stop after that many evaluations in a row without a better score on the "
+        "validation images (early stopping); needs such images, say --val-fraction 0.1. none: "
+        "train all epochs.",
+    )
     eval_batch_size: int = Field(
         500,
         ge=1,

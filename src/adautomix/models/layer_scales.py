@@ -21,7 +21,7 @@ def layer_scales(model: Classifier, decay: float) -> dict[str, float]:
     Raises:
         UsageError: timm does not group the layers of the network.
     """
-    from timm.optim import param_groups_layer_decay
+    from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 
     # The heads stand where timm's classifier does, so count its group too.
     network = timm_skeleton(model)

@@ -91,6 +91,7 @@ class Trainer:
             device=self.device,
             from_checkpoint=from_checkpoint,
         )
+        check_patience(config, self.data)
         prepare_loss(config, self.data, self.method)
         check_smallest_part(config, len(data.train), self.method, self.student)
         self.evaluator = Evaluator(
@@ -138,6 +139,7 @@ class Trainer:
         self.epoch_meters, self.log_meters = Meters(), Meters()
         self.finite = FiniteWatch(self.device)
         self.best: BestEpoch | None = None
+        self.stale = 0  # evaluations since the best one
         self.seconds_before = 0.0
         self.started = time.perf_counter()
         silent = quiet or not is_main()
@@ -160,12 +162,22 @@ class Trainer:
         if self.config.tensorboard and is_main():
             self.events = EventWriter(self.folder.path / "tensorboard", self.step)
         with stop_on_signals() as self.stop, self.display:
-            while self.step < last:
+            while self.step < last and not self.stopped_early:
                 self.train_epoch(last)
                 if self.step % self.batches.steps_per_epoch == 0:
                     self.finish_epoch()
-                if self.step < self.steps and self.stop_requested():
+                if not self.ended and self.stop_requested():
                     self.save_and_stop()
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the settings' number of evaluations in a row brought nothing better."""
+        return self.config.patience is not None and self.stale >= self.config.patience
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has no steps left."""
+        return self.step >= self.steps or self.stopped_early
 
     def train_epoch(self, last: int) -> None:
         """Train the rest of the current epoch, or less after `last` steps or a request to stop."""
@@ -220,27 +232,29 @@ class Trainer:
     def finish_epoch(self) -> None:
         """Evaluate, log and save a checkpoint after an epoch, each as often as the settings ask."""
         epoch = self.step // self.batches.steps_per_epoch
-        last = self.step == self.steps
         # Never evaluate or save a network that diverged.
         self.check_finite()
         # Read the training figures of the epoch.
         figures = self.figures(self.epoch_meters, all_processes=True)
         self.epoch_meters.reset()
         # Evaluate student and teacher, and find out whether one of them is the best so far.
-        due = epoch % self.config.eval_every == 0 or last
+        due = epoch % self.config.eval_every == 0 or self.ended
         scores = self.evaluator.evaluate() if due else {}
         row = EpochRow(epoch=epoch, step=self.step, **figures, **scores)
         better = best_so_far(row, self.best)
         self.best = better or self.best
+        if due:  # Patience begins when the whole network is trained.
+            probing = epoch <= self.config.probe_epochs
+            self.stale = 0 if better or probing else self.stale + 1
         # Log the row, and draw mixes after the first, the middle and the last epoch.
         self.log(row)
         self.display.epoch(row, self.config.epochs)
-        if epoch in (1, (self.config.epochs + 1) // 2, self.config.epochs):
+        if epoch in (1, (self.config.epochs + 1) // 2) or self.ended:
             self.evaluator.draw_samples(self.folder.samples / f"epoch-{epoch:04d}.png", self.step)
         # Save a checkpoint last, so that a run resumed from it need not repeat anything above.
         every = self.config.keep_every
         kept = epoch_checkpoint_name(epoch) if every and epoch % every == 0 else None
-        if epoch % self.config.checkpoint_every == 0 or last or better or kept:
+        if epoch % self.config.checkpoint_every == 0 or self.ended or better or kept:
             self.save(best=better is not None, kept=kept)
         self.on_epoch(row)
 
@@ -342,6 +356,7 @@ class Trainer:
             "epoch_meters": self.epoch_meters.state_dict(),
             "log_meters": self.log_meters.state_dict(),
             "best": self.best and self.best.model_dump(),
+            "stale": self.stale,
             "seconds": self.seconds(),
         }
         if self.method_optimizer is not None:
@@ -373,10 +388,24 @@ class Trainer:
         self.epoch_meters.load_state_dict(state["epoch_meters"], self.device)
         self.log_meters.load_state_dict(state["log_meters"], self.device)
         self.best = BestEpoch.model_validate(state["best"]) if state["best"] else None
+        self.stale = state.get("stale", 0)  # checkpoints of earlier versions have none
         self.seconds_before = state["seconds"]
         self.step = self.start_step = checkpoint.step
         if is_main():
             self.folder.truncate_after(self.step)
+
+
+def check_patience(config: TrainConfig, data: ImageData) -> None:
+    """Check that there are images which may decide when to stop.
+
+    Raises:
+        UsageError: `patience` is set, and no images are held out for validation.
+    """
+    if config.patience is not None and data.val is None:
+        raise UsageError(
+            f"patience = {config.patience} needs validation images, because test images must not "
+            "decide when training stops: set val_fraction, say 0.1, or bring a val folder"
+        )
 
 
 def count_steps(epochs: int, steps_per_epoch: int) -> int:
