@@ -47,6 +47,11 @@ def _joined(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
+def _local_path(value: Any) -> Any:
+    """Return what timm calls `local-dir:FOLDER` as the path of the folder."""
+    return value.removeprefix("local-dir:") if isinstance(value, str) else value
+
+
 class SettingsGroup(BaseModel):
     """A titled group of settings. Groups are immutable and documented by their fields."""
 
@@ -278,10 +283,11 @@ class ModelSettings(SettingsGroup, title="Model"):
         description="Multiplier of the backbone's channels; cost grows with its square.",
     )
     pretrained: bool = Field(False, description="Start from timm's pretrained weights.")
-    init: Path | None = Field(
+    init: Annotated[Path | None, BeforeValidator(_local_path)] = Field(
         None,
-        description="Start from the backbone of this run (its teacher), exported folder or "
-        "safetensors file; its architecture is the default for this run.",
+        description="Start from the backbone of a run (its teacher), an exported folder, a file of "
+        "weights (.safetensors, .pth), local-dir:FOLDER or hf-hub:NAME; the architecture of a run "
+        "or folder is the default for this run.",
     )
     freeze: str | None = Field(
         None,
@@ -557,7 +563,7 @@ class TrainConfig(
             return values
         if values.keys() >= set(ARCHITECTURE):
             return values
-        return architecture_of(Path(values["init"])) | dict(values)
+        return architecture_of(Path(_local_path(values["init"]))) | dict(values)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -632,7 +638,8 @@ def architecture_of(path: Path) -> dict[str, Any]:
     """Return the settings that rebuild the network stored at `path`; none for a plain file.
 
     Args:
-        path: A run folder, a folder written by `adautomix export`, or a file of weights.
+        path: A run folder, a folder written by `adautomix export` or in the format of timm on the
+            Hugging Face Hub, or a file of weights. Nothing is downloaded for `hf-hub:NAME`.
 
     Raises:
         UsageError: The folder does not describe its network.
@@ -645,11 +652,20 @@ def architecture_of(path: Path) -> dict[str, Any]:
             return {name: getattr(run, name) for name in ARCHITECTURE} | stem
         if (path / "config.json").is_file():
             known = read_json(path / "config.json")
+            if "architecture" in known and "stem" not in known:
+                return _timm_architecture(known)
             sizes = {name: known[name] for name in ("stem", "width", "image_size")}
             return {"model": known["architecture"], **sizes}
     except (LookupError, TypeError, ValueError, UsageError) as error:
         raise UsageError(f"{path} does not say which network it holds: {error}") from None
     return {}
+
+
+def _timm_architecture(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a network that a `config.json` in timm's format describes."""
+    size = int(known.get("pretrained_cfg", known)["input_size"][-1])
+    options = dict(known.get("model_args") or {})
+    return {"model": known["architecture"], "model_options": options, "image_size": size}
 
 
 def make_config(values: Mapping[str, Any]) -> TrainConfig:

@@ -43,6 +43,7 @@ class Classifier(nn.Module):
         num_classes: K, number of outputs of every head.
         heads: the linear heads by name.
         stages: paths of the modules whose outputs are the feature maps, stage 1 first.
+        origin: where its first weights come from, in one line; "" if they are random or published.
         frozen: the part that is not trained, see `freezing`; empty unless the settings name one.
     """
 
@@ -52,6 +53,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.spec = spec
+        self.origin = ""
         self.frozen = NetworkPart()
         self.num_classes = spec.num_classes
         self.heads = nn.ModuleDict({name: self._new_head() for name in spec.heads})

@@ -111,7 +111,7 @@ def build_networks(
     if not from_checkpoint:
         check_exportable(student)
     if config.init and not from_checkpoint:
-        load_backbone(student, config.init)
+        student.origin = load_backbone(student, config.init)
     torch.manual_seed(seed)
     method = cls(
         config.method_settings,

@@ -22,8 +22,10 @@ def run_lines(trainer: Trainer) -> list[str]:
         f"{config.batch_size} images, {config.precision}",
         f"run folder: {trainer.folder.path}",
     ]
+    if trainer.student.origin:
+        lines.insert(1, trainer.student.origin)
     if config.freeze is not None:
-        lines.insert(1, frozen_line(config.freeze, trainer))
+        lines.insert(-2, frozen_line(config.freeze, trainer))
     if trainer.step < trainer.probe_steps:
         first = (
             "epoch trains" if config.probe_epochs == 1 else f"{config.probe_epochs} epochs train"
