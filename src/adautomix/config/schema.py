@@ -480,7 +480,14 @@ class LoggingSettings(SettingsGroup, title="Logging and checkpoints"):
         description="Epochs between checkpoints that are never overwritten; none: keep only the "
         "last and the best.",
     )
-    tensorboard: bool = Field(False, description="Also write TensorBoard event files.")
+    log: Annotated[
+        tuple[Literal["tensorboard", "wandb", "mlflow"], ...], BeforeValidator(split_names)
+    ] = Field(
+        (),
+        description="Where else metrics are logged, comma-separated: tensorboard (event files), "
+        "wandb (Weights & Biases) or mlflow; none: only metrics.jsonl.",
+    )
+    tensorboard: bool = Field(False, description="The same as log = tensorboard.")
 
 
 class TeacherSettings(BaseModel):

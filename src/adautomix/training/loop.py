@@ -1,7 +1,8 @@
 """The training loop: steps, epochs, logging and checkpoints."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
@@ -37,6 +38,7 @@ from adautomix.runs.folder import RunFolder
 from adautomix.runs.schema import BestEpoch, EpochRow, Row, TrainRow
 from adautomix.training.evaluator import Evaluator, best_so_far
 from adautomix.training.graphs import GraphedStep
+from adautomix.training.loggers.open import Loggers, open_loggers
 from adautomix.training.meters import NEVER, Figures, FiniteWatch, Meters
 from adautomix.training.optim import (
     build_method_optimizer,
@@ -47,7 +49,6 @@ from adautomix.training.optim import (
 from adautomix.training.progress import Display
 from adautomix.training.runtimes import StopRequest, pick_runtime, stop_on_signals
 from adautomix.training.step import TrainStep
-from adautomix.training.tensorboard import EventWriter
 
 MAX_STEPS = 10_000_000  # the schedules hold two numbers per step
 AGREE_EVERY = 20  # steps between two exchanges about whether any process was asked to stop
@@ -135,7 +136,7 @@ class Trainer:
         )
         self.method.plan(self.steps, config.mix, config.seed)
         self.step = self.start_step = 0
-        self.events: EventWriter | None = None
+        self.loggers = Loggers()
         self.epoch_meters, self.log_meters = Meters(), Meters()
         self.finite = FiniteWatch(self.device)
         self.best: BestEpoch | None = None
@@ -159,15 +160,23 @@ class Trainer:
         """
         last = min(until or self.steps, self.steps)
         self.started = time.perf_counter()
-        if self.config.tensorboard and is_main():
-            self.events = EventWriter(self.folder.path / "tensorboard", self.step)
-        with stop_on_signals() as self.stop, self.display:
+        with stop_on_signals() as self.stop, self.display, self.opened_loggers():
             while self.step < last and not self.stopped_early:
                 self.train_epoch(last)
                 if self.step % self.batches.steps_per_epoch == 0:
                     self.finish_epoch()
                 if not self.ended and self.stop_requested():
                     self.save_and_stop()
+
+    @contextmanager
+    def opened_loggers(self) -> Iterator[None]:
+        """Log rows where the settings say so, in the main process and while the block runs."""
+        if not is_main():
+            yield
+            return
+        folder = self.folder.path
+        with open_loggers(self.config, folder, self.step, self.display.say) as self.loggers:
+            yield
 
     @property
     def stopped_early(self) -> bool:
@@ -313,11 +322,10 @@ class Trainer:
         self.log(row)
 
     def log(self, row: Row) -> None:
-        """Append a row to `metrics.jsonl`, and to the TensorBoard events if they are enabled."""
+        """Append a row to `metrics.jsonl`, and to the loggers that the settings name."""
         if is_main():
             self.folder.log(row)
-        if self.events is not None:
-            self.events.add(row)
+            self.loggers.add(row)
 
     def check_finite(self) -> None:
         """End a run whose loss or weights became NaN or infinite, before anything is saved.
