@@ -65,6 +65,18 @@ def test_gradient_accumulation_with_two_processes_trains_as_one(records: dict[st
     assert_same(records["accumulated"], train_record(last, model="convnext_tiny"))
 
 
+@pytest.mark.slow
+def test_frozen_layers_with_two_processes_train_as_with_one(records: dict[str, Any]) -> None:
+    assert_same(records["frozen"], train_record("adautomix", freeze="layer1"))
+
+
+@pytest.mark.slow
+def test_two_processes_probe_first_as_one(records: dict[str, Any]) -> None:
+    """Gradients of the backbone are averaged from the step on at which it is trained."""
+    alone = train_record("adautomix", epochs=2, probe_epochs=1)
+    assert_same(records["probed"], alone)
+
+
 def assert_same(several: dict[str, Any], alone: dict[str, Any], variances: float = 1e-5) -> None:
     for key in ("losses", "scores"):
         for mine, theirs in zip(several[key], alone[key], strict=True):

@@ -22,7 +22,7 @@ WITHOUT_BATCH_NORM: dict[str, dict[str, Any]] = {"puzzlemix": {"model": "convnex
 
 
 def train_record(method: str, **values: Any) -> dict[str, Any]:
-    """Train `STEPS` steps and return what happened.
+    """Train `STEPS` steps per epoch and return what happened.
 
     Returns:
         "losses" of each step, averaged over processes; "scores" of student and teacher after the
@@ -30,9 +30,9 @@ def train_record(method: str, **values: Any) -> dict[str, Any]:
         running variances.
     """
     with tempfile.TemporaryDirectory() as folder:
-        network = WITHOUT_BATCH_NORM.get(method, {})
-        trainer = trainer_of(method, Path(folder), epochs=1, **network | values)
-        trainer.fit(until=STEPS)
+        options = {"epochs": 1} | WITHOUT_BATCH_NORM.get(method, {}) | values
+        trainer = trainer_of(method, Path(folder), **options)
+        trainer.fit(until=options["epochs"] * STEPS)
         rows = trainer.folder.rows()
     sums = {name: float(value.double().abs().sum()) for name, value in trainer.weights().items()}
     variances = {name: total for name, total in sums.items() if "running_var" in name}
@@ -48,10 +48,12 @@ def train_record(method: str, **values: Any) -> dict[str, Any]:
 
 
 def main(out: Path, methods: list[str]) -> None:
-    """Write the records of all methods, and of the last one with gradient accumulation."""
+    """Write the records of all methods, and of some with accumulation, probing or frozen layers."""
     init_distributed(torch.device("cpu"))
     records = {name: train_record(name) for name in methods}
     records["accumulated"] = train_record(methods[-1], accumulate=2, model="convnext_tiny")
+    records["probed"] = train_record("adautomix", epochs=2, probe_epochs=1)
+    records["frozen"] = train_record("adautomix", freeze="layer1")
     if is_main():
         out.write_text(json.dumps(records))
 

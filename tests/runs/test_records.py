@@ -60,7 +60,13 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert all(json.loads(line)["schema_version"] == 2 for line in appended.splitlines())
 
 
-ABSENT = {"predictions": None, "multi_label": False, "preparation": None, "results": None}
+ABSENT = {
+    "predictions": None,
+    "multi_label": False,
+    "preparation": None,
+    "results": None,
+    "early_stop": None,
+}
 """Fields that older summaries do not have."""
 
 

@@ -121,7 +121,9 @@ def cycle(config: TrainConfig) -> int:
 def endless_trainer(config: TrainConfig, data: ImageData) -> Trainer:
     """A trainer that reaches no end while it is measured, and has no folder to write to."""
     an_epoch = max(1, len(data.train) // config.batch_size)
-    lasting = config.model_copy(update={"epochs": -(-LASTING // an_epoch)})
+    # Steps that train only the heads are few and cheap: time those that train everything.
+    changes = {"epochs": -(-LASTING // an_epoch), "probe_epochs": 0}
+    lasting = config.model_copy(update=changes)
     return Trainer(lasting, data, RunFolder(NOWHERE), quiet=True)
 
 

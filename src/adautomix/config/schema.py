@@ -47,6 +47,11 @@ def _joined(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
+def _local_path(value: Any) -> Any:
+    """Return what timm calls `local-dir:FOLDER` as the path of the folder."""
+    return value.removeprefix("local-dir:") if isinstance(value, str) else value
+
+
 class SettingsGroup(BaseModel):
     """A titled group of settings. Groups are immutable and documented by their fields."""
 
@@ -278,10 +283,17 @@ class ModelSettings(SettingsGroup, title="Model"):
         description="Multiplier of the backbone's channels; cost grows with its square.",
     )
     pretrained: bool = Field(False, description="Start from timm's pretrained weights.")
-    init: Path | None = Field(
+    init: Annotated[Path | None, BeforeValidator(_local_path)] = Field(
         None,
-        description="Start from the backbone of this run (its teacher), exported folder or "
-        "safetensors file; its architecture is the default for this run.",
+        description="Start from the backbone of a run (its teacher), an exported folder, a file of "
+        "weights (.safetensors, .pth), local-dir:FOLDER or hf-hub:NAME; the architecture of a run "
+        "or folder is the default for this run.",
+    )
+    freeze: str | None = Field(
+        None,
+        description="Keep everything up to and including this part of the network as it is, named "
+        "as timm names it: layer3 (ResNet), blocks.5 (ViT), stages.1 (ConvNeXt); backbone trains "
+        "only the heads (linear probing); none: train everything.",
     )
     drop_path: float = Field(
         0.0, ge=0, lt=1, description="Stochastic depth rate; raising it regularizes more."
@@ -298,6 +310,12 @@ class OptimizationSettings(SettingsGroup, title="Optimization"):
         100,
         ge=1,
         description="Number of passes over the training images; training time grows with it.",
+    )
+    probe_epochs: int = Field(
+        0,
+        ge=0,
+        description="Epochs at the start in which only the heads are trained, at the maximum "
+        "learning rate; warm-up and cosine begin after them. 0: train everything from the start.",
     )
     batch_size: int = Field(
         100,
@@ -333,6 +351,13 @@ class OptimizationSettings(SettingsGroup, title="Optimization"):
         0.0,
         ge=0,
         description="Epochs over which the learning rate rises linearly from 0; 0: no warm-up.",
+    )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Factor of the learning rate from each layer to the one before it, by timm's "
+        "groups of layers; lowering it changes the first layers less. 1: the same rate everywhere.",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum, or AdamW β₁.")
     nesterov: bool = Field(False, description="Use Nesterov momentum with SGD.")
@@ -413,6 +438,13 @@ class EvaluationSettings(SettingsGroup, title="Evaluation"):
         description="Epochs between evaluations; raising it saves time. The last epoch is always "
         "evaluated.",
     )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Stop after that many evaluations in a row without a better score on the "
+        "validation images (early stopping); needs such images, say --val-fraction 0.1. none: "
+        "train all epochs.",
+    )
     eval_batch_size: int = Field(
         500,
         ge=1,
@@ -448,7 +480,14 @@ class LoggingSettings(SettingsGroup, title="Logging and checkpoints"):
         description="Epochs between checkpoints that are never overwritten; none: keep only the "
         "last and the best.",
     )
-    tensorboard: bool = Field(False, description="Also write TensorBoard event files.")
+    log: Annotated[
+        tuple[Literal["tensorboard", "wandb", "mlflow"], ...], BeforeValidator(split_names)
+    ] = Field(
+        (),
+        description="Where else metrics are logged, comma-separated: tensorboard (event files), "
+        "wandb (Weights & Biases) or mlflow; none: only metrics.jsonl.",
+    )
+    tensorboard: bool = Field(False, description="The same as log = tensorboard.")
 
 
 class TeacherSettings(BaseModel):
@@ -531,7 +570,7 @@ class TrainConfig(
             return values
         if values.keys() >= set(ARCHITECTURE):
             return values
-        return architecture_of(Path(values["init"])) | dict(values)
+        return architecture_of(Path(_local_path(values["init"]))) | dict(values)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -552,6 +591,11 @@ class TrainConfig(
             raise UsageError(
                 f"sampler = balanced and class_weights = {self.class_weights} both correct for "
                 "classes of unequal size, which corrects twice: use one of them"
+            )
+        if self.probe_epochs >= self.epochs:
+            raise UsageError(
+                f"probe_epochs = {self.probe_epochs} leaves none of the {self.epochs} epochs to "
+                "train the whole network: lower it, or train only the heads with freeze = backbone"
             )
         if self.batch_size % self.accumulate:
             raise UsageError(
@@ -601,7 +645,8 @@ def architecture_of(path: Path) -> dict[str, Any]:
     """Return the settings that rebuild the network stored at `path`; none for a plain file.
 
     Args:
-        path: A run folder, a folder written by `adautomix export`, or a file of weights.
+        path: A run folder, a folder written by `adautomix export` or in the format of timm on the
+            Hugging Face Hub, or a file of weights. Nothing is downloaded for `hf-hub:NAME`.
 
     Raises:
         UsageError: The folder does not describe its network.
@@ -614,11 +659,20 @@ def architecture_of(path: Path) -> dict[str, Any]:
             return {name: getattr(run, name) for name in ARCHITECTURE} | stem
         if (path / "config.json").is_file():
             known = read_json(path / "config.json")
+            if "architecture" in known and "stem" not in known:
+                return _timm_architecture(known)
             sizes = {name: known[name] for name in ("stem", "width", "image_size")}
             return {"model": known["architecture"], **sizes}
     except (LookupError, TypeError, ValueError, UsageError) as error:
         raise UsageError(f"{path} does not say which network it holds: {error}") from None
     return {}
+
+
+def _timm_architecture(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a network that a `config.json` in timm's format describes."""
+    size = int(known.get("pretrained_cfg", known)["input_size"][-1])
+    options = dict(known.get("model_args") or {})
+    return {"model": known["architecture"], "model_options": options, "image_size": size}
 
 
 def make_config(values: Mapping[str, Any]) -> TrainConfig:

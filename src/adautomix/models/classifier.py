@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from adautomix.errors import UsageError
 from adautomix.models.modes import evaluating
-from adautomix.models.spec import ModelSpec
+from adautomix.models.spec import ModelSpec, NetworkPart
 from adautomix.models.transformer import ViTBlocks, is_plain_vit
 
 
@@ -43,6 +43,8 @@ class Classifier(nn.Module):
         num_classes: K, number of outputs of every head.
         heads: the linear heads by name.
         stages: paths of the modules whose outputs are the feature maps, stage 1 first.
+        origin: where its first weights come from, in one line; "" if they are random or published.
+        frozen: the part that is not trained, see `freezing`; empty unless the settings name one.
     """
 
     backbone: Any  # a timm network: an nn.Module with forward_features, forward_head and so on
@@ -51,6 +53,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.spec = spec
+        self.origin = ""
+        self.frozen = NetworkPart()
         self.num_classes = spec.num_classes
         self.heads = nn.ModuleDict({name: self._new_head() for name in spec.heads})
         # Some families list their stem as feature 0. Taps number the stages from 1 in any case.

@@ -40,3 +40,17 @@ class TimmPlan:
 
     arguments: dict[str, Any] = field(default_factory=dict)
     replacements: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NetworkPart:
+    """The first layers of a network, as far as they were trained when the part was chosen.
+
+    Attributes:
+        parameters: names of its parameters, as `Classifier.named_parameters` gives them.
+        modules: names of its modules that were in training mode, without modules that also contain
+            layers behind the part.
+    """
+
+    parameters: frozenset[str] = frozenset()
+    modules: frozenset[str] = frozenset()

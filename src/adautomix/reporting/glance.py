@@ -8,6 +8,7 @@ from adautomix.reporting.class_charts import class_bars
 from adautomix.reporting.class_section import Classified, wrong_gallery
 from adautomix.reporting.comparison import Comparison
 from adautomix.reporting.drawing import Chart
+from adautomix.reporting.early_stops import early_stop_lines
 from adautomix.reporting.flat_masks import flat_mask_lines
 from adautomix.reporting.formatting import MAP, METRICS, NETWORKS, plus_minus
 from adautomix.reporting.section import Gallery
@@ -77,10 +78,11 @@ def _best_mean(summary: GroupSummary) -> tuple[float, str] | None:
 
 
 def remarks(comparison: Comparison, targets: Sequence[Classified]) -> list[str]:
-    """Return which network a single run's verdict is about."""
+    """Return which network a single run's verdict is about, and which runs were stopped early."""
+    stops = early_stop_lines(comparison.runs)[:_MAX_LINES]
     if len(comparison.runs) != 1:
-        return []
-    return [line for one in targets if (line := network_sentence(one.networks))]
+        return stops
+    return [line for one in targets if (line := network_sentence(one.networks))] + stops
 
 
 def page_warnings(comparison: Comparison, targets: Sequence[Classified]) -> list[str]:

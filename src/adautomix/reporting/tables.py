@@ -6,6 +6,7 @@ from rich.text import Text
 
 from adautomix.class_results import ClassResults
 from adautomix.reporting.comparison import Comparison
+from adautomix.reporting.early_stops import early_stop_lines
 from adautomix.reporting.formatting import (
     MEMORY_NOTE,
     MISSING,
@@ -84,6 +85,7 @@ def run_notes(run: Run) -> list[str]:
             f"Best epoch: {best.epoch}, {best.network} {best.main:.2%}, chosen on the {best.split} "
             f"images{chosen}."
         )
+    lines += early_stop_lines([run])
     memory = mebibytes(peak_memory(run))
     return [*lines, f"Time {seconds(run.seconds)} s, peak memory {memory} MiB."]
 

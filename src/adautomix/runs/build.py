@@ -20,6 +20,8 @@ from adautomix.models import (
     build_model,
     convert_sync_batchnorm,
     has_batch_norm,
+    part_up_to,
+    set_frozen,
 )
 from adautomix.models.timm_weights import check_exportable
 from adautomix.rng import seed_at
@@ -89,8 +91,8 @@ def build_networks(
         The student, the method and the teacher.
 
     Raises:
-        UsageError: the network cannot be built, `init` does not fit it, or the network could not be
-            exported after its training.
+        UsageError: the network cannot be built, `init` does not fit it, it has no part that
+            `freeze` names, or it could not be exported after its training.
     """
     cls = find_method(config.method)
     seed = seed_at(config.seed, 0, "weights")
@@ -109,7 +111,7 @@ def build_networks(
     if not from_checkpoint:
         check_exportable(student)
     if config.init and not from_checkpoint:
-        load_backbone(student, config.init)
+        student.origin = load_backbone(student, config.init)
     torch.manual_seed(seed)
     method = cls(
         config.method_settings,
@@ -122,7 +124,11 @@ def build_networks(
     student = student.to(device, memory_format=layout)  # type: ignore[call-overload]
     if config.sync_bn:
         student = convert_sync_batchnorm(student)
-    return student, method.to(device), Teacher(student, config.teacher.buffers)
+    teacher = Teacher(student, config.teacher.buffers)
+    if config.freeze is not None:
+        student.frozen = part_up_to(student, config.freeze)
+        set_frozen(student, teacher.model, student.frozen, frozen=True)
+    return student, method.to(device), teacher
 
 
 def check_smallest_part(

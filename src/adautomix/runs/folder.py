@@ -27,6 +27,9 @@ from adautomix.runs.records import (
 )
 from adautomix.runs.schema import DataInfo, Row, Summary
 
+LOGGER_IDS = "loggers.json"
+"""File with the names that services such as MLflow gave to a run."""
+
 UNSAVED = {
     "config.yaml",
     "data.json",
@@ -35,6 +38,8 @@ UNSAVED = {
     "metrics.jsonl",
     "samples",
     "tensorboard",
+    "wandb",
+    LOGGER_IDS,
     LOCK,
 }
 """What a run folder can hold before its first checkpoint."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from adautomix.data.policies import (
 )
 from adautomix.data.preparation import CacheSetting, Interpolation, recorded_preparation
 from adautomix.errors import UsageError
+from adautomix.runs.hub import hub_network, is_hub_name
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def weights_input(config: TrainConfig) -> WeightsInput:
     Raises:
         UsageError: `init` does not say it, or timm does not know the model.
     """
+    if config.init is not None and is_hub_name(config.init):
+        return timm_input(hub_network(config.init)["pretrained_cfg"])
     if config.init is not None and config.init.is_dir():
         return recorded_input(config.init)
     import timm
@@ -110,9 +113,19 @@ def weights_input(config: TrainConfig) -> WeightsInput:
             f"timm has no weights of {config.model}, whose mean and deviation are asked for: set "
             "normalize to data or to six numbers"
         )
-    bilinear = cfg.interpolation == "bilinear"
+    return timm_input(asdict(cfg))
+
+
+def timm_input(cfg: Mapping[str, Any]) -> WeightsInput:
+    """Return what the weights that one of timm's `pretrained_cfg` describes expect.
+
+    Raises:
+        LookupError, TypeError, ValueError: the description is incomplete.
+    """
+    bilinear = cfg["interpolation"] == "bilinear"
     interpolation: Interpolation = "bilinear" if bilinear else "bicubic"
-    return WeightsInput(color(cfg.mean), color(cfg.std), interpolation, cfg.crop_pct)
+    fraction = float(cfg.get("crop_pct") or 0.875)
+    return WeightsInput(color(cfg["mean"]), color(cfg["std"]), interpolation, fraction)
 
 
 def recorded_input(folder: Path) -> WeightsInput:
@@ -124,6 +137,8 @@ def recorded_input(folder: Path) -> WeightsInput:
     name = "data.json" if (folder / "data.json").is_file() else "config.json"
     try:
         info = json.loads((folder / name).read_text(encoding="utf-8"))
+        if "pretrained_cfg" in info:  # timm's format
+            return timm_input(info["pretrained_cfg"])
         preparation = recorded_preparation(info)
         fraction = min(1.0, info["image_size"] / preparation.resize)
         mean, std = color(info["mean"]), color(info["std"])

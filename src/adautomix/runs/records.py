@@ -395,6 +395,7 @@ FREE_SETTINGS = {
     "data_root",
     "download",
     "tensorboard",
+    "log",
     "eval_batch_size",
     "max_memory",
     "checkpoint_every",

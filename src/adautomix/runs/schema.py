@@ -136,6 +136,20 @@ class BestEpoch(BaseModel):
         return self.top1 if self.map is None else self.map
 
 
+class EarlyStop(BaseModel):
+    """Why a run ended before its last epoch.
+
+    Attributes:
+        planned_epochs: epochs that the settings ask for.
+        patience: evaluations in a row that brought no better validation score.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    planned_epochs: int
+    patience: int
+
+
 class DataInfo(BaseModel):
     """The content of `data.json`: what prediction needs to know about the data, and its size.
 
@@ -197,7 +211,8 @@ class Summary(Record):
         results: results per class of both networks after the last epoch; None in a summary of an
             older version, and in rows of reports.
         best: the best evaluation of the run.
-        parameters: number of trained parameters of the student.
+        early_stop: why it ended before its last epoch; None if it did not.
+        parameters: number of parameters of the student.
         peak_memory_mib: peak memory: of the GPU, or of the process on the CPU.
         predictions: SHA-256 of `predictions.safetensors`; None in a summary of an older version.
     """
@@ -228,6 +243,7 @@ class Summary(Record):
     final: NetworkScores
     results: dict[NetworkName, ClassResults] | None = None
     best: BestEpoch | None
+    early_stop: EarlyStop | None = None
     parameters: int
     peak_memory_mib: float
     predictions: str | None = None

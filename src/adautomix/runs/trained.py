@@ -204,8 +204,9 @@ def load_trained(path: Path | str, *, checkpoint: str = "last", device: str = "a
     config, info = folder.config(), folder.data_info()
     folder.check_unchanged(saved)
     where = pick_device(device)
+    # Whoever trains the loaded networks further decides again what to freeze.
     student, method, teacher = build_networks(
-        config,
+        config.model_copy(update={"freeze": None}),
         num_classes=len(info["classes"]),
         image_size=info["image_size"],
         device=where,

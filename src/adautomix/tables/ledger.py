@@ -36,6 +36,7 @@ NO_EFFECT = frozenset(
         "init",
         "keep_every",
         "label",
+        "log",
         "log_every",
         "out",
         "recipe",

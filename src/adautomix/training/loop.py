@@ -1,7 +1,8 @@
 """The training loop: steps, epochs, logging and checkpoints."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
@@ -19,6 +20,7 @@ from adautomix.distributed import (
 )
 from adautomix.ema import momentum_schedule
 from adautomix.errors import RunError, StoppedError, UsageError
+from adautomix.models import BACKBONE, NetworkPart, part_up_to
 from adautomix.runs.build import (
     build_networks,
     check_smallest_part,
@@ -36,6 +38,7 @@ from adautomix.runs.folder import RunFolder
 from adautomix.runs.schema import BestEpoch, EpochRow, Row, TrainRow
 from adautomix.training.evaluator import Evaluator, best_so_far
 from adautomix.training.graphs import GraphedStep
+from adautomix.training.loggers.open import Loggers, open_loggers
 from adautomix.training.meters import NEVER, Figures, FiniteWatch, Meters
 from adautomix.training.optim import (
     build_method_optimizer,
@@ -46,7 +49,6 @@ from adautomix.training.optim import (
 from adautomix.training.progress import Display
 from adautomix.training.runtimes import StopRequest, pick_runtime, stop_on_signals
 from adautomix.training.step import TrainStep
-from adautomix.training.tensorboard import EventWriter
 
 MAX_STEPS = 10_000_000  # the schedules hold two numbers per step
 AGREE_EVERY = 20  # steps between two exchanges about whether any process was asked to stop
@@ -90,6 +92,7 @@ class Trainer:
             device=self.device,
             from_checkpoint=from_checkpoint,
         )
+        check_patience(config, self.data)
         prepare_loss(config, self.data, self.method)
         check_smallest_part(config, len(data.train), self.method, self.student)
         self.evaluator = Evaluator(
@@ -114,10 +117,16 @@ class Trainer:
         self.steps = count_steps(config.epochs, self.batches.steps_per_epoch)
         warmup = round(config.warmup_epochs * self.batches.steps_per_epoch)
         hold = self.batches.steps_per_epoch if config.lr_update == "epoch" else 1
-        self.lr_factors = cosine_schedule(self.steps, warmup, hold)
+        self.probe_steps = config.probe_epochs * self.batches.steps_per_epoch
+        self.probed_part = (
+            part_up_to(self.student, BACKBONE) if config.probe_epochs else NetworkPart()
+        )
+        self.lr_factors = cosine_schedule(self.steps, warmup, hold, probe=self.probe_steps)
         # The method's own parameters follow the same cosine, some methods without the warm-up.
         self.method_lr_factors = (
-            None if self.method.warms_up else cosine_schedule(self.steps, 0, hold)
+            None
+            if self.method.warms_up
+            else cosine_schedule(self.steps, 0, hold, probe=self.probe_steps)
         )
         self.teacher_momentum = momentum_schedule(
             self.steps,
@@ -127,10 +136,11 @@ class Trainer:
         )
         self.method.plan(self.steps, config.mix, config.seed)
         self.step = self.start_step = 0
-        self.events: EventWriter | None = None
+        self.loggers = Loggers()
         self.epoch_meters, self.log_meters = Meters(), Meters()
         self.finite = FiniteWatch(self.device)
         self.best: BestEpoch | None = None
+        self.stale = 0  # evaluations since the best one
         self.seconds_before = 0.0
         self.started = time.perf_counter()
         silent = quiet or not is_main()
@@ -150,15 +160,33 @@ class Trainer:
         """
         last = min(until or self.steps, self.steps)
         self.started = time.perf_counter()
-        if self.config.tensorboard and is_main():
-            self.events = EventWriter(self.folder.path / "tensorboard", self.step)
-        with stop_on_signals() as self.stop, self.display:
-            while self.step < last:
+        with stop_on_signals() as self.stop, self.display, self.opened_loggers():
+            while self.step < last and not self.stopped_early:
                 self.train_epoch(last)
                 if self.step % self.batches.steps_per_epoch == 0:
                     self.finish_epoch()
-                if self.step < self.steps and self.stop_requested():
+                if not self.ended and self.stop_requested():
                     self.save_and_stop()
+
+    @contextmanager
+    def opened_loggers(self) -> Iterator[None]:
+        """Log rows where the settings say so, in the main process and while the block runs."""
+        if not is_main():
+            yield
+            return
+        folder = self.folder.path
+        with open_loggers(self.config, folder, self.step, self.display.say) as self.loggers:
+            yield
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the settings' number of evaluations in a row brought nothing better."""
+        return self.config.patience is not None and self.stale >= self.config.patience
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has no steps left."""
+        return self.step >= self.steps or self.stopped_early
 
     def train_epoch(self, last: int) -> None:
         """Train the rest of the current epoch, or less after `last` steps or a request to stop."""
@@ -194,6 +222,9 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> None:
         """Train on one batch and record its losses, without waiting for the device."""
+        # Train only the heads at first, and everything from the end of that phase on.
+        if (probing := self.step < self.probe_steps) != self.eager_step.probing:
+            self.eager_step.probe(self.probed_part, probing=probing)
         # Look up this step's schedules and draw its random numbers on the host.
         lr_factor, momentum = self.lr_factors[self.step], self.teacher_momentum[self.step]
         method_lr = self.method_lr_factors[self.step] if self.method_lr_factors else None
@@ -210,27 +241,29 @@ class Trainer:
     def finish_epoch(self) -> None:
         """Evaluate, log and save a checkpoint after an epoch, each as often as the settings ask."""
         epoch = self.step // self.batches.steps_per_epoch
-        last = self.step == self.steps
         # Never evaluate or save a network that diverged.
         self.check_finite()
         # Read the training figures of the epoch.
         figures = self.figures(self.epoch_meters, all_processes=True)
         self.epoch_meters.reset()
         # Evaluate student and teacher, and find out whether one of them is the best so far.
-        due = epoch % self.config.eval_every == 0 or last
+        due = epoch % self.config.eval_every == 0 or self.ended
         scores = self.evaluator.evaluate() if due else {}
         row = EpochRow(epoch=epoch, step=self.step, **figures, **scores)
         better = best_so_far(row, self.best)
         self.best = better or self.best
+        if due:  # Patience begins when the whole network is trained.
+            probing = epoch <= self.config.probe_epochs
+            self.stale = 0 if better or probing else self.stale + 1
         # Log the row, and draw mixes after the first, the middle and the last epoch.
         self.log(row)
         self.display.epoch(row, self.config.epochs)
-        if epoch in (1, (self.config.epochs + 1) // 2, self.config.epochs):
+        if epoch in (1, (self.config.epochs + 1) // 2) or self.ended:
             self.evaluator.draw_samples(self.folder.samples / f"epoch-{epoch:04d}.png", self.step)
         # Save a checkpoint last, so that a run resumed from it need not repeat anything above.
         every = self.config.keep_every
         kept = epoch_checkpoint_name(epoch) if every and epoch % every == 0 else None
-        if epoch % self.config.checkpoint_every == 0 or last or better or kept:
+        if epoch % self.config.checkpoint_every == 0 or self.ended or better or kept:
             self.save(best=better is not None, kept=kept)
         self.on_epoch(row)
 
@@ -276,7 +309,9 @@ class Trainer:
         figures = self.figures(self.log_meters, all_processes=True)
         self.log_meters.reset()
         self.display.show(self.step, figures)
-        lr = learning_rate(self.optimizer.param_groups[0], self.lr_factors[self.step - 1])
+        # That of the heads; with layer_decay the layers below have lower ones.
+        rates = {"max_lr": self.config.lr, "min_lr": self.config.min_lr}
+        lr = learning_rate(rates, self.lr_factors[self.step - 1])
         row = TrainRow(
             step=self.step,
             epoch=self.step / self.batches.steps_per_epoch,
@@ -287,11 +322,10 @@ class Trainer:
         self.log(row)
 
     def log(self, row: Row) -> None:
-        """Append a row to `metrics.jsonl`, and to the TensorBoard events if they are enabled."""
+        """Append a row to `metrics.jsonl`, and to the loggers that the settings name."""
         if is_main():
             self.folder.log(row)
-        if self.events is not None:
-            self.events.add(row)
+            self.loggers.add(row)
 
     def check_finite(self) -> None:
         """End a run whose loss or weights became NaN or infinite, before anything is saved.
@@ -330,6 +364,7 @@ class Trainer:
             "epoch_meters": self.epoch_meters.state_dict(),
             "log_meters": self.log_meters.state_dict(),
             "best": self.best and self.best.model_dump(),
+            "stale": self.stale,
             "seconds": self.seconds(),
         }
         if self.method_optimizer is not None:
@@ -361,10 +396,24 @@ class Trainer:
         self.epoch_meters.load_state_dict(state["epoch_meters"], self.device)
         self.log_meters.load_state_dict(state["log_meters"], self.device)
         self.best = BestEpoch.model_validate(state["best"]) if state["best"] else None
+        self.stale = state.get("stale", 0)  # checkpoints of earlier versions have none
         self.seconds_before = state["seconds"]
         self.step = self.start_step = checkpoint.step
         if is_main():
             self.folder.truncate_after(self.step)
+
+
+def check_patience(config: TrainConfig, data: ImageData) -> None:
+    """Check that there are images which may decide when to stop.
+
+    Raises:
+        UsageError: `patience` is set, and no images are held out for validation.
+    """
+    if config.patience is not None and data.val is None:
+        raise UsageError(
+            f"patience = {config.patience} needs validation images, because test images must not "
+            "decide when training stops: set val_fraction, say 0.1, or bring a val folder"
+        )
 
 
 def count_steps(epochs: int, steps_per_epoch: int) -> int:

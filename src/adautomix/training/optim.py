@@ -1,7 +1,8 @@
 """The optimizer and its learning rates, shared by the student and the method's own parameters."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from adautomix.config import TrainConfig
 from adautomix.methods import Method
+from adautomix.models import Classifier
+from adautomix.models.layer_scales import layer_scales
 
 
 def build_optimizer(
@@ -19,7 +22,11 @@ def build_optimizer(
     Each parameter group stores the range of its learning rate as `max_lr` and `min_lr`, and
     whether it belongs to the method as `of_method`.
     """
-    groups = parameter_groups(student.named_parameters(), config, config.lr, config.min_lr)
+    scales: Mapping[str, float] = {}
+    if config.layer_decay < 1 and isinstance(student, Classifier):
+        scales = layer_scales(student, config.layer_decay)
+    trained = trained_parameters(student)
+    groups = parameter_groups(trained, config, config.lr, config.min_lr, scales=scales)
     if not method.own_optimizer:
         groups += method_groups(config, method)
     if config.optimizer == "adamw":
@@ -38,6 +45,12 @@ def build_optimizer(
         for parameter in (p for group in sgd.param_groups for p in group["params"]):
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return sgd
+
+
+def trained_parameters(student: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield names and parameters of a network, without those that the settings freeze."""
+    frozen = student.frozen.parameters if isinstance(student, Classifier) else frozenset()
+    return ((name, one) for name, one in student.named_parameters() if name not in frozen)
 
 
 def build_method_optimizer(config: TrainConfig, method: Method) -> torch.optim.Optimizer | None:
@@ -60,6 +73,7 @@ def parameter_groups(
     max_lr: float,
     min_lr: float,
     *,
+    scales: Mapping[str, float] = MappingProxyType({}),
     of_method: bool = False,
 ) -> list[dict[str, Any]]:
     """Split parameters into a group with and one without weight decay; leave out empty groups.
@@ -69,23 +83,29 @@ def parameter_groups(
         config: the settings: how much decay there is, and for which parameters.
         max_lr: learning rate at its maximum.
         min_lr: learning rate at the end of training.
+        scales: factors of the learning rates by name of the parameter; 1 for those it lacks. There
+            are two groups per factor.
         of_method: whether the parameters are the method's own.
     """
-    decayed: list[nn.Parameter] = []
-    not_decayed: list[nn.Parameter] = []
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters:
         decays = config.decay_1d or parameter.ndim > 1
-        exempt = any(part in name for part in config.no_decay)
-        (decayed if decays and not exempt else not_decayed).append(parameter)
-    rates = {"lr": max_lr, "max_lr": max_lr, "min_lr": min_lr, "of_method": of_method}
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay, **rates},
-        {"params": not_decayed, "weight_decay": 0.0, **rates},
+        exempt = not decays or any(part in name for part in config.no_decay)
+        groups.setdefault((scales.get(name, 1.0), exempt), []).append(parameter)
+    return [
+        {
+            "params": held,
+            "weight_decay": 0.0 if exempt else config.weight_decay,
+            "lr": max_lr * scale,
+            "max_lr": max_lr * scale,
+            "min_lr": min_lr * scale,
+            "of_method": of_method,
+        }
+        for (scale, exempt), held in sorted(groups.items(), key=lambda group: group[0])
     ]
-    return [group for group in groups if group["params"]]
 
 
-def cosine_schedule(steps: int, warmup: int, hold: int = 1) -> list[float]:
+def cosine_schedule(steps: int, warmup: int, hold: int = 1, *, probe: int = 0) -> list[float]:
     """The learning rate factor of every step: 0 at the minimum, 1 at the maximum.
 
     It rises linearly for `warmup` steps and then falls along half a cosine.
@@ -95,7 +115,11 @@ def cosine_schedule(steps: int, warmup: int, hold: int = 1) -> list[float]:
         warmup: steps of the warm-up.
         hold: steps for which the cosine keeps its value; those of an epoch change it once per
             epoch.
+        probe: steps at the start that train only the heads, at the maximum; the warm-up and the
+            cosine are those of the steps after them.
     """
+    if probe:
+        return [1.0] * probe + cosine_schedule(steps - probe, warmup, hold)
     falling = max(1, steps - warmup)
 
     def cosine(t: int) -> float:

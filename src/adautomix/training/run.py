@@ -31,7 +31,7 @@ from adautomix.runs.checkpoint import load_checkpoint, move_damaged_last, resuma
 from adautomix.runs.data_summary import summarize_data, write_data_summary
 from adautomix.runs.folder import WRONG_PHOTOS, RunFolder, unused_folder
 from adautomix.runs.lock import run_lock
-from adautomix.runs.schema import EpochRow, NetworkName, NetworkScores, Summary
+from adautomix.runs.schema import EarlyStop, EpochRow, NetworkName, NetworkScores, Summary
 from adautomix.runs.state import (
     RunState,
     check_same_settings,
@@ -213,11 +213,16 @@ def run_to_end(trainer: Trainer) -> RunResult:
     """Train until the last step, then write the predictions and the summary."""
     for name in trainer.data.bad_files:
         trainer.display.say(f"skipped, unreadable: {name}")
-    if trainer.step < trainer.steps:
+    if not trainer.ended:
         for line in run_lines(trainer):
             trainer.display.say(line)
     with explain_memory(trainer.config):
         trainer.fit()
+        if trainer.stopped_early:
+            trainer.display.say(
+                f"stopped early: {trainer.stale} evaluations in a row brought no better validation "
+                "score; checkpoints/best holds the best one"
+            )
         # The summary comes last: a run that has one is finished.
         predictions = save_predictions(trainer)
     return summarize(trainer, predictions)
@@ -233,14 +238,15 @@ def summarize(trainer: Trainer, predictions: str) -> RunResult:
     config = trainer.config
     barrier()
     final = final_scores(trainer)
-    copied = ("method", "data", "model", "width", "seed", "precision", "epochs")
+    copied = ("method", "data", "model", "width", "seed", "precision")
     facts = trainer.folder.data_info()
     summary = Summary(
         **{name: getattr(config, name) for name in copied},
         device=describe_device(trainer.device),
         processes=world_size(),
         runtime=trainer.runtime,
-        steps=trainer.steps,
+        epochs=trainer.step // trainer.batches.steps_per_epoch,
+        steps=trainer.step,
         seconds=round(trainer.seconds(), 1),
         command=trainer.command,
         versions=versions() | ({"commit": code} if (code := commit()) else {}),
@@ -248,6 +254,7 @@ def summarize(trainer: Trainer, predictions: str) -> RunResult:
         final=final,
         results=save_wrong_photos(trainer),
         best=trainer.best,
+        early_stop=early_stop(trainer),
         parameters=sum(p.numel() for p in trainer.student.parameters()),
         peak_memory_mib=round(peak_memory_mib(trainer.device)),
         predictions=predictions,
@@ -257,11 +264,19 @@ def summarize(trainer: Trainer, predictions: str) -> RunResult:
     return RunResult(trainer.folder.path, summary.final, summary)
 
 
+def early_stop(trainer: Trainer) -> EarlyStop | None:
+    """Why the run ends before its last epoch; None if it does not."""
+    patience = trainer.config.patience
+    if patience is None or trainer.step == trainer.steps:
+        return None
+    return EarlyStop(planned_epochs=trainer.config.epochs, patience=patience)
+
+
 def final_scores(trainer: Trainer) -> NetworkScores:
     """The test scores of the last epoch, as logged; computed again if their line was damaged."""
     for row in reversed(trainer.folder.rows()):
         if isinstance(row, EpochRow) and row.student is not None and row.teacher is not None:
-            if row.step == trainer.steps:
+            if row.step == trainer.step:
                 return {"student": row.student, "teacher": row.teacher}
             break
     fields = trainer.evaluator.evaluate()

@@ -20,7 +20,7 @@ from adautomix.device import autocast
 from adautomix.distributed import gather_rows, rank, world_size
 from adautomix.ema import Teacher
 from adautomix.methods import Method, MixInputs, MixParams
-from adautomix.models import Classifier
+from adautomix.models import Classifier, NetworkPart, set_frozen
 from adautomix.rng import seed_at
 from adautomix.training.optim import has_gradients, set_learning_rate
 
@@ -38,6 +38,7 @@ class StepInputs:
         lr_factor: position of the learning rate between its minimum (0) and its maximum (1).
         momentum: momentum of the teacher's moving average.
         method_lr_factor: `lr_factor` of the method's own parameters; None if it is the same.
+        probing: whether the step trains only the heads.
     """
 
     batch: Batch
@@ -45,6 +46,7 @@ class StepInputs:
     lr_factor: float | Tensor
     momentum: float | Tensor
     method_lr_factor: float | Tensor | None = None
+    probing: bool = False
 
 
 class LossModule(nn.Module):
@@ -73,6 +75,9 @@ class TrainStep:
         optimizers: the optimizer of the student and, if the method has its own, that of the method.
         scaler: scales the loss in fp16.
         compiled: compile the forward and backward passes with `torch.compile`.
+
+    Attributes:
+        probing: whether only the heads are trained at the moment.
     """
 
     def __init__(
@@ -92,12 +97,30 @@ class TrainStep:
         self.optimizers, self.scaler = optimizers, scaler
         self.device = next(student.parameters()).device
         self.prepare: Callable[..., MixInputs] = method.prepare
-        self.compute_loss: nn.Module = LossModule(method, student, teacher.model)
+        self.loss_module = LossModule(method, student, teacher.model)
+        self.probing = False
         if compiled:
             self.prepare = torch.compile(self.prepare)
-            self.compute_loss.compile()
-        if world_size() > 1:
-            self.compute_loss = wrap_ddp(self.compute_loss, broadcast_buffers=not config.sync_bn)
+            self.loss_module.compile()
+        self.compute_loss = self._distributed()
+
+    def _distributed(self) -> nn.Module:
+        """The loss such that its backward pass averages gradients over all processes."""
+        if world_size() == 1:
+            return self.loss_module
+        return wrap_ddp(self.loss_module, broadcast_buffers=not self.config.sync_bn)
+
+    def probe(self, part: NetworkPart, *, probing: bool) -> None:
+        """Train only what is not in a part of the network from now on, or everything again.
+
+        Args:
+            part: the backbone, as far as the settings do not freeze it anyway.
+            probing: whether only the rest is trained.
+        """
+        set_frozen(self.student, self.teacher.model, part, frozen=probing)
+        self.probing = probing
+        # DDP decides when it is created which parameters have gradients to average.
+        self.compute_loss = self._distributed()
 
     def inputs(
         self,
@@ -120,7 +143,9 @@ class TrainStep:
         torch.manual_seed(seed_at(self.config.seed, step, f"dropout/{rank()}"))
         images, size = world_size() * len(batch.pixels), self.batches.image_size
         params = self.method.training_params((images, 3, size, size), step)
-        return StepInputs(batch, params.to(self.device), lr_factor, momentum, method_lr_factor)
+        return StepInputs(
+            batch, params.to(self.device), lr_factor, momentum, method_lr_factor, self.probing
+        )
 
     def __call__(self, inputs: StepInputs) -> Losses:
         """Train on one batch.

@@ -371,7 +371,9 @@ def train_trial(config: TrainConfig, watch: Callable[[EpochRow], None]) -> Epoch
     with run_lock(config.out):
         folder = RunFolder.create(config)
         folder.write_data_info(data_info(data))
-        trainer = Trainer(config, data, folder, quiet=True)
+        # Trials are stopped by the search, which compares them.
+        trial = config.model_copy(update={"patience": None})
+        trainer = Trainer(trial, data, folder, quiet=True)
         trainer.on_epoch = watch
         trainer.fit()
     rows = [row for row in folder.rows() if isinstance(row, EpochRow)]

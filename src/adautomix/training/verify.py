@@ -56,7 +56,8 @@ def verify_resume(path: Path, *, quiet: bool = True) -> Verification:
     if not (path / "checkpoints" / "last").exists():
         raise UsageError(f"{path} has no checkpoint yet: nothing to verify")
     last = read_checkpoint(path / "checkpoints" / "last")
-    config = run.config()
+    # The repeated steps are not logged anywhere else.
+    config = run.config().model_copy(update={"log": (), "tensorboard": False})
     data = load_images(config, progress=not quiet, record=run.splits(), recorded=run.data_info())
     with tempfile.TemporaryDirectory() as scratch:
         copy = RunFolder(Path(scratch))

@@ -1,11 +1,10 @@
 """TensorBoard events of a run, with the same figures as its `metrics.jsonl`."""
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from adautomix.errors import UsageError
 from adautomix.runs.schema import Row
+from adautomix.training.loggers.base import numbers
 
 
 class EventWriter:
@@ -24,22 +23,16 @@ class EventWriter:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise UsageError(
-                "tensorboard = true, but TensorBoard is not installed: pip install tensorboard"
+                "log = tensorboard, but TensorBoard is not installed: pip install tensorboard"
             ) from None
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def add(self, row: Row) -> None:
         """Write the scalars of one row of `metrics.jsonl`."""
-        fields = row.model_dump(exclude={"schema_version", "kind", "step"})
-        for name, value in scalars(fields):
-            self._writer.add_scalar(f"{row.kind}/{name}", value, row.step)
+        for name, value in numbers(row).items():
+            self._writer.add_scalar(name, value, row.step)
         self._writer.flush()
 
-
-def scalars(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers in nested dictionaries, each with its path."""
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            yield from scalars(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float):
-            yield prefix + name, float(value)
+    def close(self, *, finished: bool) -> None:
+        """Close the event file."""
+        self._writer.close()

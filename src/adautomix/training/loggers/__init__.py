@@ -1,0 +1,1 @@
+"""Where else the rows of `metrics.jsonl` go: TensorBoard, Weights & Biases, MLflow."""
