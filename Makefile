@@ -5,7 +5,7 @@ DEMO := runs/demo
 # uv installs PyTorch's 5.5 GB in a third of pip's time; pip steps in where only pip knows the index.
 INSTALL := --quiet -c constraints.txt -e '.[dev]'
 
-.PHONY: demo test test-all lint types unit slow faults fuzz clean
+.PHONY: demo test test-all lint types unit slow docs package faults fuzz clean
 
 demo: .venv/installed  ## plain training, CutMix and AdAutoMix on 20 digits per class, 3 seeds
 	$(BIN)/adautomix compare --recipe digits/twenty-labels --sweep levers/demo --baseline plain --seeds 0,1,2 --out $(DEMO)
@@ -26,6 +26,14 @@ unit: .venv/installed
 
 slow: .venv/installed  ## tests that compile, run several processes or build data sets in full count
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m slow
+
+docs: .venv/installed  ## the documentation site, in build/site
+	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+package: .venv/installed  ## the distributions, in dist/, checked
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 
 faults: .venv/installed  ## a fault at every write of every command; POINTS=1000 tries so many
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/helpers/fault_walk.py $(if $(POINTS),--points $(POINTS))

@@ -19,7 +19,8 @@ INTRODUCTION = """\
 
 `python benchmarks/write_performance.py` writes this page from the rows in `benchmarks/results/`,
 using the newest row of each command and machine. No figure is typed by hand. Times are medians with
-quartiles.
+quartiles. Commands are as they were when they ran. Since then, `--vs` of `adautomix bench` has
+become `benchmarks/compare_openmixup.py`, and `--mixing` `benchmarks/mixing_alone.py`.
 """
 NO_GPU = "No row comes from a GPU yet: every figure below was measured on a CPU.\n"
 PICTURE = "images/growth.svg"  # beside the page

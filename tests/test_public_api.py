@@ -49,15 +49,6 @@ def test_importing_loads_no_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS) - 1))
-def test_the_documentations_code_runs(number: int) -> None:
-    torch.manual_seed(0)
-    model = torchvision.models.resnet18(num_classes=10)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    names = {"loader": loader(), "model": model, "optimizer": optimizer}
-    exec(BLOCKS[number], names)
-
-
 @pytest.mark.slow
 def test_two_processes_with_ddp_end_with_equal_weights(tmp_path: Path) -> None:
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
