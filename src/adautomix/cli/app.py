@@ -23,6 +23,7 @@ from adautomix.cli.timing import bench, plan
 from adautomix.cli.training import resume, train
 from adautomix.cli.tuning import tune
 from adautomix.errors import AdAutoMixError, AdAutoMixWarning
+from adautomix.files import explain_full_disk
 from adautomix.text import printable
 from adautomix.version import __version__
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if arguments is None else arguments)
     session = Session()
     try:
-        with one_line_warnings():
+        with one_line_warnings(), explain_full_disk(None, "repeat the command"):
             cli.main(args or ["--help"], prog_name="adautomix", standalone_mode=False, obj=session)
             sys.stdout.flush()
     except BrokenPipeError:
