@@ -68,7 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if session.debug:
             raise
-        fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
+        fail(f"{described(error)} (--debug shows where)", 1)
+
+
+def described(error: Exception) -> str:
+    """Return an error as text; one about a file names the file first."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return f"{type(error).__name__}: {error}"
 
 
 def fail(text: str, status: int) -> NoReturn:
