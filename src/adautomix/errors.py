@@ -3,7 +3,8 @@
     AdAutoMixError          base class; catch it to catch every error of this package
     ├── UsageError          a setting, argument, file or folder is wrong; exit status 2
     └── RunError            a run started and could not continue; exit status 1
-        └── StoppedError    a signal asked it to stop
+        ├── StoppedError    a signal asked it to stop
+        └── DiskFullError   there was no space left to write it
 
 The command line prints the message of an `AdAutoMixError` as one line, without a traceback, and
 exits with its `exit_status`. Any other exception is a bug and keeps its traceback.
@@ -34,6 +35,10 @@ class RunError(AdAutoMixError):
 
 class StoppedError(RunError):
     """A signal asked a run to stop; its checkpoint was saved, and it can be continued."""
+
+
+class DiskFullError(RunError):
+    """The disk is full; the same command continues once there is space again."""
 
 
 class AdAutoMixWarning(UserWarning):

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from adautomix.errors import RunError, UsageError
+from adautomix.errors import DiskFullError, UsageError
 
 TEMPORARY_SUFFIX = ".tmp"
 MAX_TEXT_BYTES = 64 * 2**20
@@ -67,22 +67,24 @@ def json_digest(value: Any) -> str:
 
 
 @contextmanager
-def explain_full_disk(target: Path, remedy: str) -> Iterator[None]:
+def explain_full_disk(target: Path | None, remedy: str) -> Iterator[None]:
     """Turn the error of a full disk into one line that names what was written and the remedy.
 
     Args:
-        target: what is written.
+        target: what is written; None names the file that the error names.
         remedy: what to do once there is space again.
 
     Raises:
-        RunError: the disk is full.
+        DiskFullError: the disk is full.
     """
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise RunError(f"no space left to write {target}: free some, then {remedy}") from None
+        what = target or error.filename or "a file"
+        line = f"no space left to write {what}: free some, then {remedy}"
+        raise DiskFullError(line) from None
 
 
 @contextmanager

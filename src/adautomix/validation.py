@@ -9,6 +9,8 @@ from pydantic import BaseModel, ValidationError
 from adautomix.errors import UsageError, unknown_name
 from adautomix.text import printable
 
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4000
+
 
 def unknown_setting(name: str, known: Iterable[str]) -> str:
     """Error message for an unknown setting, with the nearest known one as a suggestion."""
@@ -21,6 +23,26 @@ def split_commas(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def check_path(name: str, value: object) -> None:
+    """Check that a path is one that a file system can hold.
+
+    Args:
+        name: the setting, for the message of an error.
+        value: the path.
+
+    Raises:
+        UsageError: it holds a NUL byte, or is longer than Linux, macOS and Windows allow.
+    """
+    parts = str(value).encode("utf-8", "surrogatepass").split(b"/")
+    longest = max(len(part) for part in parts)
+    if (
+        longest > MAX_NAME_BYTES
+        or sum(map(len, parts)) > MAX_PATH_BYTES
+        or b"\0" in b"".join(parts)
+    ):
+        raise UsageError(f"{name} = {printable(repr(str(value)))}: no file has such a name")
 
 
 @contextmanager

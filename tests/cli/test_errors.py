@@ -1,6 +1,8 @@
 """An error is one line that names the problem and the remedy."""
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -146,6 +148,27 @@ def test_an_unexpected_error_is_one_line_too(
     assert line == "ZeroDivisionError: first second (--debug shows where)"
     with pytest.raises(ZeroDivisionError):
         command("settings", "--debug")
+
+
+@pytest.mark.parametrize(
+    "words", [("predict", "{}", "a.png"), ("report", "{}"), ("evaluate", "{}")]
+)
+def test_a_name_that_no_file_has(words: tuple[str, ...], fails: Fails) -> None:
+    long = "x" * 300
+    line = fails(*(word.format(long) for word in words), status=1)
+    assert line.endswith("File name too long (--debug shows where)")
+    assert line.count(long) == 1
+
+
+def test_a_full_disk_is_one_line_whatever_is_written(
+    fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "table.csv")
+
+    monkeypatch.setattr("adautomix.config.list_settings", full)
+    line = fails("settings", status=1)
+    assert line == "no space left to write table.csv: free some, then repeat the command"
 
 
 def test_ctrl_c_without_anything_to_save(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,15 @@ def test_wrong_types_are_named(values: dict[Any, Any], problem: str) -> None:
     assert len(str(error.value)) < 400
 
 
+@pytest.mark.parametrize("path", ["x" * 256, "a\0b", "猫" * 86, "/".join(["x" * 99] * 50)])
+@pytest.mark.parametrize("name", ["data", "data_root", "class_names", "init", "out"])
+def test_names_that_no_file_has_are_refused(name: str, path: str) -> None:
+    for value in (path, Path(path)):
+        with pytest.raises(UsageError, match=f"^{name} = '.*: no file has such a name$"):
+            make_config({name: value})
+    assert make_config({"out": "x" * 255}).out == Path("x" * 255)
+
+
 @pytest.mark.parametrize("text", ["{a: [", "{a: *b}", "{a: 2024-13-45}", "{" * 3000])
 def test_a_hostile_flag_is_named(text: str) -> None:
     with pytest.raises(UsageError, match=r"model_options\.x = .*: not YAML"):

@@ -12,6 +12,7 @@ from published import Pictures
 from test_sources import listed
 
 from adautomix.data import load_data
+from adautomix.data.picture_sources import find_pictures
 from adautomix.data.sources.class_names import read_class_names
 from adautomix.data.sources.folders import list_folder
 from adautomix.data.sources.hugging_face import read_hugging_face
@@ -280,6 +281,17 @@ def test_a_link_back_to_the_root_counts_no_image_twice(tmp_path: Path) -> None:
     assert sorted(Path(file.path).name for file in found.files) == ["1.jpg", "2.jpg", "3.jpg"]
     assert labeled(found)["3.jpg"] == ("all", "b")
     assert "passed over 4 links to folders that count already" in found.notes
+
+
+def test_a_link_to_itself_is_an_unreadable_image(tmp_path: Path) -> None:
+    images(tmp_path / "set", "a/1.jpg", "b/2.jpg")
+    for link in ("a/loop.jpg", "b/loop", "loop.jpg"):
+        (tmp_path / "set" / link).symlink_to(tmp_path / "set" / link)
+    found = list_folder(tmp_path / "set")
+    assert [Path(file.path).name for file in found.files] == ["1.jpg", "loop.jpg", "2.jpg"]
+    assert find_pictures([tmp_path / "set" / "a"]) == [
+        tmp_path / "set" / "a" / name for name in ("1.jpg", "loop.jpg")
+    ]
 
 
 @pytest.mark.parametrize("level", ["auto", "leaf"])

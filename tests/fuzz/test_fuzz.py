@@ -11,7 +11,11 @@ from reading_checks import TRIED
 
 
 @pytest.mark.parametrize(
-    "name", ["settings", "flags", "files", "runs", "networks", "lists", "archives", "images"]
+    "name",
+    [
+        *("settings", "flags", "files", "runs", "networks", "lists", "archives", "images"),
+        *("quick settings", "quick flags", "quick files"),
+    ],
 )
 def test_random_inputs(name: str, tmp_path: Path) -> None:
     before = TRIED[name]

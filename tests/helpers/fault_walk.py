@@ -8,7 +8,9 @@ resume. The result must be that of an undisturbed run, bit for bit, and nothing 
 """
 
 import argparse
+import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -16,30 +18,33 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import optuna
 import torch
 from conftest import write_photos
 from faulty_files import FAULTS, Fault, FaultyFiles, Killed
 from safetensors.torch import load_file
 
+from adautomix.cli import main as command_line
 from adautomix.config import TrainConfig, load_config
 from adautomix.data import load_data
 from adautomix.errors import AdAutoMixError, RunError, UsageError
-from adautomix.evaluation.api import evaluate
-from adautomix.reporting.comparison import compare_runs
-from adautomix.reporting.page import write_page
 from adautomix.runs.api import export
 from adautomix.runs.checkpoint import read_manifest
 from adautomix.runs.folder import RunFolder
-from adautomix.runs.records import read_runs
 from adautomix.training.api import compare
 from adautomix.training.run import resume, train
+from adautomix.training.tune import JOURNAL, STUDY, Search, counted, storage_in, tune
 
 NO_SPACE = re.compile("no space left to write .*: free some, then .*")
+BROKEN = re.compile(re.escape(os.strerror(errno.EIO)))
 CHANGING = {"seconds", "images_per_second", "peak_memory_mib", "command"}
 """Fields that depend on the clock and the machine."""
 
@@ -113,13 +118,23 @@ def scenarios(images: Path) -> dict[str, Scenario]:
         compare(values, ["vanilla", "mixup"], seeds=[0], out=root / "runs", jobs=1, quiet=True)
 
     def evaluate_run(root: Path) -> None:
-        evaluate(root / "run", ["accuracy", "calibration"])
+        typed("evaluate", root / "run", "--suites", "accuracy,calibration")
+
+    def predict_images(root: Path) -> None:
+        typed("predict", root / "run", images / "test", "--csv", root / "table.csv")
+
+    def search(root: Path) -> None:
+        values = settings(images, root / "unused").model_dump(
+            mode="json", exclude_unset=True, exclude={"out", "method", "seed"}
+        )
+        search = Search(values, ["mixup"], root / "search", 1e9, final_seeds=1, trials=2)
+        tune(search, quiet=True)
 
     def export_run(root: Path) -> None:
         export(root / "run", root / "exported")
 
     def report_run(root: Path) -> None:
-        write_page(compare_runs(read_runs([root / "run"])), root / "report.html")
+        typed("report", root / "run", "--out", root / "report.html")
 
     return {
         "train": Scenario(
@@ -132,7 +147,23 @@ def scenarios(images: Path) -> dict[str, Scenario]:
         "evaluate": Scenario(finished, *twice(evaluate_run)),
         "export": Scenario(finished, *twice(export_run)),
         "report": Scenario(finished, *twice(report_run)),
+        "predict": Scenario(finished, *twice(predict_images)),
+        "tune": Scenario(nothing, *twice(search)),
     }
+
+
+def typed(*words: object) -> None:
+    """Run the command line.
+
+    Raises:
+        RunError: it ended with an error; the message is its line.
+    """
+    errors = io.StringIO()
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(errors):
+            command_line([str(word) for word in words])
+    except SystemExit:
+        raise RunError(errors.getvalue().removeprefix("adautomix: ").strip()) from None
 
 
 def twice(act: Callable[[Path], None]) -> tuple[Callable[[Path], None], Callable[[Path], None]]:
@@ -150,30 +181,40 @@ def void(result: object) -> None:
 def fail_at(scenario: Scenario, root: Path, at: int, fault: Fault) -> bool:
     """Run the command with a fault, then again; return whether the fault was reached.
 
+    Args:
+        scenario: the command.
+        root: a folder that holds what the command starts from.
+        at: the operation to fail at.
+        fault: what happens there.
+
     Raises:
-        Exception: a full disk was not reported in one line that says what to do.
+        Exception: a full disk was not reported in one line that says what to do, or an input/output
+            error ended in anything but one that says so.
     """
-    scenario.prepare(root)
     with FaultyFiles(root, at, fault) as files:
         try:
             scenario.act(root)
         except Killed:
             pass
-        except RunError as error:
-            if not files.full or not NO_SPACE.fullmatch(str(error)):
+        except (RunError, OSError) as error:
+            full = files.full and isinstance(error, RunError) and NO_SPACE.fullmatch(str(error))
+            if not full and not (files.broken and BROKEN.search(str(error))):
                 raise
-    reached = files.killed or files.full
+    reached = files.killed or files.full or files.broken
     if reached:
         scenario.again(root)
     return reached
 
 
 def content(root: Path) -> dict[str, Any]:
-    """What a folder holds, file by file, without what depends on the clock and the machine."""
+    """What a folder holds, file by file, without what depends on the clock and the machine.
+
+    The run folder of a trial holds whichever trial came last; their results are in the study.
+    """
     return {
         str(path.relative_to(root)): file_content(path)
         for path in sorted(root.rglob("*"))
-        if path.is_file()
+        if path.is_file() and not any(part.startswith("trial-") for part in path.parts)
     }
 
 
@@ -192,6 +233,9 @@ def file_content(path: Path) -> Any:
         return stable(path.read_text(encoding="utf-8"))
     if path.suffix == ".html":
         return None  # shows seconds and memory
+    if path.name == JOURNAL:
+        study = optuna.load_study(study_name=STUDY, storage=storage_in(path.parent))
+        return [(trial.params, trial.value, trial.state) for trial in counted(study)]
     return hash_of(path.read_bytes())
 
 
@@ -216,7 +260,6 @@ def hash_of(data: bytes) -> str:
 
 def count_operations(scenario: Scenario, root: Path) -> int:
     """How many operations the command does when nothing happens."""
-    scenario.prepare(root)
     with FaultyFiles(root) as files:
         scenario.act(root)
     return len(files.operations)
@@ -232,28 +275,32 @@ class Point:
 
 
 def walk(
-    images: Path, scratch: Path, names: list[str], points: int | None, skip: int = 0
+    images: Path, scratch: Path, names: list[str], points: int | None, seed: int = 0
 ) -> Iterator[tuple[Point, str]]:
-    """Try points, evenly spread over all there are; yield each with what went wrong, "" if nothing.
+    """Try points, drawn from all there are; yield each with what went wrong, "" if nothing.
 
     Args:
         images: a folder of photographs.
         scratch: a folder for the runs.
         names: the commands to walk.
         points: how many to try at most; None: all.
-        skip: the first point to try, to try others the next time.
+        seed: which points are drawn.
     """
     known = scenarios(images)
     everything: list[Point] = []
     expected: dict[str, dict[str, Any]] = {}
     for name in names:
         root = new_folder(scratch)
+        known[name].prepare(root)
+        shutil.copytree(root, scratch / "prepared" / name)
         count = count_operations(known[name], root)
         expected[name] = content(root)
         everything += [Point(name, at, fault) for at in range(count) for fault in FAULTS]
-    step = 1 if points is None else max(1, len(everything) // points)
-    for point in everything[skip % step :: step][:points]:
-        yield point, try_point(known[point.command], new_folder(scratch), point, expected)
+    count = len(everything) if points is None else min(points, len(everything))
+    for index in sorted(Random(seed).sample(range(len(everything)), count)):
+        point = everything[index]
+        root = new_folder(scratch, scratch / "prepared" / point.command)
+        yield point, try_point(known[point.command], root, point, expected)
 
 
 def try_point(
@@ -263,9 +310,9 @@ def try_point(
     try:
         if not fail_at(scenario, root, point.at, point.fault):
             return "the command did not get there"
+        found = content(root)
     except (Exception, Killed) as error:
         return f"{type(error).__name__}: {error}"
-    found = content(root)
     different = [
         name
         for name in found.keys() | expected[point.command].keys()
@@ -274,11 +321,14 @@ def try_point(
     return f"different: {', '.join(sorted(different))}" if different else ""
 
 
-def new_folder(scratch: Path) -> Path:
-    """An empty folder of one name, so that paths in records are equal."""
+def new_folder(scratch: Path, copied: Path | None = None) -> Path:
+    """An empty folder, or a copy, always of one name, so that paths in records are equal."""
     folder = scratch / "point"
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    if copied is None:
+        folder.mkdir()
+    else:
+        shutil.copytree(copied, folder)
     return folder
 
 
@@ -286,25 +336,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--points", type=int, help="how many to try; none: all")
     parser.add_argument("--commands", help="commands to walk, comma-separated; none: all")
-    parser.add_argument("--skip", type=int, default=0, help="the first point to try")
+    parser.add_argument("--seed", type=int, default=0, help="which points are drawn")
     options = parser.parse_args()
     started = time.perf_counter()
-    tried: dict[str, int] = {}
+    tried: Counter[tuple[str, str]] = Counter()
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ADAUTOMIX_CACHE"] = str(Path(folder) / "cache")
         images = write_photos(Path(folder) / "pets")
         load_data(str(images), workers=1, progress=False)
         names = options.commands.split(",") if options.commands else list(scenarios(images))
-        for point, problem in walk(images, Path(folder), names, options.points, options.skip):
-            tried[point.command] = tried.get(point.command, 0) + 1
+        for point, problem in walk(images, Path(folder), names, options.points, options.seed):
+            tried[point.command, point.fault] += 1
             if problem:
                 failures += 1
                 print(f"{point}: {problem}", flush=True)
-    for name, count in tried.items():
-        print(f"{name}: {count} points")
+            if tried.total() % 50 == 0:
+                print(f"{tried.total()} points so far, {failures} failures", flush=True)
+    for name in names:
+        kinds = ", ".join(f"{kind} {tried[name, kind]}" for kind in FAULTS)
+        print(f"{name}: {sum(tried[name, kind] for kind in FAULTS)} points ({kinds})")
     minutes = (time.perf_counter() - started) / 60
-    print(f"{sum(tried.values())} points, {failures} failures, {minutes:.1f} minutes")
+    print(f"{tried.total()} points, {failures} failures, {minutes:.1f} minutes")
     sys.exit(bool(failures))
 
 

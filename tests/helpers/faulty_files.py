@@ -16,10 +16,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-Fault = Literal["full", "kill", "torn"]
-"""full: half a write, and no space from then on; kill: stopped before it; torn: within it."""
+Fault = Literal["full", "kill", "torn", "broken"]
+"""What happens at an operation.
 
-FAULTS: tuple[Fault, ...] = ("full", "kill", "torn")
+full: half a write, and no space from then on; kill: stopped before it; torn: stopped within it;
+broken: this one operation (a write, rename, fsync, …) fails with an input/output error.
+"""
+
+FAULTS: tuple[Fault, ...] = ("full", "kill", "torn", "broken")
 NEEDS_SPACE = {"open", "write", "mkdir", "link", "fsync"}
 FUNCTIONS = ("replace", "rename", "link", "unlink", "remove", "rmdir", "mkdir", "fsync")
 
@@ -43,7 +47,7 @@ class FaultyFiles:
     def __init__(self, root: Path, at: int | None = None, fault: Fault = "kill") -> None:
         self.root, self.at, self.fault = str(root.resolve()), at, fault
         self.operations: list[tuple[str, str]] = []
-        self.killed = self.full = False
+        self.killed = self.full = self.broken = False
         self._saved: list[tuple[Any, str, Any]] = []
 
     def __enter__(self) -> Self:
@@ -77,6 +81,9 @@ class FaultyFiles:
         self.operations.append((name, path[len(self.root) + 1 :]))
         if len(self.operations) - 1 != self.at:
             return act()
+        if self.fault == "broken":
+            self.broken = True
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
         if self.fault == "full":
             self.full = True
             if name not in NEEDS_SPACE:
@@ -117,7 +124,7 @@ class FaultyFiles:
             if not path.startswith(self.root):
                 return act()
             opened = self.run("open", path, act, lambda: act().close())
-            return FaultyFile(opened, path, self)
+            return FaultyFile(opened, path, self, appends="a" in mode)
 
         return call
 
@@ -130,8 +137,8 @@ def path_of(descriptor: int) -> Path:
 class FaultyFile:
     """A file opened for writing, each of whose writes is an operation."""
 
-    def __init__(self, file: Any, path: str, files: FaultyFiles) -> None:
-        self._file, self._path, self._files = file, path, files
+    def __init__(self, file: Any, path: str, files: FaultyFiles, *, appends: bool) -> None:
+        self._file, self._path, self._files, self._appends = file, path, files, appends
 
     def write(self, content: Any) -> Any:
         def half() -> None:
@@ -141,7 +148,9 @@ class FaultyFile:
         return self._files.run("write", self._path, lambda: self._file.write(content), half)
 
     def fileno(self) -> int:
-        """Refuse, so that Pillow does not write behind our back."""
+        """Refuse, so that Pillow does not write behind our back; journals are flushed by it."""
+        if self._appends:
+            return int(self._file.fileno())
         raise io.UnsupportedOperation("fileno")
 
     def __getattr__(self, name: str) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 from fuzzing_data import fuzz_archives, fuzz_images, fuzz_lists
+from fuzzing_quick import QuickTarget, quick_targets
 from hypothesis import strategies as st
 from reading_checks import TRIED, Target, mutate, mutations, only_our_errors, target
 from records import epoch_fields, summary_fields, train_fields
@@ -107,6 +108,7 @@ def fuzz_runs(scratch: Path) -> Target:
 
     @target(st.integers(0, len(files) - 1), mutations)
     def check(index: int, changes: list[tuple[str, float, int]]) -> None:
+        TRIED["runs"] += 1
         files[index].write_bytes(mutate(contents[index], changes))
         run = RunFolder(whole)
         for read in (
@@ -118,7 +120,7 @@ def fuzz_runs(scratch: Path) -> Target:
             lambda: read_run(whole),
             lambda: architecture_of(whole),
         ):
-            only_our_errors("runs", read)
+            only_our_errors("reads of runs", read)
         files[index].write_bytes(contents[index])
 
     return check
@@ -138,7 +140,7 @@ def fuzz_networks(name: Any, arguments: dict[str, Any]) -> None:
     only_our_errors("networks", lambda: check_replacements({"conv1": arguments}))
 
 
-def targets(scratch: Path) -> dict[str, Target]:
+def targets(scratch: Path) -> dict[str, Target | QuickTarget]:
     """Every fuzz target by name; each call tries as many inputs as the settings say."""
     return {
         "settings": fuzz_settings,
@@ -149,6 +151,7 @@ def targets(scratch: Path) -> dict[str, Target]:
         "lists": fuzz_lists(_made(scratch / "lists")),
         "archives": fuzz_archives(_made(scratch / "archives")),
         "images": fuzz_images(_made(scratch / "images")),
+        **quick_targets(scratch),
     }
 
 
@@ -161,20 +164,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--minutes", type=float, default=5, help="when to stop")
     parser.add_argument("--seed", type=int, default=0, help="the first inputs to try")
+    parser.add_argument("--targets", help="what to feed, comma-separated; none: everything")
     options = parser.parse_args()
     started = time.monotonic()
     failures, seed = 0, options.seed
     scratch = Path(tempfile.mkdtemp())
     try:
         known = targets(scratch)
+        chosen = options.targets.split(",") if options.targets else list(known)
         while time.monotonic() - started < 60 * options.minutes:
-            for name in known:
+            for name in chosen:
                 try:
                     known[name].tried(200, seed)()
                 except Exception as error:
                     failures += 1
                     print(f"{name}, seed {seed}: {type(error).__name__}: {error}", flush=True)
             seed += 1
+            if (seed - options.seed) % 10 == 0:
+                print(f"{TRIED.total()} inputs so far, {failures} failures", flush=True)
     finally:
         shutil.rmtree(scratch)
     for name, count in TRIED.items():

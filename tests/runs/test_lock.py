@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL_NET, Command
+from targets import make_target, random_images
 
 from adautomix.errors import UsageError
+from adautomix.evaluation.evaluate import evaluate
+from adautomix.reporting.page import update_page
 from adautomix.runs.lock import LOCK, run_lock
 
 HOLDS = """
@@ -84,6 +87,21 @@ def test_a_lock_is_not_taken_twice_in_one_process(tmp_path: Path) -> None:
         pass
     with run_lock(tmp_path):
         pass
+
+
+def test_evaluate_is_a_writer_too(tmp_path: Path) -> None:
+    target = make_target(random_images(8, 4), tmp_path / "run")
+    refused = pytest.raises(UsageError, match="is being written by process")
+    with run_lock(target.folder):
+        with refused:
+            evaluate(target, ["accuracy"], {})
+        with refused:
+            update_page(target)
+        assert [path.name for path in target.folder.iterdir()] == [LOCK]
+    evaluate(target, ["accuracy"], {})
+    update_page(target)
+    names = {path.name for path in target.folder.iterdir()}
+    assert names == {"evaluation", "evaluation.json", "report.html"}
 
 
 def test_an_unreadable_owner_is_another_process(

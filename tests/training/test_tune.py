@@ -15,13 +15,14 @@ from optuna.trial import Trial
 from adautomix.cli.tuning import command_of, seconds_of
 from adautomix.config import TrainConfig
 from adautomix.data import ImageData
-from adautomix.errors import RunError, UsageError
+from adautomix.errors import DiskFullError, RunError, UsageError
 from adautomix.runs.folder import RunFolder
+from adautomix.runs.lock import run_lock
 from adautomix.runs.schema import EpochRow
 from adautomix.training import tune as tuning
 from adautomix.training.engines import EngineChoice
 from adautomix.training.loop import Trainer
-from adautomix.training.search_space import METHODS, choices_of, first_choices, nested
+from adautomix.training.search_space import METHODS, choices_of, first_choices, nested, suggest
 from adautomix.training.tune import Candidate, Search, trial_config, tune
 
 NET = {"model": "resnet18", "stem": "cifar", "width": 0.125, "batch_size": 10, "image_size": 16}
@@ -77,11 +78,71 @@ def test_a_stopped_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         patch.setattr(tuning, "train_trial", stopped)
         with pytest.raises(KeyboardInterrupt):
             tune(search, quiet=True)
+    result = tune(search, quiet=True)
+    assert result.winner["method"] == "vanilla"
     study = tuning.open_study(search)
     states = [trial.state.name for trial in study.get_trials()]
-    assert states == ["FAIL", "WAITING"]
-    tuning.run_trial(study, search)
-    assert [trial.state.name for trial in study.get_trials()] == ["FAIL", "COMPLETE"]
+    # The trial that was cut off does not count, and was done again with the same seed.
+    assert states == ["FAIL", "FAIL", "COMPLETE", "WAITING"]
+    assert [(one.trials, len(one.scores)) for one in result.candidates] == [(1, 1)]
+    assert RunFolder(tmp_path / "trial-0").config().seed == 0
+
+
+def test_trials_that_were_cut_off_are_queued_again(tmp_path: Path) -> None:
+    search = search_in(tmp_path)
+    study = tuning.open_study(search)
+    cut_off = study.ask()
+    suggest(["vanilla", "mixup"], cut_off.suggest_categorical)
+    study = tuning.open_study(search)
+    trials = study.get_trials()
+    assert [trial.state.name for trial in trials] == ["FAIL", "FAIL", "WAITING", "WAITING"]
+    again = [trial.system_attrs["fixed_params"]["method"] for trial in trials[2:]]
+    assert again == ["vanilla", "mixup"]
+    assert [tuning.attempts(trial) for trial in trials] == [[0], [1], [0, 2], [1, 3]]
+    assert tuning.counted(study) == []
+    assert [job.name for job in tuning.next_trials(study, search)] == ["trial 1"]
+
+
+def test_a_search_killed_while_it_queues_its_first_trials(tmp_path: Path) -> None:
+    tuning.open_study(search_in(tmp_path, methods=[]))
+    study = tuning.open_study(search_in(tmp_path, methods=["mixup", "cutmix"]))
+    queued = [trial.system_attrs["fixed_params"]["method"] for trial in study.get_trials()]
+    assert queued == ["vanilla", "mixup", "cutmix"]
+
+
+def test_a_journal_torn_by_a_kill_is_repaired(tmp_path: Path) -> None:
+    search = search_in(tmp_path)
+    tuning.open_study(search)
+    journal = tmp_path / tuning.JOURNAL
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op_code":4,"wor')
+    Path(f"{journal}.lock").symlink_to(journal)
+    assert len(tuning.open_study(search).get_trials()) == 2
+    assert journal.read_bytes().startswith(whole)
+    assert all(json.loads(line) for line in journal.read_text().splitlines())
+    assert not Path(f"{journal}.lock").is_symlink()
+
+
+def test_a_full_disk_stops_a_search_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(config: Any, watch: Any) -> EpochRow:
+        raise DiskFullError("no space left to write trial-0: free some, then resume it")
+
+    search = search_in(tmp_path)
+    monkeypatch.setattr(tuning, "train_trial", full)
+    again = "free some, then repeat the command, which continues the search"
+    with pytest.raises(DiskFullError) as error:
+        tune(search, quiet=True)
+    assert str(error.value) == f"no space left to write {tmp_path}: {again}"
+    study = tuning.open_study(search)
+    assert tuning.counted(study) == []
+
+
+def test_one_process_searches_in_a_folder(tmp_path: Path) -> None:
+    with run_lock(tmp_path), pytest.raises(UsageError, match="is being written by process"):
+        tune(search_in(tmp_path), quiet=True)
+    assert not (tmp_path / tuning.JOURNAL).exists()
 
 
 def test_weak_trials_end_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

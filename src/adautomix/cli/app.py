@@ -24,6 +24,7 @@ from adautomix.cli.timing import bench, plan
 from adautomix.cli.training import resume, train
 from adautomix.cli.tuning import tune
 from adautomix.errors import AdAutoMixError, AdAutoMixWarning
+from adautomix.files import explain_full_disk
 from adautomix.text import printable
 from adautomix.version import __version__
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if arguments is None else arguments)
     session = Session()
     try:
-        with one_line_warnings():
+        with one_line_warnings(), explain_full_disk(None, "repeat the command"):
             cli.main(args or ["--help"], prog_name="adautomix", standalone_mode=False, obj=session)
             sys.stdout.flush()
     except BrokenPipeError:
@@ -69,7 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if session.debug:
             raise
-        fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
+        fail(f"{described(error)} (--debug shows where)", 1)
+
+
+def described(error: Exception) -> str:
+    """Return an error as text; one about a file names the file first."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return f"{type(error).__name__}: {error}"
 
 
 def fail(text: str, status: int) -> NoReturn:

@@ -19,11 +19,20 @@ from adautomix.config.presets import Preset, apply_preset
 from adautomix.errors import UsageError
 from adautomix.files import read_json
 from adautomix.mixing.settings import MixSettings
-from adautomix.validation import one_line_errors, setting_names, split_commas, unknown_setting
+from adautomix.validation import (
+    check_path,
+    one_line_errors,
+    setting_names,
+    split_commas,
+    unknown_setting,
+)
 
 if TYPE_CHECKING:
     from adautomix.methods import MethodSettings
     from adautomix.models import Stem
+
+PATHS = ("data", "data_root", "class_names", "init", "out")
+"""Settings that name files and folders; `data` may be another name."""
 
 ARCHITECTURE = ("model", "stem", "width", "model_options", "image_size")
 """The settings that determine which network a set of weights belongs to."""
@@ -571,6 +580,14 @@ class TrainConfig(
         if values.keys() >= set(ARCHITECTURE):
             return values
         return architecture_of(Path(_local_path(values["init"]))) | dict(values)
+
+    @model_validator(mode="before")  # pydantic calls the last one first
+    @classmethod
+    def _check_paths(cls, values: Any) -> Any:
+        for name in PATHS if isinstance(values, Mapping) else ():
+            if isinstance(values.get(name), str | Path):
+                check_path(name, values[name])
+        return values
 
     @model_validator(mode="after")
     def _check(self) -> Self:

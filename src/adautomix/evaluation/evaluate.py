@@ -16,6 +16,7 @@ from adautomix.evaluation.suite import (
     no_progress,
 )
 from adautomix.evaluation.target import EvalTarget
+from adautomix.runs.lock import run_lock
 from adautomix.validation import one_line_errors
 
 
@@ -40,7 +41,8 @@ def evaluate(
         The record, which is also written to `evaluation.json` in the target's folder.
 
     Raises:
-        UsageError: a suite or a setting is unknown; this is checked before anything is computed.
+        UsageError: a suite or a setting is unknown, or another process writes the folder; this is
+            checked before anything is computed.
         NotApplicableError: a suite that was requested by name does not apply to the target.
     """
     validated = {
@@ -48,15 +50,37 @@ def evaluate(
     }
     for name in settings:
         find_suite(name)
+    with run_lock(target.folder):
+        return run_suites(target, validated, skip="all" in suites, on_progress=on_progress)
+
+
+def run_suites(
+    target: EvalTarget,
+    suites: Mapping[str, SuiteSettings],
+    *,
+    skip: bool,
+    on_progress: SuiteProgress,
+) -> Evaluation:
+    """Run suites with validated settings into a folder that no other process writes.
+
+    Args:
+        target: the networks and images.
+        suites: settings by name of the suites to run.
+        skip: skip suites that do not apply to the target.
+        on_progress: called before each task of a suite.
+
+    Raises:
+        NotApplicableError: a suite does not apply to the target, and `skip` is False.
+    """
     fingerprint = target.fingerprint()
     evaluation = read_or_create(target, fingerprint)
-    for name, suite_settings in validated.items():
+    for name, suite_settings in suites.items():
         cache = open_cache(target, name, suite_settings, fingerprint, on_progress)
         try:
             SUITES[name].check_target(target)
             result: SuiteResult = SUITES[name].run(target, suite_settings, cache)
         except NotApplicableError as reason:
-            if "all" not in suites:
+            if not skip:
                 raise
             evaluation.not_applicable[name] = str(reason)
         else:

@@ -30,6 +30,7 @@ from adautomix.reporting.plots import curves, efficiency_chart, time_chart
 from adautomix.reporting.render import render, write_html
 from adautomix.reporting.significance import explain_tests, summarize_tests
 from adautomix.reporting.sources import Sources
+from adautomix.runs.lock import run_lock
 from adautomix.runs.records import Run, read_runs
 
 _FROM_ROWS = (
@@ -117,11 +118,16 @@ def write_page(comparison: Comparison, out: Path, evaluations: Sequence[Evaluati
 
 
 def update_page(target: EvalTarget) -> Path:
-    """Write the report of a run again after its evaluation, or a page for another target."""
+    """Write the report of a run again after its evaluation, or a page for another target.
+
+    Raises:
+        UsageError: another process writes the folder.
+    """
     out = target.folder / "report.html"
-    if target.run is not None and target.folder == target.run:
-        return write_page(compare_runs(read_runs([target.run])), out)
-    return write_evaluations(read_evaluated([target.folder]), out)
+    with run_lock(target.folder):
+        if target.run is not None and target.folder == target.run:
+            return write_page(compare_runs(read_runs([target.run])), out)
+        return write_evaluations(read_evaluated([target.folder]), out)
 
 
 def refuse_folder(out: Path) -> None:

@@ -5,7 +5,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from adautomix.errors import RunError, StoppedError
+from adautomix.errors import DiskFullError, RunError, StoppedError
 from adautomix.training.engines import EngineChoice, Job, open_engine
 from adautomix.training.engines.base import Engine, reason_of
 from adautomix.training.job_display import JobDisplay
@@ -67,6 +67,8 @@ def run_here(jobs: Sequence[Job], *, quiet: bool) -> list[Failure]:
             job.work(quiet=quiet)
         except StoppedError as error:
             raise StoppedError(f"{error}, or all {len(jobs)} with the same command") from None
+        except DiskFullError:
+            raise  # the others could not be written either
         except Exception as error:
             failures.append(Failure(job, reason_of(error)))
             display.failed(job, failures[-1].reason)

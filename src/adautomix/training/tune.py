@@ -5,11 +5,13 @@ image. Optuna proposes their settings (TPE) and stops weak ones early (ASHA, Li 
 At the end plain training and the winner are trained on all training images and tested.
 """
 
+import errno
 import json
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from adautomix.config import TrainConfig, make_config, merge
-from adautomix.errors import UsageError
+from adautomix.errors import DiskFullError, StoppedError, UsageError
+from adautomix.files import atomic_write, explain_full_disk
 from adautomix.runs.build import data_info, load_images
 from adautomix.runs.folder import RunFolder
 from adautomix.runs.lock import run_lock
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, TrialState
 
 STUDY = "tune"  # name of the study in its storage
+JOURNAL = "study.log"  # file of the study
+FIRST, REPEATS = "first", "repeats"  # attributes of trials: first choices; attempts cut off
 HELD_OUT = 0.2  # fraction of the training images that trials are scored on, if none is set
 RUNGS = 9  # evaluations of a trial; weak ones end after the first, third or ninth
 REDUCTION = 3  # one trial of so many goes on from each rung
@@ -128,12 +133,33 @@ def tune(search: Search, *, quiet: bool = False, command: str = "") -> TuneResul
     """Search until the budget leaves just enough for the final runs, then train and test those.
 
     A search in a folder that holds one already continues it: earlier trials count, and so does the
-    time they took.
+    time they took. Trials that were cut off are done again.
 
     Raises:
-        UsageError: Optuna is not installed, a setting is wrong, or the budget is too small.
-        RunError: a signal stopped the search, or a run could not continue.
+        UsageError: Optuna is not installed, a setting is wrong, the budget is too small, or another
+            process is searching in this folder.
+        RunError: a signal stopped the search, a run could not continue, or the disk is full.
     """
+    with explain_stop(search.out), run_lock(search.out):
+        return search_and_test(search, quiet=quiet, command=command)
+
+
+@contextmanager
+def explain_stop(folder: Path) -> Iterator[None]:
+    """Say in one line how to go on with a search that a full disk stopped.
+
+    Raises:
+        DiskFullError: the disk is full.
+    """
+    with explain_full_disk(folder, "repeat the command, which continues the search"):
+        try:
+            yield
+        except DiskFullError as error:  # what a run says of itself is not how to continue a search
+            raise OSError(errno.ENOSPC, str(error)) from None
+
+
+def search_and_test(search: Search, *, quiet: bool, command: str) -> TuneResult:
+    """Do a search whose folder no other process writes, see `tune`."""
     study = open_study(search)
     failures: list[Failure] = []
     while len(failures) < MAX_FAILURES and (wave := next_trials(study, search)):
@@ -174,7 +200,7 @@ def show_best(study: "Study", search: Search, *, quiet: bool) -> None:
 
 
 def open_study(search: Search) -> "Study":
-    """Create the study of a search, or load it; trials that were cut off are marked as failed.
+    """Create the study of a search, or load it; trials that were cut off are queued again.
 
     Raises:
         UsageError: Optuna is not installed, or a setting is wrong.
@@ -188,6 +214,7 @@ def open_study(search: Search) -> "Study":
     for method in methods:
         trial_config(search, first_choices(method), 0)  # a wrong setting must stop us here
     search.out.mkdir(parents=True, exist_ok=True)
+    repair_journal(search)
     study = optuna.create_study(
         storage=storage_in(search.out),
         study_name=STUDY,
@@ -195,13 +222,68 @@ def open_study(search: Search) -> "Study":
         pruner=pruner_of(search),
         load_if_exists=True,
     )
-    for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-    if not study.get_trials():
-        # Plain training comes first: the budget of the final runs needs its time.
-        for method in methods:
-            study.enqueue_trial(first_choices(method))
+    queue_again(study)
+    # Plain training comes first: the budget of the final runs needs its time. A search that was
+    # killed here has queued some of them.
+    trials = study.get_trials(deepcopy=False)
+    queued = [trial for trial in trials if FIRST in trial.user_attrs] or trials
+    for method in methods[len(queued) :]:
+        study.enqueue_trial(first_choices(method), user_attrs={FIRST: True})
     return study
+
+
+def queue_again(study: "Study") -> None:
+    """Mark trials that were cut off as failed, and queue their settings again, before all others.
+
+    A kill at any moment leaves trials that the next call queues.
+    """
+    from optuna.trial import TrialState
+
+    if not study.get_trials(states=[TrialState.RUNNING]):
+        return
+    # Optuna takes trials in the order in which they were queued, so those that wait move back.
+    for _ in study.get_trials(states=[TrialState.WAITING]):
+        study.ask()
+    repeated = cut_off(study)
+    for trial in sorted(study.get_trials(states=[TrialState.RUNNING]), key=attempts):
+        if trial.number not in repeated:
+            settings = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+            study.enqueue_trial(settings, user_attrs={REPEATS: attempts(trial)})
+        study.tell(trial.number, state=TrialState.FAIL)
+
+
+def cut_off(study: "Study") -> set[int]:
+    """Return the numbers of trials that were cut off and queued again, and so do not count."""
+    trials = study.get_trials(deepcopy=False)
+    return {number for trial in trials for number in attempts(trial)[:-1]}
+
+
+def attempts(trial: "FrozenTrial") -> list[int]:
+    """Return the numbers of the trials that were cut off before this one, and its own."""
+    return [*trial.user_attrs.get(REPEATS, []), trial.number]
+
+
+def counted(study: "Study") -> "list[FrozenTrial]":
+    """Return the trials that have ended, without those cut off, in the order of first attempts."""
+    repeated = cut_off(study)
+    trials = study.get_trials(deepcopy=False, states=finished_states())
+    return sorted((one for one in trials if one.number not in repeated), key=attempts)
+
+
+def repair_journal(search: Search) -> None:
+    """Remove what a killed process left in the journal: a half-written line, and its lock.
+
+    Workers of this machine end with the search, so nothing holds the lock that is there.
+    """
+    journal = search.out / JOURNAL
+    if search.engine.name != "local" or not journal.exists():
+        return
+    Path(f"{journal}.lock").unlink(missing_ok=True)
+    content = journal.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        with atomic_write(journal) as temporary:
+            temporary.write_bytes(whole)
 
 
 def pruner_of(search: Search) -> "BasePruner":
@@ -224,7 +306,7 @@ def storage_in(folder: Path) -> "BaseStorage":
     old = folder / "study.db"
     if old.exists():
         return RDBStorage(f"sqlite:///{old}")
-    return JournalStorage(JournalFileBackend(str(folder / "study.log")))
+    return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
 
 
 def methods_of(search: Search) -> list[str]:
@@ -256,7 +338,7 @@ def trial_config(
 
 def next_trials(study: "Study", search: Search) -> list[Job]:
     """Return the trials that start next, side by side; none once the search is over."""
-    started = len(study.get_trials(deepcopy=False, states=finished_states()))
+    started = len(counted(study))
     if spent(study, search) + reserve(study, search) >= search.budget:
         return []
     left = search.parallel if search.trials is None else search.trials - started
@@ -312,27 +394,30 @@ def do_trial(search: Search, number: int, folder: str, *, quiet: bool) -> None:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     seed = trial_config(search, first_choices(PLAIN), 0).seed
-    study = optuna.load_study(
-        study_name=STUDY,
-        storage=storage_in(search.out),
-        sampler=optuna.samplers.TPESampler(seed=seed + number),
-        pruner=pruner_of(search),
-    )
-    run_trial(study, search, folder)
+    with explain_stop(search.out):
+        study = optuna.load_study(
+            study_name=STUDY,
+            storage=storage_in(search.out),
+            sampler=optuna.samplers.TPESampler(seed=seed + number),
+            pruner=pruner_of(search),
+        )
+        run_trial(study, search, folder)
 
 
 def run_trial(study: "Study", search: Search, folder: str = "trial") -> None:
     """Train one trial to its end, or until it is pruned or the budget ends.
 
     Raises:
-        RunError: a signal stopped it, or its loss diverged; it counts as failed.
+        RunError: its loss diverged; it counts as failed.
+        StoppedError, DiskFullError: it was cut off; the same search does it again.
     """
     from optuna import TrialPruned
     from optuna.trial import TrialState
 
     trial = study.ask()
     settings = suggest(methods_of(search), trial.suggest_categorical)
-    same = sum(params_of(other) == settings for other in study.get_trials()) - 1
+    others = [one for one in study.get_trials(deepcopy=False) if one.number not in cut_off(study)]
+    same = sum(params_of(other) == settings for other in others) - 1
     started, before, kept = time.monotonic(), spent(study, search), reserve(study, search)
 
     def watch(row: EpochRow) -> None:
@@ -343,16 +428,22 @@ def run_trial(study: "Study", search: Search, folder: str = "trial") -> None:
         if trial.should_prune() or over:
             raise TrialPruned
 
-    value, state = None, TrialState.FAIL
+    def end(state: TrialState, value: float | None = None) -> None:
+        trial.set_user_attr("seconds", time.monotonic() - started)
+        study.tell(trial, value, state=state)
+
     try:
         config = trial_config(search, settings, same, folder)
         value = held_out_score(train_trial(config, watch), search)
-        state = TrialState.COMPLETE
     except TrialPruned:
-        state = TrialState.PRUNED
-    finally:
-        trial.set_user_attr("seconds", time.monotonic() - started)
-        study.tell(trial, value, state=state)
+        end(TrialState.PRUNED)
+    except (StoppedError, DiskFullError, OSError):
+        raise  # still running in the study, so that the same search does it again
+    except Exception:
+        end(TrialState.FAIL)
+        raise
+    else:
+        end(TrialState.COMPLETE, value)
 
 
 def train_trial(config: TrainConfig, watch: Callable[[EpochRow], None]) -> EpochRow:
@@ -396,8 +487,8 @@ def params_of(trial: "FrozenTrial | Trial") -> dict[str, Any]:
 def candidates(study: "Study", search: Search) -> list[Candidate]:
     """Return everything that was tried, with equal settings together, the best first."""
     grouped: dict[str, list[FrozenTrial]] = defaultdict(list)
-    for trial in study.get_trials(deepcopy=False):
-        if trial.state.is_finished() and trial.params:
+    for trial in counted(study):
+        if trial.params:
             grouped[json.dumps(trial.params)].append(trial)
     found = [candidate_of(trials) for trials in grouped.values()]
     sign = -1 if search.direction == "maximize" else 1

@@ -17,6 +17,7 @@ from adautomix.data.sources.listing import (
     folder_key,
     is_image,
     is_left_out,
+    leads_to_file,
     walk_images,
 )
 from adautomix.data.sources.splits import official, one_per_split, split_called
@@ -153,7 +154,7 @@ def _loose_images(tree: Path) -> int:
     ignored = PassedOver()
     with os.scandir(tree) as entries:
         return sum(
-            entry.is_file() and entry.name[0] != "." and is_image(entry.path, ignored)
+            leads_to_file(entry) and entry.name[0] != "." and is_image(entry.path, ignored)
             for entry in entries
         )
 

@@ -253,13 +253,29 @@ def walk_images(
             for entry in entries:
                 if is_left_out(entry.name, passed):
                     continue
-                if entry.is_dir():
+                if leads_to_folder(entry):
                     if first_visit(entry.path, passed, seen):
                         waiting.append(Path(entry.path))
                 elif is_image(entry.path, passed):
                     images.append(_listed(entry))
         if images:
             yield here, images
+
+
+def leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder or a link to one; a link to itself leads nowhere."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def leads_to_file(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a file or a link to one; a link to itself leads nowhere."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def is_left_out(name: str, passed: PassedOver) -> bool:
