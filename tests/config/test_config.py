@@ -263,7 +263,7 @@ def test_every_setting_is_listed_and_described() -> None:
 
 def test_listed_defaults_are_the_defaults() -> None:
     config = load_config(flags={name: default for name, default, _ in list_settings()})
-    assert config.resolved() == TrainConfig().resolved()
+    assert config.resolved() == TrainConfig(method="adautomix").resolved()
     for name, cls in METHODS.items():
         assert (
             make_config({**config.model_dump(), "method": name}).method_settings == cls.Settings()

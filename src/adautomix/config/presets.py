@@ -1,7 +1,8 @@
-"""Presets: when and how to mix. They are provisional: docs/findings.md says what supports them.
+"""Presets: which method to mix with, when and how. docs/findings.md says what supports them.
 
-A preset is a set of settings of the mixing schedule and of methods. Everything that is set
-explicitly overrides it. `published` changes nothing: every method then works as its paper says.
+A preset is a set of settings of the mixing schedule and of methods, and a method for those who name
+none. Everything that is set explicitly overrides it. `published` changes nothing: every method then
+works as its paper says, and so it does if only a method is named.
 """
 
 from collections.abc import Mapping
@@ -14,11 +15,14 @@ Preset = Literal["auto", "finetune", "scratch", "published"]
 
 
 def apply_preset(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return nested settings over those of the preset that they name, if any.
+    """Return nested settings over those of the preset that they name, or of "auto".
 
     Args:
-        values: nested settings; `preset` may be absent, or a name that validation will reject.
+        values: nested settings. `preset` may be absent, or a name that validation will reject; it
+            is "auto" if there is no method either.
     """
+    if not {"method", "preset"} & values.keys():
+        values = {"preset": "auto", **values}
     name = values.get("preset")
     if name == "auto":
         name = "finetune" if starts_pretrained(values) else "scratch"

@@ -12,7 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    model_validator,
+)
 
 from adautomix.config.files import read_yaml
 from adautomix.config.presets import Preset, apply_preset
@@ -71,13 +78,15 @@ class MethodChoice(SettingsGroup, title="Method"):
     """Which mixing method trains the network."""
 
     method: str = Field(
-        "adautomix", description="Mixing method to train with; `adautomix methods` lists them."
+        "adautomix",
+        description="Mixing method to train with; `adautomix methods` lists them. Without it, "
+        "--preset auto chooses: CutMix to fine-tune, AdAutoMix from scratch.",
     )
     preset: Preset | None = Field(
         None,
-        description="When and how to mix; provisional, see docs/findings.md: finetune, scratch, "
-        "published, or auto: finetune from pretrained weights, else scratch. Other settings "
-        "override it; none: as published.",
+        description="When and how to mix, see docs/findings.md: finetune, scratch, published, or "
+        "auto: finetune from pretrained weights, else scratch. Other settings override it; none: "
+        "as published if a method is named, else auto.",
     )
 
 
@@ -566,10 +575,15 @@ class TrainConfig(
         ColorJitterSettings(), description="Settings of augment = colorjitter."
     )
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _apply_preset(cls, values: Any) -> Any:
-        return apply_preset(values) if isinstance(values, Mapping) else values
+    def _apply_preset(cls, values: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(values, Mapping):
+            return validate(values)
+        config = validate(apply_preset(values))
+        # What only the preset sets does not count as set: a comparison leaves it out.
+        config.model_fields_set.intersection_update(values)
+        return config
 
     @model_validator(mode="before")
     @classmethod

@@ -248,7 +248,7 @@ def status_of(
 def differences_of(run: Run, cell: Cell) -> tuple[str, ...]:
     """Return the settings of a run that are not its recipe's, as "name value instead of value"."""
     recipe = settings_of(make_config(compose(cell)).resolved())
-    defaults = settings_of(TrainConfig().resolved())
+    defaults = settings_of(TrainConfig(preset="published").resolved())
     ours = settings_of(run.config)
     found = []
     for name, value in recipe.items():

@@ -25,7 +25,7 @@ def _lines(trainer: Trainer) -> Iterator[str]:
     epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
     steps = f"{left:,} steps left of {trainer.steps:,}" if trainer.step else f"{left:,} steps"
     yield (
-        f"method: {config.method}, seed {config.seed}; {epochs}, {steps} of "
+        f"method: {config.method}{_chosen(config)}, seed {config.seed}; {epochs}, {steps} of "
         f"{config.batch_size} images, {config.precision}"
     )
     if trainer.step < trainer.probe_steps:
@@ -46,6 +46,11 @@ def _start(config: TrainConfig) -> str:
     if config.pretrained:
         return ", from timm's published weights"
     return f", from {config.init}" if config.init else ""
+
+
+def _chosen(config: TrainConfig) -> str:
+    """Return the preset that says when and how to mix."""
+    return f" (preset {config.preset})" if config.preset else ""
 
 
 def frozen_line(name: str, trainer: Trainer) -> str:

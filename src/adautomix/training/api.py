@@ -58,5 +58,5 @@ def compare(
 
 def changed_settings(config: TrainConfig) -> dict[str, Any]:
     """The settings that somebody set, without those that each run of a comparison sets itself."""
-    values = config.model_dump(mode="json", exclude_unset=True)
-    return {name: value for name, value in values.items() if name not in ("method", "seed", "out")}
+    own = config.model_fields_set - {"method", "seed", "out"}
+    return config.model_dump(mode="json", exclude_unset=True, include=own)
