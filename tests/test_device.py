@@ -92,6 +92,9 @@ def test_several_processes_need_another_device(monkeypatch: pytest.MonkeyPatch) 
 class NoFloat64(TorchDispatchMode):
     """Fails where a float64 tensor is created."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for value in pytree.tree_leaves(result):

@@ -682,7 +682,7 @@ def architecture_of(path: Path) -> dict[str, Any]:
                 return _timm_architecture(known)
             sizes = {name: known[name] for name in ("stem", "width", "image_size")}
             return {"model": known["architecture"], **sizes}
-    except (LookupError, TypeError, ValueError, UsageError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, UsageError) as error:
         raise UsageError(f"{path} does not say which network it holds: {error}") from None
     return {}
 
