@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 
 from adautomix.distributed import local_rank
 from adautomix.errors import UsageError
@@ -22,7 +23,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def pick_device(name: str) -> torch.device:
     """Return the device with this name, for example "cpu" or "cuda:1".
 
-    "auto" selects the GPU of this process if there is one, else the CPU.
+    "auto" selects the CUDA GPU of this process if there is one, else the CPU. "mps" is the GPU of a
+    Mac, which has to be asked for.
 
     Raises:
         UsageError: this machine has no such device.
@@ -38,6 +40,27 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UsageError(f"no device {name!r} here: use cpu, or auto") from None
     return device
+
+
+def has_float64(device: torch.device) -> bool:
+    """Return whether a device can compute in double precision; Apple's GPUs cannot."""
+    return device.type != "mps"
+
+
+def exact(values: Tensor) -> Tensor:
+    """Return values in float64, for sums that must not lose small parts; float32 on MPS."""
+    return values.double() if has_float64(values.device) else values.float()
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Return a copy of values on a device, without waiting for it on a CUDA GPU.
+
+    On MPS a copy that is not waited for may read memory that has changed since, and float64 values
+    become float32.
+    """
+    if has_float64(device):
+        return values.to(device, non_blocking=device.type == "cuda")
+    return (values.float() if values.dtype == torch.float64 else values).to(device)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -56,6 +79,8 @@ def describe_device(device: torch.device) -> str:
     """Return the name of the hardware for records, for example "NVIDIA A100-SXM4-80GB"."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
+    if device.type == "mps":
+        return f"{platform.machine()} GPU (MPS)"
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
@@ -77,6 +102,8 @@ def peak_memory_mib(device: torch.device) -> float:
     """Return the peak memory so far in MiB: allocated on the GPU, or resident on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if device.type == "mps":  # which records no peak; the driver keeps what it has allocated
+        return torch.mps.driver_allocated_memory() / 2**20
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

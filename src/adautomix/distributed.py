@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from adautomix.errors import AdAutoMixError
+from adautomix.errors import AdAutoMixError, UsageError
 
 T = TypeVar("T")
 
@@ -27,8 +27,14 @@ def init_distributed(device: torch.device) -> None:
 
     Args:
         device: the device that this process trains on.
+
+    Raises:
+        UsageError: several processes were started on a device that cannot exchange tensors.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and device.type == "mps":
+        raise UsageError("device = mps works with one process: start the command without torchrun")
+    if several and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, **_store_after_restart())
 

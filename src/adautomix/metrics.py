@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adautomix.device import exact
 from adautomix.models import evaluating
 
 
@@ -119,8 +120,8 @@ def _score_labels(logits: Tensor, labels: Tensor) -> Scores:
     )
     nll = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(dim=1)
     ece = binary_calibration_error(probabilities.flatten(), truth.flatten(), n_bins=15, norm="l1")
-    values = [top[:, 0].double().mean(), top.any(dim=1).double().mean(), nll.double().mean()]
-    return Scores(*torch.stack([*values, ece.double(), precision.double()]).tolist())
+    values = [exact(top[:, 0]).mean(), exact(top.any(dim=1)).mean(), exact(nll).mean()]
+    return Scores(*torch.stack([*values, exact(ece), exact(precision)]).tolist())
 
 
 def _score_classes(logits: Tensor, labels: Tensor) -> Scores:
@@ -134,10 +135,10 @@ def _score_classes(logits: Tensor, labels: Tensor) -> Scores:
     )
     values = torch.stack(
         [
-            top[:, 0].double().mean(),
-            top.any(dim=1).double().mean(),
-            F.cross_entropy(logits, labels).double(),
-            ece.double(),
+            exact(top[:, 0]).mean(),
+            exact(top.any(dim=1)).mean(),
+            exact(F.cross_entropy(logits, labels)),
+            exact(ece),
         ]
     )
     return Scores(*values.tolist())

@@ -62,7 +62,7 @@ def test_nothing_but_tensors_is_unpickled(tmp_path: Path) -> None:
             return Path.touch, (tmp_path / "ran",)
 
     torch.save({"state_dict": source(), "planted": Planted()}, tmp_path / "bad.pth")
-    (tmp_path / "worse.pth").write_bytes(pickle.dumps(Planted()))
+    (tmp_path / "worse.pth").write_bytes(pickle.dumps(Planted(), protocol=2))
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"model": {"epoch": 3}}, tmp_path / "none.pth")
     (tmp_path / "text.pth").write_text("no weights")
@@ -134,6 +134,35 @@ def test_a_folder_in_the_format_of_timm(prefix: str, hub_folder: Path, tmp_path:
     (hub_folder / "model.safetensors").rename(hub_folder / "elsewhere")
     torch.save(weights, hub_folder / "pytorch_model.bin")
     trainer_of("vanilla", tmp_path / "again", image_size=16, **options)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '["architecture"]',
+        '{"architecture": "test_vit"}',
+        '{"architecture": "test_vit", "pretrained_cfg": 3}',
+        '{"architecture": "test_vit", "pretrained_cfg": {"input_size": []}}',
+        '{"architecture": "test_vit", "input_size": [3, 32, 32], "model_args": [1]}',
+    ],
+)
+def test_a_folder_that_describes_nothing_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UsageError, match="does not say which network it holds"):
+        make_config({"init": tmp_path})
+
+
+@pytest.mark.parametrize(
+    "change", [{"std": [0, 1, 1]}, {"mean": [0.5]}, {"crop_pct": -1}, {"crop_pct": float("nan")}]
+)
+def test_a_folder_that_prepares_images_in_no_way_is_refused(
+    change: dict[str, Any], hub_folder: Path
+) -> None:
+    config = json.loads((hub_folder / "config.json").read_text())
+    config["pretrained_cfg"] |= change
+    (hub_folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="does not say how its network's images were prepared"):
+        weights_input(make_config({"init": hub_folder}))
 
 
 def test_a_network_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

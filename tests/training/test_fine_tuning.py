@@ -95,6 +95,10 @@ def test_a_run_says_how_much_it_trains(tmp_path: Path) -> None:
     parts = tuple(f"backbone.{part}" for part in ("conv1", "bn1", "layer1", "layer2"))
     frozen = sum(size for name, size in sizes.items() if name.startswith(parts))
     line = f"frozen: {frozen:,} parameters, up to layer2; trained: {sum(sizes.values()) - frozen:,}"
+    assert f"{line}; the frozen ones are random without --pretrained or --init" in run_lines(
+        trainer
+    )
+    trainer.config = trainer.config.model_copy(update={"pretrained": True})
     assert line in run_lines(trainer)
     assert not any(
         line.startswith("frozen") for line in run_lines(trainer_of("vanilla", tmp_path / "all"))

@@ -114,7 +114,8 @@ def test_a_run_logs_the_rows_of_its_metrics(tmp_path: Path) -> None:
     (last,) = (row for row in rows if isinstance(row, EpochRow))
     assert last.teacher is not None
     ((step, value),) = read(tmp_path / "tensorboard", "epoch/teacher/top1")
-    assert (step, value) == (4, pytest.approx(last.teacher.top1))
+    assert step == 4
+    assert value == pytest.approx(last.teacher.top1)
 
 
 @pytest.mark.parametrize(

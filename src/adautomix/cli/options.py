@@ -36,7 +36,7 @@ which_option = click.option(
     help="Checkpoint: last, previous, best, or one that was kept, such as epoch-0005.",
 )
 device_option = click.option(
-    "--device", default="auto", show_default=True, help="Device: cpu, cuda or auto."
+    "--device", default="auto", show_default=True, help="Device: cpu, cuda, mps or auto."
 )
 
 

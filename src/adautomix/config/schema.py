@@ -429,7 +429,9 @@ class RuntimeSettings(SettingsGroup, title="Runtime"):
 
     seed: int = Field(0, ge=0, description="Random seed of the data split, weights and batches.")
     device: str = Field(
-        "auto", description="Device: cpu, cuda or cuda:1; auto: a GPU if there is one."
+        "auto",
+        description="Device: cpu, cuda, cuda:1 or mps (the GPU of a Mac); auto: a CUDA GPU if "
+        "there is one, else cpu.",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="Floating-point type of forward and backward passes (autocast)."
@@ -694,7 +696,7 @@ def architecture_of(path: Path) -> dict[str, Any]:
                 return _timm_architecture(known)
             sizes = {name: known[name] for name in ("stem", "width", "image_size")}
             return {"model": known["architecture"], **sizes}
-    except (LookupError, TypeError, ValueError, UsageError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, UsageError) as error:
         raise UsageError(f"{path} does not say which network it holds: {error}") from None
     return {}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adautomix.data.preparation import Interpolation
 from adautomix.decoder.views import RATIO
+from adautomix.device import to_device
 from adautomix.errors import UsageError
 
 _TRIES = 10  # boxes drawn per image before the fallback box, as in torchvision
@@ -26,10 +27,7 @@ class _Params:
 
     def to(self, device: torch.device) -> Self:
         """Return the draw on `device`."""
-        moved = {
-            field.name: getattr(self, field.name).to(device, non_blocking=True)
-            for field in fields(self)
-        }
+        moved = {field.name: to_device(getattr(self, field.name), device) for field in fields(self)}
         return type(self)(**moved)
 
     def rows(self, some: slice) -> Self:

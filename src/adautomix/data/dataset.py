@@ -14,6 +14,7 @@ from adautomix.data.preparation import Crop, Interpolation, Preparation
 from adautomix.data.rendering import render
 from adautomix.data.split_record import SplitRecord
 from adautomix.decoder.reading import Rules, View
+from adautomix.device import to_device
 
 
 class Split(Protocol):
@@ -151,7 +152,7 @@ class InMemory:
     def read(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Gather each batch on the split's device; see `Split.read`."""
         for batch in batches:
-            index = batch.to(self.images.device, non_blocking=True)
+            index = to_device(batch, self.images.device)
             images = self.images.index_select(0, self.rows[index])
             yield images.permute(0, 3, 1, 2), self.labels[index]
 

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from adautomix.device import exact, to_device
+
 Fill = Literal["const", "rand", "pixel"]
 
 AREA = (0.02, 1 / 3)
@@ -36,7 +38,7 @@ class EraseParams:
     def to(self, device: torch.device) -> "EraseParams":
         """Return the draw on `device`."""
         values = (self.top, self.left, self.height, self.width, self.key)
-        return EraseParams(*(value.to(device, non_blocking=True) for value in values))
+        return EraseParams(*(to_device(value, device) for value in values))
 
     def rows(self, some: slice) -> "EraseParams":
         """Return the draw of a slice of the batch."""
@@ -110,8 +112,8 @@ def hashed_normal(key: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
     first = _mixed(start ^ _mixed(2 * position + 1))
     second = _mixed(first ^ _mixed(start + 2 * position + 2))
     # Box-Muller; the first uniform number is never 0.
-    radius = (-2 * ((first + 1).double() / 2**32).log()).sqrt()
-    angle = (2 * math.pi / 2**32) * second.double()
+    radius = (-2 * (exact(first + 1) / 2**32).log()).sqrt()
+    angle = (2 * math.pi / 2**32) * exact(second)
     return (radius * angle.cos()).float()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from adautomix.data.decoding.decoders import GRAY, DecoderPool, Outcome, Request
 from adautomix.data.decoding.worker_pool import ahead
 from adautomix.decoder.reading import Rules
+from adautomix.device import to_device
 from adautomix.errors import RunError
 
 _CHUNK = 16  # images per request to a decoding process
@@ -55,8 +56,8 @@ def render(
     for pending in ahead((begin(*job) for job in jobs), _PREFETCH):
         for requests, future in pending.parts:
             _refuse_bad(requests, future.result())
-        rows = pending.rows.to(labels.device, non_blocking=True)
-        images = pending.images.to(labels.device, non_blocking=True)
+        rows = to_device(pending.rows, labels.device)
+        images = to_device(pending.images, labels.device)
         yield images.permute(0, 3, 1, 2), labels[rows]
 
 

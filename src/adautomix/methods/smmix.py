@@ -38,6 +38,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from adautomix.device import exact
 from adautomix.methods.base import FeatureDict, MixInputs
 from adautomix.methods.base_attention import (
     AlternatingParams,
@@ -116,8 +117,8 @@ def square_sums(maps: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
         `[M, h, w]`.
     """
     _, height, width = maps.shape
-    # Differences of running sums, in double precision to tell nearly equal squares apart.
-    integral = F.pad(maps.double().cumsum(dim=1).cumsum(dim=2), (1, 0, 1, 0))
+    # Differences of running sums, as exact as possible to tell nearly equal squares apart.
+    integral = F.pad(exact(maps).cumsum(dim=1).cumsum(dim=2), (1, 0, 1, 0))
     bottom = torch.arange(height, device=side.device) + side[:, None]
     right = torch.arange(width, device=side.device) + side[:, None]
     below = bottom.clamp(max=height)[:, :, None].expand(-1, -1, width + 1)

@@ -11,6 +11,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from adautomix.device import to_device
+
 Shape = Sequence[int]
 
 # Gamma draws with a smaller shape parameter are computed in log space, as they may underflow.
@@ -33,7 +35,7 @@ class MixParams:
 
     def to(self, device: torch.device) -> Self:
         """Return the same parameters with tensors on `device`, copied without a host sync."""
-        return self.map(lambda value: value.to(device, non_blocking=True))
+        return self.map(lambda value: to_device(value, device))
 
     def rows(self, index: slice) -> Self:
         """Return the parameters of some of the mixes, all of which one process computes."""

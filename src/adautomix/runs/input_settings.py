@@ -1,6 +1,7 @@
 """How images become the inputs of a run's network: its settings, or those of its weights."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def weights_input(config: TrainConfig) -> WeightsInput:
         UsageError: `init` does not say it, or timm does not know the model.
     """
     if config.init is not None and is_hub_name(config.init):
-        return timm_input(hub_network(config.init)["pretrained_cfg"])
+        return described_input(hub_network(config.init)["pretrained_cfg"], config.init)
     if config.init is not None and config.init.is_dir():
         return recorded_input(config.init)
     import timm
@@ -120,12 +121,28 @@ def timm_input(cfg: Mapping[str, Any]) -> WeightsInput:
     """Return what the weights that one of timm's `pretrained_cfg` describes expect.
 
     Raises:
-        LookupError, TypeError, ValueError: the description is incomplete.
+        LookupError, TypeError, ValueError: the description is incomplete or not valid.
     """
     bilinear = cfg["interpolation"] == "bilinear"
     interpolation: Interpolation = "bilinear" if bilinear else "bicubic"
-    fraction = float(cfg.get("crop_pct") or 0.875)
-    return WeightsInput(color(cfg["mean"]), color(cfg["std"]), interpolation, fraction)
+    mean, std, fraction = color(cfg["mean"]), color(cfg["std"]), float(cfg.get("crop_pct", 0.875))
+    if not all(map(math.isfinite, (*mean, *std, fraction))) or min(*std, fraction) <= 0:
+        raise ValueError("mean, std and crop_pct must be finite, and the last two above 0")
+    return WeightsInput(mean, std, interpolation, min(1.0, fraction))
+
+
+def described_input(cfg: Any, where: Path) -> WeightsInput:
+    """Return what the weights that a description in timm's format belongs to expect.
+
+    Raises:
+        UsageError: the description is incomplete or not valid.
+    """
+    try:
+        return timm_input(cfg)
+    except (LookupError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{where} does not say how its network's images were prepared: {error}"
+        ) from None
 
 
 def recorded_input(folder: Path) -> WeightsInput:
@@ -138,7 +155,7 @@ def recorded_input(folder: Path) -> WeightsInput:
     try:
         info = json.loads((folder / name).read_text(encoding="utf-8"))
         if "pretrained_cfg" in info:  # timm's format
-            return timm_input(info["pretrained_cfg"])
+            return described_input(info["pretrained_cfg"], folder / name)
         preparation = recorded_preparation(info)
         fraction = min(1.0, info["image_size"] / preparation.resize)
         mean, std = color(info["mean"]), color(info["std"])

@@ -58,4 +58,6 @@ def frozen_line(name: str, trainer: Trainer) -> str:
     frozen = trainer.student.frozen.parameters
     sizes = {key: value.numel() for key, value in trainer.student.named_parameters()}
     kept = sum(size for key, size in sizes.items() if key in frozen)
-    return f"frozen: {kept:,} parameters, up to {name}; trained: {sum(sizes.values()) - kept:,}"
+    line = f"frozen: {kept:,} parameters, up to {name}; trained: {sum(sizes.values()) - kept:,}"
+    given = trainer.config.pretrained or trainer.config.init
+    return line if given else f"{line}; the frozen ones are random without --pretrained or --init"

@@ -119,7 +119,7 @@ def parallel_jobs(engine: EngineChoice, config: TrainConfig) -> int:
     """
     if engine.parallel is not None or engine.name != "local":
         return engine.parallel or 0
-    return 1 if pick_device(config.device).type == "cuda" else os.cpu_count() or 1
+    return os.cpu_count() or 1 if pick_device(config.device).type == "cpu" else 1
 
 
 def method_variants(names: Sequence[str]) -> dict[str, dict[str, Any]]:

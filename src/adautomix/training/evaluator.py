@@ -16,7 +16,7 @@ from adautomix.class_results import ClassResults, class_results
 from adautomix.config import TrainConfig
 from adautomix.data import ImageData, eval_batches
 from adautomix.data.dataset import OnDisk, Split, split_files
-from adautomix.device import autocast
+from adautomix.device import autocast, exact
 from adautomix.distributed import gather_rows, is_main, rank, world_size
 from adautomix.methods import Method
 from adautomix.metrics import collect_logits, is_right, score
@@ -108,7 +108,7 @@ class Evaluator:
         images, labels = next(eval_batches(sample, self.data, batch_size=count, device=self.device))
         with evaluating(self.student):
             logits = self.student(images, head=self.method.eval_head)
-        return float(is_right(logits, labels).double().mean())
+        return float(exact(is_right(logits, labels)).mean())
 
     def draw_samples(self, path: Path, step: int) -> None:
         """Write a picture of the mixes that the student is trained on at this step."""

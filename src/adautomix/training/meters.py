@@ -6,6 +6,8 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
+from adautomix.device import exact
+
 NEVER = 2**62  # the first bad step of a run that has none
 
 
@@ -36,10 +38,10 @@ class Meters:
         return self._adds / max(time.perf_counter() - self._since, 1e-9)
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """Add one scalar tensor of each name, in float64."""
+        """Add one scalar tensor of each name, in float64 where the device has it."""
         self._adds += 1
         for name, value in values.items():
-            value = value.detach().double()
+            value = exact(value.detach())
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
             self._counts[name] = self._counts.get(name, 0) + 1
 

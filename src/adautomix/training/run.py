@@ -219,9 +219,10 @@ def run_to_end(trainer: Trainer) -> RunResult:
     with explain_memory(trainer.config):
         trainer.fit()
         if trainer.stopped_early:
+            best = f"epoch {trainer.best.epoch}" if trainer.best else "before"
             trainer.display.say(
-                f"stopped early: {trainer.stale} evaluations in a row brought no better validation "
-                "score; checkpoints/best holds the best one"
+                f"stopped early (patience = {trainer.config.patience}): no better validation score "
+                f"since {best}, which checkpoints/best holds"
             )
         # The summary comes last: a run that has one is finished.
         predictions = save_predictions(trainer)

@@ -119,7 +119,9 @@ class TrainStep:
         """
         set_frozen(self.student, self.teacher.model, part, frozen=probing)
         self.probing = probing
-        # DDP decides when it is created which parameters have gradients to average.
+        # DDP decides when it is created which parameters have gradients to average. The old one
+        # has to be gone before, because its hooks are on the same parameters.
+        self.compute_loss = self.loss_module
         self.compute_loss = self._distributed()
 
     def inputs(
