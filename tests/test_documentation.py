@@ -405,7 +405,7 @@ def test_each_command_and_method_has_a_page() -> None:
 def test_a_command_page_escapes_what_markdown_would_read() -> None:
     from command_pages import as_markdown
 
-    assert as_markdown("a*b `c*d` <e>") == r"a\*b `c*d` \<e\>"
+    assert as_markdown("a*b `c*d` <e>") == r"a\*b `c*d` &lt;e&gt;"
 
 
 def test_pictures_are_small() -> None:
