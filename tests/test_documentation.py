@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+import yaml
 from code_blocks import Block, code_blocks, words_of
 from conftest import CLASSES, SMALL_NET, Command, write_photo
 from tutorial import follow
@@ -405,7 +406,21 @@ def test_each_command_and_method_has_a_page() -> None:
 def test_a_command_page_escapes_what_markdown_would_read() -> None:
     from command_pages import as_markdown
 
-    assert as_markdown("a*b `c*d` <e>") == r"a\*b `c*d` \<e\>"
+    assert as_markdown("a*b `c*d` <e>") == r"a\*b `c*d` &lt;e&gt;"
+
+
+def test_issue_templates_ask_for_something() -> None:
+    """In the fields that GitHub's forms have."""
+    files = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+    assert [file.stem for file in files] == ["bug", "config", "method", "result"]
+    for file in files:
+        form = yaml.safe_load(read(file))
+        if file.stem == "config":
+            continue
+        assert {"name", "description", "body"} <= form.keys()
+        asked = [field for field in form["body"] if field["type"] != "markdown"]
+        assert all(field["attributes"]["label"] for field in asked)
+        assert len({field["id"] for field in asked}) == len(asked) >= 2
 
 
 def test_pictures_are_small() -> None:

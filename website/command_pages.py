@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from html import escape
 
 import click
 
@@ -51,8 +52,7 @@ class MarkdownFormatter(click.HelpFormatter):
 def as_markdown(text: str) -> str:
     """Return text with the signs of Markdown and HTML escaped outside of `code`."""
     parts = text.split("`")
-    plain = [re.sub(r"([*_<>\[\]|])", r"\\\1", part) for part in parts[::2]]
-    parts[::2] = plain
+    parts[::2] = [re.sub(r"([*_\[\]|])", r"\\\1", escape(part, quote=False)) for part in parts[::2]]
     return "`".join(parts)
 
 
