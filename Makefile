@@ -5,7 +5,7 @@ DEMO := runs/demo
 # uv installs PyTorch's 5.5 GB in a third of pip's time; pip steps in where only pip knows the index.
 INSTALL := --quiet -c constraints.txt -e '.[dev]'
 
-.PHONY: demo test test-all lint types unit slow docs package faults fuzz clean
+.PHONY: demo test test-all lint types unit slow docs package faults fuzz mutants clean
 
 demo: .venv/installed  ## plain training, CutMix and AdAutoMix on 20 digits per class, 3 seeds
 	$(BIN)/adautomix compare --recipe digits/twenty-labels --sweep levers/demo --baseline plain --seeds 0,1,2 --out $(DEMO)
@@ -40,6 +40,9 @@ faults: .venv/installed  ## a fault at every write of every command; POINTS=1000
 
 fuzz: .venv/installed  ## random settings, run folders and networks, for MINUTES=5
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/helpers/fuzzing.py --minutes $(or $(MINUTES),5)
+
+mutants: .venv/installed  ## do tests notice changes of the code? COUNT=100 of them, drawn by SEED=0
+	OMP_NUM_THREADS=1 PYTHONPATH=src:tests:tests/helpers:benchmarks $(BIN)/python tests/helpers/mutants.py --count $(or $(COUNT),100) --seed $(or $(SEED),0)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -157,7 +157,8 @@ def repeat_run(first: Path, runs: int) -> None:
         if copy.path == first:
             continue
         shutil.copytree(first, copy.path)
-        shutil.rmtree(copy.path / "checkpoints")  # they say what the copied run was trained with
+        # They say what the copied run was trained with.
+        shutil.rmtree(copy.path / "checkpoints", ignore_errors=True)
         copy.write_config(config | facts | {"out": str(copy.path)})
         copy.write_summary(summary.model_copy(update=facts))
 

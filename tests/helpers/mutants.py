@@ -167,8 +167,8 @@ def mutated(mutant: Mutant) -> types.CodeType:
         return compile(tree, str(path), "exec")
     node, other = list(changes(tree))[mutant.index]
     ast.copy_location(other, node)
-    tree = ast.fix_missing_locations(Replace(node, other).visit(tree))
-    return compile(tree, str(path), "exec")
+    Replace(node, other).visit(tree)
+    return compile(ast.fix_missing_locations(tree), str(path), "exec")
 
 
 # ---------------------------------------------------------------------- tests

@@ -11,6 +11,7 @@ from conftest import SMALL_NET, Command
 from adautomix.config import load_config
 from adautomix.errors import UsageError
 from adautomix.runs.checkpoint import Checkpoint, save_checkpoint
+from adautomix.training.loop import MAX_STEPS, count_steps
 from adautomix.training.space import OTHER_BYTES, check_space, needed_bytes
 
 Usage = namedtuple("Usage", "total used free")
@@ -65,3 +66,11 @@ def test_a_run_that_does_not_fit_leaves_nothing(
     assert outcome.status == 2
     assert outcome.err.startswith(f"adautomix: {tmp_path / 'run'} needs up to ")
     assert not (tmp_path / "run").exists()
+
+
+def test_more_steps_than_any_run_has_are_refused_at_once() -> None:
+    line = "epochs = 1000000000 are 7000000000 steps of 7 per epoch"
+    with pytest.raises(UsageError, match=f"^{line}, .* use at most {MAX_STEPS // 7} epochs$"):
+        count_steps(10**9, 7)
+    assert count_steps(MAX_STEPS // 7, 7) == MAX_STEPS // 7 * 7
+    assert count_steps(MAX_STEPS, 1) == MAX_STEPS
