@@ -423,3 +423,15 @@ def test_markdown_table_has_a_row_a_method_with_several_seeds(tmp_path: Path) ->
     assert lines[2].startswith("| adautomix | mean of 3 seeds |")
     assert MEAN_OF_70_72_77 in lines[2]
     assert lines[5].startswith(r"| vanilla | a\|b | 0 | 50.00 | 52.00 |")
+
+
+def test_a_page_of_many_runs_is_small(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"s{seed}", seed=seed) for seed in range(24)]
+    sizes = []
+    for count in (4, 24):
+        page = write_page(compare_runs(read_runs(runs[:count])), tmp_path / "page.html")
+        text = page.read_text(encoding="utf-8")
+        sizes.append(len(text))
+        assert ('colspan="24">resnet18<' in text) == (count == 24)
+    # Each further run adds so little that 200 runs stay below 3 MB.
+    assert (sizes[1] - sizes[0]) / 20 < 9000

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-_MAX_POINTS = 400
+_MAX_POINTS = 400  # per line
+_MANY_RUNS = 20  # with more of them on a page, lines have fewer points, and markers at their ends
 _MAX_TABLE_ROWS = 60
 _X_LABELS = {"epoch": "epoch", "seconds": "training time (s)"}
 _NETWORK_TITLES = {
@@ -328,10 +329,11 @@ def _draw(spec: ChartSpec, families: Sequence[Family]) -> "Figure":
     height = 1.5 + 0.8 * len(spec.panels) + 0.16 * ceil(len(handles) / columns)
     figure = Figure(figsize=(4.4, height), layout="constrained")
     all_axes = figure.subplots(len(spec.panels), sharex=True, squeeze=False)[:, 0]
+    crowd = max(1, sum(len(members) for _, members in families) / _MANY_RUNS)
     for axes, panel in zip(all_axes, spec.panels, strict=True):
         for i, (_, members) in enumerate(families):
             for run in members:
-                _plot(axes, panel, spec, run, series_style(i))
+                _plot(axes, panel, spec, run, series_style(i), crowd)
         axes.set_ylabel(panel.label)
     figure.align_ylabels()
     all_axes[-1].set_xlabel(_X_LABELS[spec.along])
@@ -343,8 +345,10 @@ def _draw(spec: ChartSpec, families: Sequence[Family]) -> "Figure":
     return figure
 
 
-def _plot(axes: "Axes", panel: Panel, spec: ChartSpec, run: Run, style: dict[str, Any]) -> None:
-    """Draw the lines of one run in one panel."""
+def _plot(
+    axes: "Axes", panel: Panel, spec: ChartSpec, run: Run, style: dict[str, Any], crowd: float
+) -> None:
+    """Draw the lines of one run in one panel; with so many times `_MANY_RUNS` on the page."""
     rows = spec.rows(run)
     for line in panel.lines:
         points = [
@@ -352,8 +356,8 @@ def _plot(axes: "Axes", panel: Panel, spec: ChartSpec, run: Run, style: dict[str
             for row in rows
             if (x := spec.x(row)) is not None and (y := line.value(row)) is not None
         ]
-        points = subsample(points, _MAX_POINTS)
-        every = max(1, len(points) // 8)
+        points = subsample(points, max(2, int(_MAX_POINTS / crowd)))
+        every = max(1, len(points) // 8) if crowd == 1 else slice(-1, None)
         xs, ys = [x for x, _ in points], [y for _, y in points]
         axes.plot(xs, ys, linestyle=line.style, markevery=every, **style)
 
