@@ -411,7 +411,7 @@ def test_bench_as_tables(command: Command) -> None:
     ("words", "line"),
     [
         (("--methods", ","), "no method to measure: name one or more"),
-        (("--runtime", "compile", "--phases"), "runtime = compile leaves no seams"),
+        (("--runtime", "compile", "--phases"), "--runtime compile leaves no seams"),
         (("--steps", 1), "--steps"),
     ],
 )

@@ -271,7 +271,7 @@ def test_the_automatic_stem_is_kept_for_other_image_sizes(run: Path, tmp_path: P
         (("--model", "resnet50"), "conv1.weight"),
         (("--stem", "standard"), "does not fit resnet18 with width 0.125, stem standard and "),
         (("--pretrained",), "init and pretrained both say where the weights start: leave out one"),
-        (("--init", "nowhere"), "init = nowhere is not a run folder, an exported folder or"),
+        (("--init", "nowhere"), "--init nowhere is not a run folder, an exported folder or"),
     ],
 )
 def test_mismatches_are_one_line_errors(
