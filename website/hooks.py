@@ -43,7 +43,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, path, content=text))
     for name, path in PROJECT_PAGES.items():
         text = (ROOT / f"{name}.md").read_text(encoding="utf-8")
-        files.append(File.generated(config, path, content=text))
+        files.append(File.generated(config, path, content=text.replace("](docs/", "](")))
     for path, file in draw_pictures(PICTURES):
         files.append(File.generated(config, path, abs_src_path=str(file)))
     return files

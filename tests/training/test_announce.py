@@ -39,5 +39,7 @@ def test_accumulation_says_what_batch_norm_sees(
     norm = command("train", *common, *SMALL_NET, "--accumulate", 2, "--out", tmp_path / "a")
     assert "with --accumulate 2, batch norm normalizes 6 images at a time" in norm.err
     vit = ("--model", "vit_tiny_patch16_224", "--model-options", "{embed_dim: 12, depth: 1}")
-    other = command("train", *common, *vit, "--image-size", 16, "--accumulate", 2, "--out", "-b")
+    other = command(
+        "train", *common, *vit, "--image-size", 16, "--accumulate", 2, "--out", tmp_path / "b"
+    )
     assert "batch norm" not in other.err
