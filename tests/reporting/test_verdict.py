@@ -80,7 +80,7 @@ def test_which_network_answers() -> None:
 def test_cautions_about_a_small_test_set() -> None:
     wide, few, absent = cautions(FLOWERS)
     assert wide.startswith("48 test photos say little: on new photos like these, between 75 and 94")
-    assert few == "1 of the 3 classes have fewer than 10 test photos: their order says little."
+    assert few == "Of the 3 classes, 1 has fewer than 10 test photos: their order says little."
     assert absent == "The test photos show nothing about classes without any: daisy."
     assert cautions(predicted({(k, k): 400 for k in range(3)})) == []
 

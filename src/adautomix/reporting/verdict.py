@@ -98,11 +98,11 @@ def cautions(results: ClassResults) -> list[str]:
         )
     few = [one for one in results.present if one.images < FEW]
     if few:
-        which = "all" if len(few) == len(results.classes) else f"{len(few)} of the"
-        lines.append(
-            f"{which.capitalize()} {len(results.classes)} classes have fewer than {FEW} test "
-            "photos: their order says little."
-        )
+        everything = len(results.classes)
+        has = "has" if len(few) == 1 else "have"
+        some = f"Of the {everything} classes, {len(few)} {has}"
+        which = f"All {everything} classes have" if len(few) == everything else some
+        lines.append(f"{which} fewer than {FEW} test photos: their order says little.")
     if results.absent:
         names = shorten_list(results.absent, 6)
         lines.append(f"The test photos show nothing about classes without any: {names}.")
