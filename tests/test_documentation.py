@@ -188,11 +188,17 @@ def options() -> set[str]:
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "methods.md"], ids=name_of)
 def test_options_in_the_text_exist(page: Path, options: set[str]) -> None:
     """Cards of methods also name options of their authors' code."""
+    known = options | FOREIGN_FLAGS | MISTAKES | script_options(read(page))
     for code in INLINE.findall(prose(read(page))):
         for flag in re.findall(r"(?:^|\s)(--[a-z][\w.-]*)", code):
-            assert flag.replace("_", "-") in options or flag in FOREIGN_FLAGS | MISTAKES, (
-                f"{page.name}: {flag}"
-            )
+            assert {flag, flag.replace("_", "-")} & known, f"{page.name}: {flag}"
+
+
+def script_options(text: str) -> set[str]:
+    """Options of the scripts that a page names."""
+    scripts = set(re.findall(r"(?:tests/helpers|benchmarks)/\w+\.py", text))
+    sources = [read(ROOT / script) for script in scripts]
+    return {flag for source in sources for flag in re.findall(r'"(--[a-z-]+)"', source)}
 
 
 def small_commands() -> list[list[str]]:

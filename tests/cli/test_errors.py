@@ -206,7 +206,8 @@ def test_an_unreadable_image_is_named_or_skipped(
 ) -> None:
     bad = own_photos / "train" / CLASSES[0] / "bad.png"
     bad.write_bytes(b"no image")
-    args = ("--data", own_photos, *SMALL_NET, "--batch-size", 3, "--epochs", 1)
+    small = ("--method", "mixup", *SMALL_NET, "--batch-size", 3, "--epochs", 1)
+    args = ("--data", own_photos, *small)
     refused = command("train", *args)
     assert refused.status == 2
     line = refused.err.splitlines()[-1]  # below the bar of the decoding
@@ -236,7 +237,7 @@ def test_an_unreadable_image_is_named_or_skipped(
     ],
 )
 def test_batches(args: tuple[object, ...], parts: list[str], train_fails: Fails) -> None:
-    line = train_fails("--batch-size", *args)
+    line = train_fails("--preset", "published", "--batch-size", *args)
     assert all(part in line for part in parts), line
 
 

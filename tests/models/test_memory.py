@@ -10,7 +10,7 @@ from torch import nn
 from adautomix.config import load_config
 from adautomix.errors import RunError
 from adautomix.models import build_model
-from adautomix.models.memory import fitting_batch, forward_bytes, one_image
+from adautomix.models.memory import WORKSPACE, fitting_batch, forward_bytes, one_image
 from adautomix.runs.trained import load_trained
 from adautomix.training.run import explain_memory, train
 
@@ -21,7 +21,7 @@ def test_the_largest_layer_counts() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.MaxPool2d(2), nn.Conv2d(8, 2, 1))
     largest = 4 * (3 * 16 * 16 + 8 * 16 * 16)
     pooled = 4 * (8 * 16 * 16 + 8 * 8 * 8)
-    assert forward_bytes(model, one_image(16, CPU)) == 2 * max(largest, pooled)
+    assert forward_bytes(model, one_image(16, CPU)) == WORKSPACE * max(largest, pooled)
 
 
 def test_measuring_changes_nothing() -> None:

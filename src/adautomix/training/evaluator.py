@@ -20,7 +20,7 @@ from adautomix.device import autocast, exact
 from adautomix.distributed import gather_rows, is_main, rank, world_size
 from adautomix.methods import Method
 from adautomix.metrics import collect_logits, is_right, score
-from adautomix.models import Classifier, evaluating, frozen_running_stats
+from adautomix.models import Classifier, frozen_running_stats
 from adautomix.models.memory import fitting_batch, forward_bytes, one_image
 from adautomix.pictures.mix_rows import batch_from_data, mix_grid, mix_rows
 from adautomix.rng import generator_at
@@ -105,10 +105,10 @@ class Evaluator:
         generator = generator_at(self.config.seed, 0, "probe")
         rows = torch.randperm(len(self.data.train), generator=generator)[:count]
         sample = self.data.train.subset(rows.to(self.device))
-        images, labels = next(eval_batches(sample, self.data, batch_size=count, device=self.device))
-        with evaluating(self.student):
-            logits = self.student(images, head=self.method.eval_head)
-        return float(exact(is_right(logits, labels)).mean())
+        batches = eval_batches(sample, self.data, batch_size=self.batch_size, device=self.device)
+        networks = {"student": self.student}
+        logits, labels = collect_logits(networks, batches, self.method.eval_head)
+        return float(exact(is_right(logits["student"], labels)).mean())
 
     def draw_samples(self, path: Path, step: int) -> None:
         """Write a picture of the mixes that the student is trained on at this step."""
