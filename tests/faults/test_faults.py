@@ -18,7 +18,7 @@ POINTS = {
     "predict": 2,
     "tune": 2,
 }
-QUICK = ("report", "predict")
+QUICK = ("predict",)
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,15 @@ import pytest
 from fuzzing import targets
 from reading_checks import TRIED
 
+QUICK = ("quick settings", "quick flags", "quick files")
+"""The same readers, more inputs per second, fewer kinds of them."""
+
 
 @pytest.mark.parametrize(
     "name",
     [
         *("settings", "flags", "files", "runs", "networks", "lists", "archives", "images"),
-        *("quick settings", "quick flags", "quick files"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in QUICK),
     ],
 )
 def test_random_inputs(name: str, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_feature_saliency_by_hand() -> None:
 
 TRANSFORMERS: dict[str, dict[str, Any]] = {
     "vit_tiny_patch16_224": {"image_size": 32, "options": {"patch_size": 8, "depth": 3}},
-    "swin_tiny_patch4_window7_224": {"image_size": 64},
+    "swin_tiny_patch4_window7_224": {"image_size": 32, "options": {"depths": (1, 1, 1, 1)}},
 }
 
 

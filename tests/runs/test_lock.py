@@ -89,6 +89,7 @@ def test_a_lock_is_not_taken_twice_in_one_process(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_evaluate_is_a_writer_too(tmp_path: Path) -> None:
     target = make_target(random_images(8, 4), tmp_path / "run")
     refused = pytest.raises(UsageError, match="is being written by process")

@@ -42,6 +42,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return scores
 
 
+@pytest.mark.slow
 def test_a_run_stops_when_nothing_improves(
     photos: Path, tmp_path: Path, script: list[float]
 ) -> None:
@@ -69,6 +70,7 @@ def test_a_run_stops_when_nothing_improves(
     assert line in remarks(compare_runs([run]), [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [2, 4, 5])  # at the best epoch, while it waits, and at the end
 def test_a_resumed_run_goes_on_counting(
     stop: int, photos: Path, tmp_path: Path, script: list[float]

@@ -137,8 +137,13 @@ def first_part(method: str) -> str:
     return "patch_embed" if stage_of(method) == "blocks.1" else "bn1"
 
 
+SLOW = pytest.mark.slow
+
+
 @RESUMED
-@pytest.mark.parametrize("stop", [2, 4, 5])  # within the first phase, at its end and after it
+@pytest.mark.parametrize(  # within the first phase, at its end and after it
+    "stop", [pytest.param(2, marks=SLOW), 4, pytest.param(5, marks=SLOW)]
+)
 def test_a_run_that_probes_first_resumes_exactly(name: str, stop: int, tmp_path: Path) -> None:
     options: dict[str, Any] = {"probe_epochs": 1, "optimizer": "adamw", "lr": 1e-3}
     whole, first, second = (trainer_of(name, tmp_path / part, **options) for part in "wab")

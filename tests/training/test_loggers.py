@@ -240,6 +240,7 @@ def test_mlflow_gets_every_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (score.step, score.value) == (3, 0.5)
 
 
+@pytest.mark.slow
 def test_mlflow_without_a_server_says_what_to_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

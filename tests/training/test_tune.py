@@ -176,6 +176,7 @@ def test_a_trial_that_fails_does_not_end_the_search(
     assert [run.name for run in result.final] == ["plain-s0"]
 
 
+@pytest.mark.slow
 def test_trials_side_by_side(tmp_path: Path) -> None:
     search = search_in(tmp_path, trials=3, engine=EngineChoice("ray", 2))
     study = tuning.open_study(search)
