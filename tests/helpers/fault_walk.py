@@ -39,6 +39,7 @@ from adautomix.errors import AdAutoMixError, RunError, UsageError
 from adautomix.runs.api import export
 from adautomix.runs.checkpoint import read_manifest
 from adautomix.runs.folder import RunFolder
+from adautomix.runs.lock import LOCK
 from adautomix.training.api import compare
 from adautomix.training.run import resume, train
 from adautomix.training.tune import JOURNAL, STUDY, Search, counted, storage_in, tune
@@ -133,6 +134,11 @@ def scenarios(images: Path) -> dict[str, Scenario]:
     def export_run(root: Path) -> None:
         export(root / "run", root / "exported")
 
+    def export_again(root: Path) -> None:
+        """Export, unless the folder is there already: it is only ever put in place whole."""
+        if not (root / "exported").exists():
+            export_run(root)
+
     def report_run(root: Path) -> None:
         typed("report", root / "run", "--out", root / "report.html")
 
@@ -145,7 +151,7 @@ def scenarios(images: Path) -> dict[str, Scenario]:
         "resume": Scenario(started, *twice(lambda root: void(resume(root / "run", quiet=True)))),
         "compare": Scenario(nothing, *twice(compare_two)),
         "evaluate": Scenario(finished, *twice(evaluate_run)),
-        "export": Scenario(finished, *twice(export_run)),
+        "export": Scenario(finished, export_run, export_again),
         "report": Scenario(finished, *twice(report_run)),
         "predict": Scenario(finished, *twice(predict_images)),
         "tune": Scenario(nothing, *twice(search)),
@@ -209,12 +215,15 @@ def fail_at(scenario: Scenario, root: Path, at: int, fault: Fault) -> bool:
 def content(root: Path) -> dict[str, Any]:
     """What a folder holds, file by file, without what depends on the clock and the machine.
 
-    The run folder of a trial holds whichever trial came last; their results are in the study.
+    The run folder of a trial holds whichever trial came last; their results are in the study. A
+    lock that nobody holds means nothing.
     """
     return {
         str(path.relative_to(root)): file_content(path)
         for path in sorted(root.rglob("*"))
-        if path.is_file() and not any(part.startswith("trial-") for part in path.parts)
+        if path.is_file()
+        and path.name != LOCK
+        and not any(part.startswith("trial-") for part in path.parts)
     }
 
 

@@ -45,8 +45,10 @@ def run_lock(run: Path) -> Iterator[None]:
         (run / LOCK).write_text(json.dumps(owner) + "\n", encoding="utf-8")
         yield
     finally:
-        # Removed while it is held: who waits for the lock notices that its file is gone.
-        (run / LOCK).unlink(missing_ok=True)
+        # Removed while it is held: who waits for the lock notices that its file is gone. If it
+        # cannot be removed, it does no harm, since nobody holds it.
+        with suppress(OSError):
+            (run / LOCK).unlink()
         lock.release()
         with suppress(OSError):
             run.rmdir()
