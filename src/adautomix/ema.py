@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from adautomix.errors import UsageError
+from adautomix.errors import UsageError, one_line
 
 BufferPolicy = Literal["average", "copy", "own"]
 
@@ -105,7 +105,7 @@ def copy_network(network: Network) -> Network:
     try:
         return copy.deepcopy(network, memo)
     except Exception as error:  # modules may refuse with any type
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise UsageError(
             f"{type(network).__name__} cannot be copied for the teacher "
             f"({type(error).__name__}: {reason}): create the method before the first forward pass"

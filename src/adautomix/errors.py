@@ -83,3 +83,8 @@ def unknown_name(
     shown = repr if quote else str
     hint = listing if nearest is None else f"did you mean {shown(nearest)}?"
     return f"unknown {kind} {shown(name)}: {hint}"
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """Return at most so many characters of an error's text, in one line, to quote in a message."""
+    return " ".join(str(error).split())[:most]

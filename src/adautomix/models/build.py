@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from adautomix.errors import UsageError
+from adautomix.errors import UsageError, one_line
 from adautomix.models.arguments import check_build_arguments
 from adautomix.models.classifier import Classifier
 from adautomix.models.families import create_timm_network, timm_plan
@@ -111,7 +111,7 @@ def run_on_blank_image(model: Classifier, shape: tuple[int, ...]) -> Tensor:
         with evaluating(model):
             logits: Tensor = model(torch.zeros(shape), next(iter(model.heads)))
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise UsageError(
             f"model {model.spec.name} with options {model.spec.options} fails on one image of "
             f"shape {list(shape)} ({type(error).__name__}: {reason}): change image_size or options"

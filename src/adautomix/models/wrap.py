@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from adautomix.errors import UsageError
+from adautomix.errors import UsageError, one_line
 from adautomix.models.classifier import Classifier, Features
 from adautomix.models.heads import apply_head, head_sizes, new_head, own_head
 from adautomix.models.known import (
@@ -365,7 +365,7 @@ def one_line_forward(name: str, images: Tensor) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:  # networks, timm and PyTorch raise many types
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UsageError(
             f"{name} fails on one image of shape {list(images.shape)} ({type(error).__name__}: "
             f"{reason}): state the size of the training images, wrap_model(model, image_size=...)"

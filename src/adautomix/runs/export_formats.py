@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from adautomix.errors import UsageError
+from adautomix.errors import UsageError, one_line
 from adautomix.models import Classifier, evaluating, timm_plan
 from adautomix.rng import generator_at
 
@@ -224,7 +224,7 @@ def _one_line(model: Classifier, format: str) -> Iterator[None]:
     except OSError:
         raise  # a full disk
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UsageError(
             f"{model.spec.name} cannot be exported as {format} ({type(error).__name__}: {reason}): "
             "use --format timm"

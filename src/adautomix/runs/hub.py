@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adautomix.errors import RunError
+from adautomix.errors import RunError, one_line
 
 PREFIX = "hf-hub:"
 
@@ -61,7 +61,7 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise RunError(
             f"init = {path} cannot be loaded ({reason}): check the name, go online once to cache "
             "it, or name a folder or file"

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from adautomix.errors import UsageError
+from adautomix.errors import UsageError, one_line
 from adautomix.models import Classifier
 from adautomix.runs.checkpoint import load_tensors, newest_checkpoint
 from adautomix.runs.hub import hub_network, hub_weights, is_hub_name
@@ -93,7 +93,7 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError, ValueError) as error:
         raise UsageError(
             f"init = {path} is not a run folder, an exported folder or a file of weights "
-            f"({' '.join(str(error).split())[:300]})"
+            f"({one_line(error, 300)})"
         ) from None
 
 

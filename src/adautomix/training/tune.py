@@ -416,7 +416,8 @@ def run_trial(study: "Study", search: Search, folder: str = "trial") -> None:
 
     trial = study.ask()
     settings = suggest(methods_of(search), trial.suggest_categorical)
-    others = [one for one in study.get_trials(deepcopy=False) if one.number not in cut_off(study)]
+    repeated = cut_off(study)
+    others = [one for one in study.get_trials(deepcopy=False) if one.number not in repeated]
     same = sum(params_of(other) == settings for other in others) - 1
     started, before, kept = time.monotonic(), spent(study, search), reserve(study, search)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adautomix.errors import UsageError
+from adautomix.errors import UsageError, one_line
 from adautomix.runs.schema import Row
 from adautomix.training.loggers.base import flat_settings, known_id, numbers, remember_id
 
@@ -45,7 +45,7 @@ class MlflowLogger:
                 self._client.update_run(known, status="RUNNING")
                 self._logged = {kind: self._last_step(kind) for kind in ("train", "epoch")}
         except (MlflowException, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise UsageError(
                 f"log = mlflow: {reason}: check MLFLOW_TRACKING_URI, or leave out mlflow"
             ) from None

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adautomix.config import TrainConfig
+from adautomix.errors import one_line
 from adautomix.runs.schema import Row
 from adautomix.training.loggers.base import Logger
 from adautomix.training.loggers.mlflow import MlflowLogger
@@ -45,7 +46,7 @@ class Loggers:
         self._named = {}
 
     def _explain(self, name: str, error: Exception) -> None:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         self._say(f"{name} failed and is left out ({type(error).__name__}: {reason})")
 
 

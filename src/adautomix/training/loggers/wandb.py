@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adautomix.errors import UsageError
+from adautomix.errors import UsageError, one_line
 from adautomix.runs.schema import Row
 from adautomix.training.loggers.base import known_id, numbers, remember_id
 
@@ -42,7 +42,7 @@ class WandbLogger:
                 config=dict(settings),
             )
         except wandb.errors.Error as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise UsageError(
                 f"log = wandb: {reason}: log in with `wandb login`, or set WANDB_MODE=offline"
             ) from None
